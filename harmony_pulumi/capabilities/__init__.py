@@ -1,0 +1,1 @@
+"""WHAT: one file per capability: its verbs, its configuration, its site primitives."""

@@ -1,0 +1,301 @@
+"""The declared intent of a PostgreSQL database: what it holds, how it is reached, how it is replicated.
+
+Values are checked here, with no site in reach. What only a site can tell is checked by its topology.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import pulumi
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import model_validator
+
+from harmony_pulumi.capabilities.config import Config
+from harmony_pulumi.capabilities.postgresql_settings import problem_with, quantity
+from harmony_pulumi.errors import Problem
+
+SUPPORTED_MAJORS = range(13, 19)
+"""The major versions of PostgreSQL that are supported: 13 to 18."""
+
+REPLICATION_ROLE = "harmony_replication"
+"""The role that replicas connect as, by certificate alone."""
+
+_RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
+_LONGEST_IDENTIFIER = 63  # NAMEDATALEN - 1 bytes: PostgreSQL, "Identifiers and Key Words".
+
+MANAGED: Mapping[str, str] = {
+    "allow_alter_system": "leave it to PostgreSQL's default",
+    "cluster_name": "it is the member's name, which replication uses",
+    "config_file": "it is inside the server's directory",
+    "data_directory": "use the field `directory`",
+    "external_pid_file": "it is not used",
+    "hba_file": "use the field `authentication`",
+    "hot_standby": "a replica answers queries",
+    "ident_file": "it is inside the server's directory",
+    "listen_addresses": "use the topology's `address`",
+    "max_slot_wal_keep_size": "use the field `slot_size_bound`",
+    "password_encryption": "it is scram-sha-256",
+    "port": "use the field `port`",
+    "primary_conninfo": "replication is wired by the topology",
+    "primary_slot_name": "replication is wired by the topology",
+    "promote_trigger_file": "promotion is an act of orchestration",
+    "ssl": "it is on",
+    "ssl_ca_file": "certificates are made by the topology",
+    "ssl_cert_file": "certificates are made by the topology",
+    "ssl_key_file": "certificates are made by the topology",
+    "synchronous_standby_names": "use `replication='synchronous'`",
+    "unix_socket_directories": "it is inside the server's directory",
+}
+"""Settings that harmony sets itself, and what to use instead."""
+
+_DANGEROUS: Mapping[tuple[str, str], str] = {
+    ("allow_in_place_tablespaces", "on"): "it is for PostgreSQL's own developers",
+    ("allow_system_table_mods", "on"): "it lets a slip destroy the catalogue",
+    ("fsync", "off"): "a crash of the host would corrupt the data",
+    ("full_page_writes", "off"): "a crash of the host would corrupt the data",
+    ("ignore_checksum_failure", "on"): "it spreads damaged pages",
+    ("ignore_invalid_pages", "on"): "it hides damage while it recovers",
+    ("ignore_system_indexes", "on"): "it is for repairs in single-user mode",
+    ("ssl_min_protocol_version", "tlsv1"): "TLS below 1.2 is broken; use 'TLSv1.2' or 'TLSv1.3'",
+    ("ssl_min_protocol_version", "tlsv1.1"): "TLS below 1.2 is broken; use 'TLSv1.2' or 'TLSv1.3'",
+    ("wal_level", "minimal"): "no replica can be made from it; use 'replica' or 'logical'",
+    ("zero_damaged_pages", "on"): "it destroys what it cannot read",
+}
+_AT_LEAST: Mapping[str, tuple[int, str]] = {
+    "max_connections": (5, "replication and orchestration need some of them"),
+    "max_replication_slots": (3, "each replica holds one, and a new copy of it another"),
+    "max_wal_senders": (4, "each replica holds one, and a base backup two"),
+}
+_TRUE, _FALSE = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
+
+SettingValue = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+def _identifier(value: str) -> str:
+    if not value:
+        raise ValueError("is empty; expected a name of 1 to 63 bytes")
+    if (size := len(value.encode())) > _LONGEST_IDENTIFIER:
+        raise ValueError(f"{value!r} has {size} bytes; PostgreSQL takes at most {_LONGEST_IDENTIFIER}")
+    if not value.isprintable():
+        raise ValueError(f"{value!r} has a control character; expected printable characters")
+    return value
+
+
+def _role(value: str) -> str:
+    if value.startswith("pg_") or value in {"postgres", "public", "none", REPLICATION_ROLE}:
+        raise ValueError(
+            f"{value!r} is a reserved role (postgres, public, none, {REPLICATION_ROLE}, pg_*); choose another"
+        )
+    return _identifier(value)
+
+
+def _database(value: str) -> str:
+    if value in _RESERVED_DATABASES:
+        raise ValueError(f"{value!r} is PostgreSQL's own (postgres, template0, template1); choose another")
+    return _identifier(value)
+
+
+def _directory(value: str) -> str:
+    # pg_ctl hands the path to a shell inside double quotes, so nothing that a shell reads may be in it.
+    if not re.fullmatch(r"(/[A-Za-z0-9._+@=,-]+)+", value) or re.search(r"/\.\.?(/|$)", value):
+        raise ValueError(
+            f"{value!r} is not taken; expected an absolute path of letters, digits and ._+@=,- without a "
+            f"trailing slash, '.' or '..', for instance /srv/postgresql/orders"
+        )
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r} is not a network ({error}); expected for instance 10.0.0.0/8 or ::1/128"
+        ) from None
+
+
+def _size(value: str) -> str:
+    if problem_with("max_slot_wal_keep_size", value, None) or (quantity("max_slot_wal_keep_size", value) or 0) < 64:
+        raise ValueError(f"{value!r} is not a size of at least 64MB; expected for instance '10GB'")
+    return value
+
+
+def _locale(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,63}", value):
+        raise ValueError(f"{value!r} is not a locale's name; expected for instance 'C.UTF-8' or 'en_US.UTF-8'")
+    return value
+
+
+def _password(value: str | pulumi.Output[str]) -> str | pulumi.Output[str]:
+    if isinstance(value, str) and (len(value) < 8 or not (value.isascii() and value.isprintable())):
+        raise ValueError(
+            f"has {len(value)} characters; expected at least 8 printable ASCII characters, or leave it out: "
+            f"a strong one is generated"
+        )
+    return value
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+Role = Annotated[str, AfterValidator(_role)]
+DatabaseName = Annotated[str, AfterValidator(_database)]
+Directory = Annotated[str, AfterValidator(_directory)]
+Network = Annotated[str, AfterValidator(_network)]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class Database(Config):
+    """A database, its owner and its extensions."""
+
+    name: DatabaseName
+    owner: Role | None = None
+    """The role that owns it and that the uri logs in as; by default one of the database's name."""
+    extensions: tuple[Identifier, ...] = ()
+    """Extensions to create in it, for instance `pg_stat_statements`. Left out later, they stay."""
+
+    @property
+    def owner_role(self) -> str:
+        """The name of the owning role."""
+        return self.owner or self.name
+
+
+class Authentication(Config):
+    """Who may connect. Always over TLS, always with a password (SCRAM); replication by certificate alone."""
+
+    networks: tuple[Network, ...] = ("0.0.0.0/0", "::/0")
+    """Where clients may connect from, as CIDR."""
+
+
+class Deadlines(Config):
+    """How long each long step may take, in seconds."""
+
+    start: Annotated[int, Field(ge=1)] = 120
+    """For a server to accept connections, crash recovery included."""
+    clone: Annotated[int, Field(ge=1)] = 24 * 3600
+    """For a whole base backup."""
+    stream: Annotated[int, Field(ge=1)] = 300
+    """For a replica to catch up and stream."""
+
+
+class MemberPlacement(Config):
+    """What differs from member to member of a higher-order topology."""
+
+    port: Port | None = None
+    directory: Directory | None = None
+
+
+def _as_database(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class PostgreSQLConfig(Config):
+    """What a PostgreSQL database is to be.
+
+    Example:
+        `PostgreSQLConfig(databases=["orders"], settings={"work_mem": "16MB"}, replication="synchronous")`
+    """
+
+    databases: tuple[Annotated[Database, BeforeValidator(_as_database)], ...]
+    """The databases, at least one; a name alone is `Database(name=...)`. Databases left out later are kept."""
+    passwords: Mapping[Role, Annotated[str | pulumi.Output[str], AfterValidator(_password)]] = Field(
+        default_factory=dict[str, str | pulumi.Output[str]], repr=False
+    )
+    """Passwords of owners, by role; by default strong ones are generated and kept as secrets."""
+    version: Annotated[int, Field(ge=SUPPORTED_MAJORS[0], le=SUPPORTED_MAJORS[-1])] | None = None
+    """The major version; by default the newest one that the site has. Changing it replaces the server."""
+    port: Port | None = None
+    """The TCP port; by default the site chooses a free one, once."""
+    directory: Directory | None = None
+    """The folder of the server, which holds its data directory, certificates and log; by default the site chooses."""
+    settings: Mapping[str, SettingValue] = Field(default_factory=dict[str, SettingValue])
+    """Server settings, as in postgresql.conf, for instance `{"work_mem": "16MB", "max_connections": 200}`."""
+    authentication: Authentication = Authentication()
+    replication: Literal["asynchronous", "synchronous"] = "asynchronous"
+    """Synchronous: a commit is acknowledged once a replica has it on disk too."""
+    slot_size_bound: Annotated[str, AfterValidator(_size)] = "10GB"
+    """How much WAL is kept for a replica that is away (`max_slot_wal_keep_size`); beyond it, it is cloned again."""
+    certificate_lifetime_days: Annotated[int, Field(ge=1, le=3650)] = 365
+    """How long the server's and the replicas' certificates are valid; the site's CA lives ten years."""
+    on_destroy: Literal["keep", "delete"] = "keep"
+    """What `destroy` does with the data: `delete` must have been deployed by an `up` before it counts."""
+    adopt: Directory | None = None
+    """The data directory (PGDATA) of an existing server to take over as primary, in place, without initdb."""
+    locale: Annotated[str, AfterValidator(_locale)] = "C.UTF-8"
+    """The locale that initdb is given. Changing it replaces the server."""
+    deadlines: Deadlines = Deadlines()
+    members: Mapping[str, MemberPlacement] = Field(default_factory=dict[str, MemberPlacement])
+    """What differs from member to member, by the name of the topology that runs it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PostgreSQLConfig:
+        problems = [*_database_problems(self.databases), *_password_problems(self.databases, self.passwords)]
+        for name, value in self.settings.items():
+            if message := _setting_problem(name, value, self.version):
+                problems.append(Problem(f"settings.{name}", message))
+        if self.replication == "synchronous":
+            found = str(self.settings.get("synchronous_commit", "on")).lower()
+            if found not in {*_TRUE, "remote_apply"}:
+                message = f"is {found!r}, which acknowledges a commit before the replica has it; use 'on' or 'remote_apply'"
+                problems.append(Problem("settings.synchronous_commit", message))
+        for path in sorted({"adopt", "directory"} & set(self.model_fields_set)):
+            if self.adopt and self.directory and path == "adopt":
+                if f"{self.adopt}/".startswith(f"{self.directory}/") or f"{self.directory}/".startswith(f"{self.adopt}/"):
+                    problems.append(Problem("directory", f"{self.directory} and adopt={self.adopt} overlap; keep them apart"))
+        if problems:
+            raise ValueError(problems)
+        return self
+
+    def for_member(self, name: str) -> PostgreSQLConfig:
+        """Return the configuration as it is for one member, by the name of its topology."""
+        placement = self.members.get(name)
+        if placement is None:
+            return self
+        return self.model_copy(update=placement.model_dump(exclude_none=True))
+
+
+def _database_problems(databases: tuple[Database, ...]) -> list[Problem]:
+    problems: list[Problem] = []
+    if not databases:
+        problems.append(Problem("databases", "there are none; name at least one, for instance ['orders']"))
+    seen: dict[str, int] = {}
+    for index, database in enumerate(databases):
+        if (first := seen.setdefault(database.name, index)) != index:
+            message = f"{database.name!r} is databases.{first} already; name each once"
+            problems.append(Problem(f"databases.{index}.name", message))
+        if database.owner is None:
+            try:
+                _role(database.name)
+            except ValueError as error:
+                problems.append(Problem(f"databases.{index}.owner", f"by default the database's name: {error}"))
+    return problems
+
+
+def _password_problems(databases: tuple[Database, ...], passwords: Mapping[str, object]) -> list[Problem]:
+    owners = {database.owner_role for database in databases}
+    return [
+        Problem(f"passwords.{role}", f"{role!r} owns no database; the owners are {', '.join(sorted(owners))}")
+        for role in sorted(set(passwords) - owners)
+    ]
+
+
+def _setting_problem(name: str, value: SettingValue, major: int | None) -> str | None:
+    if instead := MANAGED.get(name.lower()):
+        return f"is set by harmony: {instead}"
+    if name.lower().startswith("recovery_") and name.lower() not in {"recovery_min_apply_delay", "recovery_prefetch", "recovery_init_sync_method"}:
+        return "belongs to a restore from a backup, which is not what this deploys; leave it out"
+    if isinstance(value, str) and not value.isprintable():
+        return "has a control character; expected printable characters"
+    if problem := problem_with(name, value, major):
+        return problem
+    text = str(value).lower()
+    text = "on" if text in _TRUE else "off" if text in _FALSE else text
+    if why := _DANGEROUS.get((name.lower(), text)):
+        return f"{value!r} is refused: {why}"
+    if name.lower() in _AT_LEAST:
+        least, why = _AT_LEAST[name.lower()]
+        if (quantity(name, value) or 0) < least:
+            return f"is {value}; expected at least {least}: {why}"
+    return None

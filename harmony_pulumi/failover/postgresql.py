@@ -1,0 +1,136 @@
+"""How failover gets PostgreSQL from its members: the primary, then a replica of it, then their wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, cast
+
+import pulumi
+
+from harmony_pulumi.capabilities.postgresql import (
+    Endpoint,
+    PostgreSQL,
+    PostgreSQLCluster,
+    PostgreSQLPair,
+    PostgreSQLPlan,
+    Replication,
+    ReplicationCerts,
+    insist,
+    uri,
+)
+from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
+from harmony_pulumi.failover.base import Failover
+from harmony_pulumi.topologies.base import T
+
+
+@Failover.derive(PostgreSQL)
+class FailoverPostgreSQL(Failover[T]):
+    """Derives PostgreSQL."""
+
+    def plan_postgresql(self: Failover[PostgreSQL], name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
+        """Return the problems and claims of both members, side by side."""
+        return PostgreSQLPlan.joined([m.plan_postgresql(name, config) for m in self.members.values()])
+
+    def deploy_postgresql(
+        self: Failover[PostgreSQL],
+        name: str,
+        config: PostgreSQLConfig,
+        *,
+        replication: Replication | None = None,
+    ) -> PostgreSQLPair:
+        """Deploy the primary; take its certificates and endpoint; deploy the replica; wait until it streams.
+
+        With `replication.source` the pair itself follows another cluster: its primary is a cascading replica.
+        """
+        from harmony_pulumi.providers.postgresql_pair import PostgreSQLPairResource
+
+        plans = {role: member.plan_postgresql(name, config) for role, member in self.members.items()}
+        whole = PostgreSQLPlan.joined(list(plans.values()))
+        insist(f"PostgreSQL {name!r} on {cast('Any', self).name!r}", whole, config)
+        outer = replication or Replication()
+        primary = self.primary.deploy_postgresql(
+            name,
+            config,
+            replication=Replication(outer.source, outer.certs, (*outer.peers, *plans["replica"].homes)),
+        )
+        certs = self.primary.get_replication_certs(primary)
+        replica = self.replica.deploy_postgresql(
+            name, config, replication=Replication(primary, certs, (*outer.peers, *plans["primary"].homes))
+        )
+        members = {"primary": primary, "replica": replica}
+        pair = PostgreSQLPairResource(
+            f"{cast('Any', self).name}-{name}",
+            {
+                "name": name,
+                "members": {
+                    role: {"site": cluster.site, "identity": cluster.identity}
+                    for role, cluster in members.items()
+                },
+                "active": "primary",
+                "replication": config.replication,
+                "deadline": config.deadlines.stream,
+            },
+            pulumi.ResourceOptions(parent=cast("Any", self), depends_on=[primary.resource, replica.resource]),
+        )
+        return _pair(name, config, members, pair.observed_active, pair)
+
+    def get_replication_certs(
+        self: Failover[PostgreSQL], cluster: PostgreSQLCluster
+    ) -> pulumi.Output[ReplicationCerts]:
+        """Return what a replica of the active member needs to connect. Secret."""
+        return _ask_active(cluster, {r: m.get_replication_certs for r, m in self.members.items()})
+
+    def get_endpoint(self: Failover[PostgreSQL], cluster: PostgreSQLCluster) -> pulumi.Output[Endpoint]:
+        """Return where the active member answers."""
+        return _ask_active(cluster, {role: member.get_endpoint for role, member in self.members.items()})
+
+    def get_ca_certificate(self: Failover[PostgreSQL], cluster: PostgreSQLCluster) -> pulumi.Output[str]:
+        """Return the authority of the active member, PEM."""
+        return _ask_active(cluster, {role: member.get_ca_certificate for role, member in self.members.items()})
+
+
+def _ask_active(cluster: PostgreSQLCluster, queries: Mapping[str, Any]) -> pulumi.Output[Any]:
+    """Send a query to the active member."""
+    if not isinstance(cluster, PostgreSQLPair):
+        msg = f"{cluster.name!r} was not deployed by a failover topology; ask the topology that deployed it"
+        raise TypeError(msg)
+    answers = {role: queries[role](member) for role, member in cluster.members.items()}
+    return _of_active(cluster.observed_active, answers)
+
+
+def _of_active(active: pulumi.Output[str], values: Mapping[str, pulumi.Output[Any]]) -> pulumi.Output[Any]:
+    return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0]])
+
+
+def _pair(
+    name: str,
+    config: PostgreSQLConfig,
+    members: Mapping[str, PostgreSQLCluster],
+    active: pulumi.Output[str],
+    resource: pulumi.CustomResource,
+) -> PostgreSQLPair:
+    """Return the pair as a cluster: what a client needs spans both members, the rest is the active one's."""
+    first = config.databases[0]
+    endpoints = [member.endpoint for member in members.values()]
+
+    def joined_uri(known: Sequence[Any]) -> str:
+        return uri(known[0], first.name, first.owner_role, known[1][first.owner_role])
+
+    of_active = {
+        field.name: _of_active(active, {role: getattr(m, field.name) for role, m in members.items()})
+        for field in fields(PostgreSQLCluster)
+        if field.name not in {"name", "uri", "ca_certificate", "identity", "site", "resource"}
+    }
+    return PostgreSQLPair(
+        **cast("Any", of_active),
+        name=name,
+        uri=pulumi.Output.all(endpoints, members["primary"].credentials).apply(joined_uri),
+        ca_certificate=pulumi.Output.all(*(m.ca_certificate for m in members.values())).apply("".join),
+        identity=pulumi.Output.all(*(m.identity for m in members.values())).apply(" | ".join),
+        site=cast("Any", resource).site,
+        resource=resource,
+        members=members,
+        active="primary",
+        observed_active=active,
+    )

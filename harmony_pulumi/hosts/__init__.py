@@ -1,0 +1,1 @@
+"""Hosts: connections to Linux machines, and what runs on them."""

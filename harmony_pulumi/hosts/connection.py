@@ -1,0 +1,277 @@
+"""Commands and files on a host, through one small interface: `run`.
+
+Knows no capability. Everything is an argument list; what a user wrote never becomes shell text.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import selectors
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from harmony_pulumi.errors import SiteError, UnreachableError
+
+_MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")  # machine-id(5)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a command left."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Connection(ABC):
+    """A way to run commands on one host, as the login user or as another."""
+
+    name: str
+    """What messages call the host."""
+
+    @abstractmethod
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        user: str | None = None,
+        stdin: str = "",
+        timeout: float = 60,
+        on_stderr: Callable[[str], None] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a command to its end.
+
+        Args:
+            argv: the command and its arguments; no shell reads them. Never a secret: give that by `stdin`.
+            user: the OS user to run as, if not the login user.
+            stdin: what the command reads.
+            timeout: seconds; the command is killed after it.
+            on_stderr: given each line of standard error, and each carriage-return update, as it comes.
+            env: variables to add.
+
+        Raises:
+            SiteError: the command is not there, or took longer than `timeout`.
+            UnreachableError: the host does not answer.
+        """
+
+    @abstractmethod
+    def is_root(self) -> bool:
+        """Tell whether the login user is root."""
+
+    def check(self, argv: Sequence[str], **options: Any) -> str:
+        """Run a command that must succeed, and return its standard output.
+
+        Raises:
+            SiteError: it ended with a status other than 0; the message holds its standard error.
+        """
+        done = self.run(argv, **options)
+        if done.status:
+            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-2000:]
+            msg = f"{self.name}: `{argv[0]}` ended with status {done.status}: {said}"
+            raise SiteError(msg)
+        return done.stdout
+
+    def read_file(self, path: str, user: str | None = None) -> str | None:
+        """Return a file's text, or None if there is no such file."""
+        done = self.run(["cat", "--", path], user=user, env={"LC_ALL": "C"})
+        if done.status and "No such file" in done.stderr:
+            return None
+        if done.status:
+            msg = f"{self.name}: cannot read {path}: {done.stderr.strip()}"
+            raise SiteError(msg)
+        return done.stdout
+
+    def write_file(self, path: str, text: str, *, user: str | None = None, mode: str = "600") -> None:
+        """Write a file whole or not at all, with its final mode from the start."""
+        script = 'umask 077 && cat > "$1.new" && chmod "$2" "$1.new" && sync -d "$1.new" && mv -f "$1.new" "$1"'
+        self.check(["sh", "-c", script, "sh", path, mode], user=user, stdin=text)
+
+    def append_file(self, path: str, text: str, *, user: str | None = None) -> None:
+        """Append whole lines to a file."""
+        self.check(["sh", "-c", 'umask 077 && cat >> "$1"', "sh", path], user=user, stdin=text)
+
+    def exists(self, path: str, user: str | None = None) -> bool:
+        """Tell whether anything is at a path."""
+        return self.run(["test", "-e", path], user=user).status == 0
+
+
+class LocalConnection(Connection):
+    """This machine."""
+
+    def __init__(self) -> None:
+        """Make the connection: nothing is opened."""
+        self.name = "this machine"
+
+    def is_root(self) -> bool:
+        """Tell whether this process is root's."""
+        return os.geteuid() == 0
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        user: str | None = None,
+        stdin: str = "",
+        timeout: float = 60,
+        on_stderr: Callable[[str], None] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a command here; it dies with this process, unless it makes itself a daemon."""
+        # A base backup must not go on into a directory that the next run has taken over.
+        command = ["setpriv", "--pdeathsig", "KILL"]
+        home = None
+        if user and user != _login_name():
+            command += [f"--reuid={user}", f"--regid={user}", "--init-groups"]
+            home = _home(user)
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("PG")},
+            **({"HOME": home} if home else {}),
+            **(env or {}),
+        }
+        try:
+            process = subprocess.Popen(
+                [*command, "--", *argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            msg = f"{self.name}: {error.filename} is not installed; on Debian it is in the package util-linux"
+            raise SiteError(msg) from error
+        return _Conversation(self.name, argv, process, on_stderr).finish(stdin, timeout)
+
+
+class _Conversation:
+    """Feeds a process and reads it, with a deadline. Knows when a daemon has kept its pipes open."""
+
+    def __init__(
+        self,
+        host: str,
+        argv: Sequence[str],
+        process: subprocess.Popen[bytes],
+        on_stderr: Callable[[str], None] | None,
+    ) -> None:
+        self.host, self.argv, self.process, self.on_stderr = host, argv, process, on_stderr
+        self.seen: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        self.told = 0
+
+    def finish(self, stdin: str, timeout: float) -> Completed:
+        end = time.monotonic() + timeout
+        try:
+            self._talk(stdin.encode(), end)
+            self.process.wait(max(0.0, end - time.monotonic()))
+        except (subprocess.TimeoutExpired, TimeoutError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            said = self.seen["stderr"].decode(errors="replace").strip()[-500:] or "nothing"
+            msg = f"{self.host}: `{self.argv[0]}` did not end within {timeout:g} s and was killed; it said: {said}"
+            raise SiteError(msg) from None
+        finally:
+            for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        out, err = (self.seen[key].decode(errors="replace") for key in ("stdout", "stderr"))
+        return Completed(self.process.returncode, out, err)
+
+    def _talk(self, data: bytes, end: float) -> None:
+        process = self.process
+        with selectors.DefaultSelector() as selector:
+            for key in ("stdout", "stderr"):
+                pipe = cast("Any", getattr(process, key))
+                os.set_blocking(pipe.fileno(), False)
+                selector.register(pipe, selectors.EVENT_READ, key)
+            stdin = cast("Any", process.stdin)
+            os.set_blocking(stdin.fileno(), False)
+            selector.register(stdin, selectors.EVENT_WRITE, "stdin")
+            while selector.get_map():
+                if (left := end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                # A daemon that the command started may hold its pipes: once it has ended, what is there is all.
+                ended = process.poll() is not None
+                ready = selector.select(0 if ended else min(left, 0.2))
+                if ended and not ready:
+                    return
+                for key, _ in ready:
+                    if key.data == "stdin":
+                        data = self._feed(data)
+                        if not data:
+                            selector.unregister(stdin)
+                            stdin.close()
+                    elif not self._read(key.fd, key.data):
+                        selector.unregister(key.fileobj)
+
+    def _feed(self, data: bytes) -> bytes:
+        try:
+            written = os.write(cast("Any", self.process.stdin).fileno(), data[:65536]) if data else 0
+        except BrokenPipeError:
+            return b""
+        return data[written:]
+
+    def _read(self, fd: int, key: str) -> bool:
+        chunk = os.read(fd, 65536)
+        self.seen[key] += chunk
+        if key == "stderr" and self.on_stderr:
+            text = self.seen[key].decode(errors="replace").replace("\r", "\n")
+            complete = text.rfind("\n") + 1
+            for line in text[self.told : complete].splitlines():
+                if line.strip():
+                    self.on_stderr(line.strip())
+            self.told = max(self.told, complete)
+        return bool(chunk)
+
+
+def machine_id() -> str:
+    """Return this machine's identity (machine-id(5)).
+
+    Raises:
+        SiteError: it has none.
+    """
+    for file in map(Path, _MACHINE_ID_FILES):
+        if file.is_file() and (text := file.read_text().strip()):
+            return text
+    msg = (
+        "this machine has no machine-id, so it cannot be told from another; "
+        f"expected one in {' or '.join(_MACHINE_ID_FILES)}: run `systemd-machine-id-setup`"
+    )
+    raise SiteError(msg)
+
+
+def connect(host: Mapping[str, Any]) -> Connection:
+    """Return a connection to a host, proven to be the one that was bound.
+
+    Args:
+        host: `name`, and `machine_id` unless the host was never bound.
+
+    Raises:
+        UnreachableError: this machine is not that host.
+    """
+    bound, here = host.get("machine_id"), machine_id()
+    if bound and bound != here:
+        msg = (
+            f"{host['name']} is the machine with machine-id {bound}, and this one has {here}: it cannot be reached "
+            f"from here; run this on that machine"
+        )
+        raise UnreachableError(msg)
+    connection = LocalConnection()
+    connection.name = str(host["name"])
+    return connection
+
+
+def _login_name() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def _home(user: str) -> str:
+    return pwd.getpwnam(user).pw_dir

@@ -1,0 +1,1 @@
+"""PostgreSQL servers on a host."""

@@ -1,0 +1,620 @@
+"""Making, changing and removing one PostgreSQL server on a host: what is done, in which order.
+
+Every act may be cut off and run again: the marker in the server's folder says whose it is and how far it came.
+No data directory is ever deleted here but by `destroy`, when the configuration says so: it is moved aside.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from harmony_pulumi.capabilities.postgresql_config import REPLICATION_ROLE
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.postgresql import certificates, files
+from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
+from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
+from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.wait import wait_for
+
+_FIRST_PORT = 5432
+_WAL_GONE = "has already been removed"
+
+
+@dataclass
+class Marker:
+    """Whose folder it is, and how far its making has come."""
+
+    owner: str
+    """`<project>/<stack>/<resource>`."""
+    state: str
+    """`making` until the data directory is `whole`, `ready` once it has served, `kept` once `destroy` has left it."""
+    port: int
+    data: str
+    version: str
+    """The version of PostgreSQL that made the data directory."""
+    locale: str
+    machine_id: str
+    system_identifier: str = ""
+    format: int = 1
+
+    @classmethod
+    def read(cls, connection: Connection, layout_root: str, user: str) -> Marker | None:
+        """Return the marker of a folder, or None if it has none."""
+        text = connection.read_file(f"{layout_root}/harmony.json", user)
+        if text is None:
+            return None
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            msg = (
+                f"{connection.name}: {layout_root}/harmony.json is not a marker of this version of harmony ({error}); "
+                f"look at what the folder holds, and move it away if it is not needed"
+            )
+            raise SiteError(msg) from error
+
+    @property
+    def major(self) -> int:
+        """The major version of the data directory."""
+        return int(self.version.split(".")[0])
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One server as it is declared, on the host where it is to be."""
+
+    connection: Connection
+    props: Mapping[str, Any]
+    journal: Journal
+    user: str = field(init=False)
+    root: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the folder and the OS user."""
+        object.__setattr__(self, "user", os_user(self.connection, self.props["host"]))
+        object.__setattr__(self, "root", root_of(self.connection, self.props))
+
+    # -- what is there -------------------------------------------------------------------------------------------
+
+    def marker(self) -> Marker | None:
+        """Return the marker of the folder."""
+        return Marker.read(self.connection, self.root, self.user)
+
+    def layout(self) -> Layout:
+        """Return where things are."""
+        return Layout(self.root, self.props.get("adopt") or f"{self.root}/data")
+
+    def server(self, binaries: Binaries) -> Server:
+        """Return the server, run by an installed PostgreSQL."""
+        return Server(self.connection, self.layout(), binaries, self.user)
+
+    def existing(self) -> tuple[Marker, Server]:
+        """Return the marker and server of a folder that is there.
+
+        Raises:
+            SiteError: there is none, or it belongs to something else.
+        """
+        marker = self.marker()
+        if marker is None or marker.owner != self.props["owner"]:
+            found = f"one of {marker.owner}" if marker else "none"
+            msg = f"{self.connection.name}: expected a server of {self.props['owner']} in {self.root}, found {found}"
+            raise SiteError(msg)
+        return marker, self.server(choose_binaries(self.connection, marker.major))
+
+    # -- create --------------------------------------------------------------------------------------------------
+
+    def create(self) -> Mapping[str, Any]:
+        """Make the server, or take over what an interrupted run or `destroy` left; return its outputs."""
+        marker = self.marker()
+        self._refuse_foreign(marker)
+        if marker is not None:
+            marker = self._set_aside_if_unfit(marker)
+        binaries = choose_binaries(self.connection, marker.major if marker else self.props.get("version"))
+        server = self.server(binaries)
+        if marker is None:
+            marker = self._begin(server)
+        else:
+            self._log_here(server)
+        self._certificates(server)
+        credentials = self._credentials(server)
+        fresh = marker.state == "making"
+        if fresh:
+            self._fill(server, marker)
+        else:
+            self.journal.note(f"found its data in {server.layout.data}, made before: taken over", step="adopt")
+        self.configure(server, marker)
+        self._start(server)
+        if self.props.get("source"):
+            self._follow(server, marker, fresh=fresh)
+        else:
+            self._populate(server, marker, credentials)
+        marker.system_identifier = server.control_data()["Database system identifier"]
+        marker.state = "ready"
+        self._write_marker(server, marker)
+        return self.outputs(server, marker, credentials)
+
+    def _refuse_foreign(self, marker: Marker | None) -> None:
+        for problem in ownership_problems(self.connection, self.props, self.root, self.user, marker):
+            msg = f"{self.connection.name}: {problem}"
+            raise SiteError(msg)
+        if marker is None and not self.props.get("source"):
+            for peer in self.props.get("peers") or ():
+                self._refuse_beside(peer)
+
+    def _refuse_beside(self, peer: Mapping[str, Any]) -> None:
+        """Refuse to make a new database while a peer holds this one."""
+        if peer["host"].get("machine_id", self.props["host"]["machine_id"]) != self.props["host"]["machine_id"]:
+            return  # On another machine; it is asked by its own connection.
+        root = root_of(self.connection, peer)
+        held = Marker.read(self.connection, root, self.user)
+        if held is not None and held.state in {"ready", "kept"} and held.owner == peer["owner"]:
+            msg = (
+                f"{self.connection.name}: a new, empty database was about to be made in {self.root}, but "
+                f"{peer['host']['name']} holds this database in {root} (system identifier "
+                f"{held.system_identifier}). Make {peer['host']['name']} the primary, or move its folder away "
+                f"if its data is not needed."
+            )
+            raise SiteError(msg)
+
+    def _set_aside_if_unfit(self, marker: Marker) -> Marker | None:
+        """Keep a whole data directory that fits; move another aside and begin anew."""
+        layout = Layout(self.root, marker.data)
+        reason = self._unfit(marker)
+        if reason is None:
+            return marker
+        server = self.server(choose_binaries(self.connection, marker.major))
+        self._log_here(server)
+        with self.journal.step("set-aside", f"moving {marker.data} aside: {reason}"):
+            Server(self.connection, layout, server.binaries, self.user).stop(self._deadline("start"))
+            self._move_aside(server, marker)
+        return None
+
+    def _unfit(self, marker: Marker) -> str | None:
+        if not self.connection.exists(f"{marker.data}/PG_VERSION", self.user):
+            return None if marker.state == "making" else "it holds no database"
+        if marker.state == "making":
+            return None
+        version, source = self.props.get("version"), self.props.get("source")
+        if version and marker.major != version:
+            return f"it is of PostgreSQL {marker.version}, and {version} is declared"
+        if marker.locale != self.props["locale"] and not source:
+            return f"its locale is {marker.locale}, and {self.props['locale']} is declared"
+        if source and marker.system_identifier != source["system_identifier"]:
+            return f"it is a copy of database {marker.system_identifier}, and its source is {source['system_identifier']}"
+        return None
+
+    def _move_aside(self, server: Server, marker: Marker) -> str:
+        kept = f"{server.layout.kept}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        if self.connection.exists(marker.data, self.user):
+            server.move(marker.data, kept)
+        return kept
+
+    def _begin(self, server: Server) -> Marker:
+        if self.connection.is_root():
+            self._make_root()
+        server.make_folders(server.layout.folders())
+        self._log_here(server)
+        with self.journal.step("prepare", f"preparing {self.root} for PostgreSQL {server.binaries.version}"):
+            marker = Marker(
+                owner=self.props["owner"],
+                state="making",
+                port=0,
+                data=server.layout.data,
+                version=server.binaries.version,
+                locale=self.props["locale"],
+                machine_id=self.props["host"]["machine_id"],
+            )
+            marker.port = self._choose_port(server)
+            self._write_marker(server, marker)
+        return marker
+
+    def _make_root(self) -> None:
+        """Make the folder as root, for the OS user that is to own it."""
+        parent = self.root.rpartition("/")[0]
+        self.connection.check(["mkdir", "-p", "-m", "755", "--", parent])
+        group = self.connection.check(["id", "-gn", self.user]).strip()
+        self.connection.check(["install", "-d", "-m", "700", "-o", self.user, "-g", group, "--", self.root])
+
+    def _choose_port(self, server: Server) -> int:
+        """Return the declared port, or the first one that no process and no other server of ours has."""
+        if port := self.props.get("port"):
+            return int(port)
+        taken = listening_ports(self.connection) | self._ports_of_neighbours(server)
+        return next(port for port in range(_FIRST_PORT, 65536) if port not in taken)
+
+    def _ports_of_neighbours(self, server: Server) -> set[int]:
+        """Return the ports of servers that are stopped, or still being made, in the folders beside this one."""
+        base = base_folder(self.connection)
+        find = ["find", base, self.root.rpartition("/")[0], "-maxdepth", "6", "-name", "harmony.json"]
+        ports: set[int] = set()
+        for path in self.connection.run([*find, "-not", "-path", "*/data/*"]).stdout.splitlines():
+            text = self.connection.read_file(path)
+            if path != server.layout.marker and text:
+                ports.add(int(json.loads(text).get("port", 0)))
+        return ports
+
+    def _log_here(self, server: Server) -> None:
+        self.journal.write_to(
+            lambda lines: self.connection.append_file(server.layout.events, lines, user=self.user)
+        )
+
+    def _write_marker(self, server: Server, marker: Marker) -> None:
+        server.write(server.layout.marker, json.dumps(marker.__dict__, indent=1) + "\n")
+
+    # -- certificates and credentials ----------------------------------------------------------------------------
+
+    def _certificates(self, server: Server, *, renew: bool = False) -> None:
+        """Make what is missing: the site's authority, the server's certificate, the replicas' certificate."""
+        tls, days = server.layout.tls, int(self.props["certificate_lifetime_days"])
+        authority = self._key_pair(server, "ca")
+        if authority is None:
+            authority = certificates.make_authority(f"harmony {self.props['owner']}"[:64])
+            self._write_key_pair(server, "ca", authority)
+        address = self.props["host"]["address"]
+        current = self._key_pair(server, "server")
+        if renew or current is None or not certificates.is_for(current.certificate, address):
+            self._write_key_pair(server, "server", certificates.make_server(authority, address, days))
+        if renew or self._key_pair(server, "replication") is None:
+            pair = certificates.make_client(authority, REPLICATION_ROLE, days)
+            self._write_key_pair(server, "replication", pair)
+        server.write(f"{tls}/trusted.crt", authority.certificate)
+        if source := self.props.get("source"):
+            server.write(f"{tls}/source-ca.crt", source["certs"]["ca_certificate"])
+            server.write(f"{tls}/source-client.crt", source["certs"]["client_certificate"])
+            server.write(f"{tls}/source-client.key", source["certs"]["client_key"])
+
+    def _key_pair(self, server: Server, name: str) -> certificates.KeyPair | None:
+        tls = server.layout.tls
+        certificate = self.connection.read_file(f"{tls}/{name}.crt", self.user)
+        key = self.connection.read_file(f"{tls}/{name}.key", self.user)
+        return certificates.KeyPair(certificate, key) if certificate and key else None
+
+    def _write_key_pair(self, server: Server, name: str, pair: certificates.KeyPair) -> None:
+        # The key last: a pair that was cut off has no key and is made anew.
+        server.write(f"{server.layout.tls}/{name}.crt", pair.certificate)
+        server.write(f"{server.layout.tls}/{name}.key", pair.key)
+
+    def _credentials(self, server: Server) -> dict[str, str]:
+        """Return the passwords by role: declared, else those of before, else new ones."""
+        source = self.props.get("source")
+        if source:
+            credentials = dict(source["credentials"])
+        else:
+            before = json.loads(self.connection.read_file(server.layout.credentials, self.user) or "{}")
+            declared = self.props.get("passwords") or {}
+            owners = sorted({database["owner"] for database in self.props["databases"]})
+            credentials = {
+                **before,
+                **{o: declared.get(o) or before.get(o) or secrets.token_urlsafe(24) for o in owners},
+            }
+        server.write(server.layout.credentials, json.dumps(credentials, sort_keys=True))
+        return credentials
+
+    # -- the data directory --------------------------------------------------------------------------------------
+
+    def _fill(self, server: Server, marker: Marker) -> None:
+        """Make the data directory: initdb, or a base backup of the source."""
+        if self.props.get("adopt"):
+            return
+        if self.connection.exists(server.layout.data, self.user):
+            with self.journal.step("set-aside", "moving aside what an interrupted run left unfinished"):
+                self._move_aside(server, marker)
+        source = self.props.get("source")
+        if source is None:
+            with self.journal.step("initdb", f"making an empty database in {server.layout.data}"):
+                server.initdb(self.props["locale"])
+        else:
+            self._clone(server, source)
+        marker.state = "whole"
+        self._write_marker(server, marker)
+
+    def _clone(self, server: Server, source: Mapping[str, Any]) -> None:
+        conninfo = files.source_conninfo(source, server.layout, self._member())
+        slot = slot_name(self.props["owner"])
+        self._drop_slot(server, conninfo, slot)
+        shown = {"percent": -10}
+
+        def progress(line: str) -> None:
+            # `23456/34567 kB (67%), 0/1 tablespace`
+            words = line.replace("/", " ").replace("(", " ").replace("%", " ").split()
+            if "kB" in words and words[0].isdigit() and words[3].isdigit():
+                done, total, percent = int(words[0]), int(words[1]), int(words[3])
+                if percent >= shown["percent"] + 10:
+                    shown["percent"] = percent
+                    text = f"copied {done // 1024} of about {total // 1024} MB ({percent} %)"
+                    self.journal.progress("clone", text, copied_kb=done, total_kb=total)
+
+        where = f"{source['endpoint']['host']}:{int(source['endpoint']['port'])}"
+        with self.journal.step("clone", f"copying the data from {where} over TLS", slot=slot):
+            server.base_backup(conninfo, slot, deadline=self._deadline("clone"), on_progress=progress)
+            server.write(f"{server.layout.data}/standby.signal", "")
+            self._forget_foreign_settings(server)
+
+    def _forget_foreign_settings(self, server: Server) -> None:
+        """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port."""
+        path = f"{server.layout.data}/postgresql.auto.conf"
+        text = self.connection.read_file(path, self.user) or ""
+        own = files.MANAGED_NAMES
+        lines = [line for line in text.splitlines() if line.partition("=")[0].strip().lower() not in own]
+        server.write(path, "\n".join(lines) + "\n")
+
+    def _drop_slot(self, server: Server, conninfo: str, slot: str) -> None:
+        """Drop the slot that an earlier run left at the source; one that is in use is somebody's, and refused."""
+        took, said = server.replication_command(conninfo, f"DROP_REPLICATION_SLOT {slot}")
+        if not took and "does not exist" not in said:
+            msg = f"{self.connection.name}: cannot drop the old replication slot {slot} at the source: {said}"
+            raise SiteError(msg)
+
+    # -- configuration, start, content ---------------------------------------------------------------------------
+
+    def configure(self, server: Server, marker: Marker) -> bool:
+        """Write the configuration files; tell whether any changed."""
+        layout, source = server.layout, self.props.get("source")
+        texts = {
+            "postgresql.conf": files.main_config(
+                layout,
+                name=self._member(),
+                address=self.props["host"]["address"],
+                port=marker.port,
+                slot_size_bound=self.props["slot_size_bound"],
+                adopted=None,
+            ),
+            "settings.conf": files.settings_config(self.props["settings"]),
+            "pg_hba.conf": files.hba(self.props["authentication"]["networks"], ""),
+            "pg_ident.conf": files.ident(self.user),
+        }
+        if source or not self.connection.exists(f"{layout.config}/replication.conf", self.user):
+            texts["replication.conf"] = files.replication_config(
+                source, slot_name(self.props["owner"]), layout, self._member()
+            )
+        return any([server.write(f"{layout.config}/{name}", text) for name, text in texts.items()])
+
+    def _start(self, server: Server) -> None:
+        if server.running_pid() is not None:
+            server.reload()
+            return
+        with self.journal.step("start", f"starting PostgreSQL {server.binaries.version}"):
+            server.start(self._deadline("start"))
+
+    def _populate(self, server: Server, marker: Marker, credentials: Mapping[str, str]) -> None:
+        names = ", ".join(database["name"] for database in self.props["databases"])
+        if server.look("SELECT to_json(pg_is_in_recovery())", port=marker.port):
+            msg = (
+                f"{self.connection.name}: the server in {self.root} is a standby, and the program declares it as the "
+                f"primary; roles are moved by orchestration, not by deployment"
+            )
+            raise SiteError(msg)
+        with self.journal.step("populate", f"roles and databases: {names}"):
+            server.sql(files.roles_sql(credentials), port=marker.port)
+            server.sql(files.databases_sql(self.props["databases"]), port=marker.port)
+            for database in self.props["databases"]:
+                if database["extensions"]:
+                    sql = files.extensions_sql(database["extensions"])
+                    server.sql(sql, port=marker.port, database=database["name"])
+
+    def _follow(self, server: Server, marker: Marker, *, fresh: bool) -> None:
+        """Wait until the replica streams; clone anew if the source no longer has the WAL that it needs."""
+        source = self.props["source"]
+        if not fresh:
+            self._remake_slot(server, source)
+        if self._streams(server, marker):
+            return
+        with self.journal.step("set-aside", "the source no longer has the WAL that this copy needs: copying anew"):
+            server.stop(self._deadline("start"))
+            self._move_aside(server, marker)
+        self._fill(server, marker)
+        self._start(server)
+        if not self._streams(server, marker):
+            msg = f"{self.connection.name}: a fresh copy could not follow its source either; see {server.layout.log}"
+            raise SiteError(msg)
+
+    def _remake_slot(self, server: Server, source: Mapping[str, Any]) -> None:
+        conninfo = files.source_conninfo(source, server.layout, self._member())
+        slot = slot_name(self.props["owner"])
+        took, said = server.replication_command(conninfo, f"CREATE_REPLICATION_SLOT {slot} PHYSICAL RESERVE_WAL")
+        if not took and "already exists" not in said:
+            msg = f"{self.connection.name}: cannot make the replication slot {slot} at the source: {said}"
+            raise SiteError(msg)
+
+    def _streams(self, server: Server, marker: Marker) -> bool:
+        """Wait until the replica streams; False if it never can."""
+        size = server._log_size()
+
+        def look() -> str:
+            status = server.look(
+                "SELECT to_json(coalesce((SELECT status FROM pg_stat_wal_receiver), 'no receiver'))", port=marker.port
+            )
+            return "WAL gone" if status != "streaming" and _WAL_GONE in server.log_since(size) else str(status)
+
+        with self.journal.step("stream", "waiting until it streams"):
+            seen = wait_for(
+                f"{self.connection.name}: streaming from the source",
+                look,
+                lambda status: status in {"streaming", "WAL gone"},
+                deadline=self._deadline("stream"),
+                advice=f"Look at the end of {server.layout.log}.",
+            )
+        return seen == "streaming"
+
+    # -- update, destroy -----------------------------------------------------------------------------------------
+
+    def update(self, before: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Bring a server to what is declared now; restart it only if PostgreSQL says that it must."""
+        marker, server = self.existing()
+        self._log_here(server)
+        renew = before["certificate_lifetime_days"] != self.props["certificate_lifetime_days"]
+        self._certificates(server, renew=renew)
+        credentials = self._credentials(server)
+        if self.props.get("port") and int(self.props["port"]) != marker.port:
+            marker.port = int(self.props["port"])
+        changed = self.configure(server, marker) or renew
+        if server.running_pid() is None:
+            self._write_marker(server, marker)
+            self._start(server)
+        elif changed:
+            self._apply(server, marker)
+        if self.props.get("source") is None:
+            self._populate(server, marker, credentials)
+        return self.outputs(server, marker, credentials)
+
+    def _apply(self, server: Server, marker: Marker) -> None:
+        old_port = int(json.loads(self.connection.read_file(server.layout.marker, self.user) or "{}")["port"])
+        with self.journal.step("reload", "reloading the configuration"):
+            before = server.look("SELECT to_json(pg_conf_load_time())", port=old_port)
+            server.reload()
+            wait_for(
+                f"{self.connection.name}: the reload",
+                lambda: server.look("SELECT to_json(pg_conf_load_time())", port=old_port),
+                lambda now: now != before,
+                deadline=30,
+                advice=f"Look at the end of {server.layout.log}.",
+            )
+            errors = server.look(
+                "SELECT json_agg(name || ': ' || error) FROM pg_file_settings WHERE error IS NOT NULL "
+                "AND error <> 'setting could not be applied'",
+                port=old_port,
+            )
+            if errors:
+                msg = f"{self.connection.name}: PostgreSQL refuses settings: {'; '.join(errors)}"
+                raise SiteError(msg)
+        pending = server.look("SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart", port=old_port)
+        if pending:
+            with self.journal.step("restart", f"restarting, as PostgreSQL requires for {', '.join(pending)}"):
+                server.stop(self._deadline("start"))
+                self._write_marker(server, marker)
+                server.start(self._deadline("start"))
+        self._write_marker(server, marker)
+
+    def destroy(self) -> None:
+        """Stop the server. Its data is kept, unless the configuration that was deployed says to delete it."""
+        marker = self.marker()
+        if marker is None or marker.owner != self.props["owner"]:
+            self.journal.note(f"{self.root} holds nothing of {self.props['owner']}: nothing to do", step="destroy")
+            return
+        marker, server = self.existing()
+        self._log_here(server)
+        if source := self.props.get("source"):
+            self._leave(server, source)
+        with self.journal.step("stop", "stopping PostgreSQL"):
+            server.stop(self._deadline("start"))
+        if self.props["on_destroy"] == "delete":
+            self.journal.note(f"deleting {self.root}, as on_destroy='delete' says", step="delete")
+            self.connection.check(["rm", "-rf", "--one-file-system", "--", self.root], timeout=600)
+        else:
+            marker.state = "kept"
+            self._write_marker(server, marker)
+            self.journal.note(f"its data is kept in {server.layout.data}", step="keep")
+
+    def _leave(self, server: Server, source: Mapping[str, Any]) -> None:
+        """Stop following and drop the slot at the source, which would keep WAL for a replica that is gone."""
+        server.stop(self._deadline("start"))
+        conninfo = files.source_conninfo(source, server.layout, self._member())
+        slot = slot_name(self.props["owner"])
+        took, said = server.replication_command(conninfo, f"DROP_REPLICATION_SLOT {slot}")
+        if not took and "does not exist" not in said:
+            text = (
+                f"the replication slot {slot} could not be dropped at the source ({said}); if the source lives on, "
+                f"drop it there: SELECT pg_drop_replication_slot('{slot}')"
+            )
+            self.journal.note(text, step="leave", state="warning")
+
+    # -- outputs -------------------------------------------------------------------------------------------------
+
+    def outputs(self, server: Server, marker: Marker, credentials: Mapping[str, str]) -> Mapping[str, Any]:
+        """Return what the resource outputs beside its inputs."""
+        replication = self._key_pair(server, "replication")
+        authority = self.connection.read_file(f"{server.layout.tls}/ca.crt", self.user)
+        if replication is None or authority is None:
+            msg = f"{self.connection.name}: certificates are missing in {server.layout.tls}"
+            raise SiteError(msg)
+        host = self.props["host"]
+        return {
+            "status": "running",
+            "endpoint": {"host": host["address"], "port": marker.port},
+            "root": self.root,
+            "data_directory": server.layout.data,
+            "event_log": server.layout.events,
+            "postgresql_version": server.binaries.version,
+            "system_identifier": marker.system_identifier,
+            "ca_certificate": authority,
+            "replication_certs": {
+                "ca_certificate": authority,
+                "client_certificate": replication.certificate,
+                "client_key": replication.key,
+            },
+            "credentials": dict(credentials),
+            "site": {
+                "kind": "harmony_pulumi.hosts.postgresql.site:HostPostgreSQL",
+                "name": host["name"],
+                "host": dict(host),
+                "owner": self.props["owner"],
+                "root": self.root,
+                "data": server.layout.data,
+            },
+        }
+
+    def _member(self) -> str:
+        return str(self.props["host"]["name"])
+
+    def _deadline(self, step: str) -> float:
+        return float(self.props["deadlines"][step])
+
+
+def open_deployment(props: Mapping[str, Any], operation: str, show: Any) -> Deployment:
+    """Connect to the host of a server and return its deployment.
+
+    Raises:
+        UnreachableError: the host does not answer, or is another machine.
+    """
+    journal = Journal(f"{props['host']['name']}/{props['name']}", operation, show)
+    return Deployment(connect(props["host"]), props, journal)
+
+
+def os_user(connection: Connection, host: Mapping[str, Any]) -> str:
+    """Return the OS user that runs servers: the host's own for PostgreSQL where we are root, else the login user."""
+    if connection.is_root():
+        return str(host["user"])
+    return connection.check(["id", "-un"]).strip()
+
+
+def base_folder(connection: Connection) -> str:
+    """Return the folder below which a host keeps its servers by default: file-hierarchy(7), XDG base directories."""
+    if connection.is_root():
+        return "/var/lib/harmony"
+    script = 'echo "${XDG_STATE_HOME:-$HOME/.local/state}/harmony"'
+    return connection.check(["sh", "-c", script]).strip()
+
+
+def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
+    """Return the folder of a server, or where it would be."""
+    return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")
+
+
+def listening_ports(connection: Connection) -> set[int]:
+    """Return the TCP ports that something listens on: proc(5), `/proc/net/tcp`."""
+    ports: set[int] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in (connection.read_file(table) or "").splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A":
+                ports.add(int(words[1].rpartition(":")[2], 16))
+    return ports
+
+
+def ownership_problems(
+    connection: Connection, props: Mapping[str, Any], root: str, user: str, marker: Marker | None
+) -> list[str]:
+    """Return what is wrong with the folder as the place of this server."""
+    if marker is not None and marker.owner != props["owner"]:
+        return [f"{root} belongs to {marker.owner}, not to {props['owner']}; choose another directory"]
+    if marker is None:
+        content = connection.run(["ls", "-A", "--", root], user=user).stdout.split()
+        if content and not set(content) <= {"config", "tls", "run", "log", "kept"}:
+            found = ", ".join(content[:5])
+            return [f"{root} is not empty and is not harmony's ({found}); choose another directory, or empty it"]
+    return []

@@ -1,0 +1,206 @@
+"""The texts of a server's configuration files and SQL. Pure: values in, text out, everything quoted here."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harmony_pulumi.capabilities.postgresql_config import MANAGED, REPLICATION_ROLE
+from harmony_pulumi.hosts.postgresql.layout import Layout
+
+MANAGED_NAMES = frozenset(MANAGED)
+HEADER = "# Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
+
+
+def quote_setting(value: object) -> str:
+    """Quote a value for postgresql.conf: PostgreSQL, "Setting Parameters"."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Pulumi hands integers back as floats.
+    text = str(value)
+    if not text.isprintable():
+        msg = f"{text!r} has a control character and cannot stand in a configuration file"
+        raise ValueError(msg)
+    return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def quote_identifier(name: str) -> str:
+    """Quote a name for SQL."""
+    return '"' + _without_nul(name).replace('"', '""') + '"'
+
+
+def quote_literal(text: str) -> str:
+    """Quote a text for SQL, whatever `standard_conforming_strings` says."""
+    return "E'" + _without_nul(text).replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        msg = f"{text!r} has a NUL character, which PostgreSQL takes nowhere"
+        raise ValueError(msg)
+    return text
+
+
+def quote_conninfo(value: object) -> str:
+    """Quote a value for a libpq connection string: libpq, "Keyword/Value Connection Strings"."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+# The defaults that initdb would have written, fixed so that two members are alike.
+_DEFAULTS: Mapping[str, object] = {
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+    "log_timezone": "Etc/UTC",
+    "lc_messages": "C",
+    "max_wal_size": "1GB",
+    "shared_buffers": "128MB",
+    "timezone": "Etc/UTC",
+}
+
+
+def main_config(
+    layout: Layout, *, name: str, address: str, port: int, slot_size_bound: str, adopted: str | None
+) -> str:
+    """Return postgresql.conf: defaults, then what the user set, then what harmony sets and what replication sets.
+
+    Args:
+        layout: where the server is.
+        name: the member's name, which the log and replication show.
+        address: the host name or IP to listen on, beside the Unix socket.
+        port: the TCP port.
+        slot_size_bound: of WAL kept for replicas, for instance `10GB`.
+        adopted: the configuration file of a server that was taken over, which applies where ours is silent.
+    """
+    managed: dict[str, object] = {
+        "cluster_name": name,
+        "data_directory": layout.data,
+        "hba_file": f"{layout.config}/pg_hba.conf",
+        "ident_file": f"{layout.config}/pg_ident.conf",
+        "listen_addresses": address,
+        "port": port,
+        "unix_socket_directories": layout.socket,
+        "hot_standby": True,
+        "max_slot_wal_keep_size": slot_size_bound,
+        "password_encryption": "scram-sha-256",
+        "ssl": True,
+        "ssl_ca_file": f"{layout.tls}/trusted.crt",
+        "ssl_cert_file": f"{layout.tls}/server.crt",
+        "ssl_key_file": f"{layout.tls}/server.key",
+    }
+    return "".join(
+        (
+            HEADER,
+            f"include {quote_setting(adopted)}\n" if adopted else _lines(_DEFAULTS),
+            "include 'settings.conf'\n",
+            _lines(managed),
+            "include 'replication.conf'\n",
+            "include_if_exists 'synchronous.conf'\n",
+        )
+    )
+
+
+def settings_config(settings: Mapping[str, object]) -> str:
+    """Return a file of settings, sorted by name."""
+    return HEADER + _lines(dict(sorted(settings.items())))
+
+
+def _lines(settings: Mapping[str, object]) -> str:
+    return "".join(f"{key} = {quote_setting(value)}\n" for key, value in settings.items())
+
+
+def replication_config(source: Mapping[str, Any] | None, slot: str, layout: Layout, name: str) -> str:
+    """Return what makes a server follow its source; for a server with none, nothing."""
+    if source is None:
+        return HEADER
+    conninfo = source_conninfo(source, layout, name)
+    return settings_config({"primary_conninfo": conninfo, "primary_slot_name": slot})
+
+
+def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str:
+    """Return how a replica connects to its source. Holds no secret: the key is a file."""
+    words = {
+        "host": source["endpoint"]["host"],
+        "port": int(source["endpoint"]["port"]),
+        "user": REPLICATION_ROLE,
+        "sslmode": "verify-full",
+        "sslrootcert": f"{layout.tls}/source-ca.crt",
+        "sslcert": f"{layout.tls}/source-client.crt",
+        "sslkey": f"{layout.tls}/source-client.key",
+        "application_name": name,
+        "connect_timeout": 10,
+    }
+    return " ".join(f"{key}={quote_conninfo(value)}" for key, value in words.items())
+
+
+def hba(networks: Sequence[str], adopted: str) -> str:
+    """Return pg_hba.conf: replication by certificate alone, clients by SCRAM over TLS.
+
+    Args:
+        networks: where clients may connect from, CIDR.
+        adopted: the rules of a server that was taken over; they come last, so none of them can let replication in.
+    """
+    rules = [
+        "local all postgres peer map=harmony",
+        f"hostssl replication {REPLICATION_ROLE} all cert",
+        "local replication all reject",
+        "host replication all all reject",
+        f"host all {REPLICATION_ROLE} all reject",
+        *(f"hostssl all all {network} scram-sha-256" for network in networks),
+    ]
+    return HEADER + "\n".join(rules) + "\n" + adopted
+
+
+def ident(os_user: str) -> str:
+    """Return pg_ident.conf: the OS user that runs the server is its superuser, over the Unix socket."""
+    return f'{HEADER}harmony "{os_user}" postgres\n'
+
+
+def scram_verifier(password: str) -> str:
+    """Return what PostgreSQL stores of a password, so that the password itself is not sent or logged.
+
+    RFC 5802 and PostgreSQL's "pg_authid". The password is printable ASCII, which SASLprep leaves as it is.
+    """
+    salt, iterations = secrets.token_bytes(16), 4096
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    words = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${iterations}:{words[0]}${words[1]}:{words[2]}"
+
+
+def roles_sql(passwords: Mapping[str, str]) -> str:
+    """Return SQL that makes the replication role, and owners with their passwords. May be run again."""
+    statements = [_role_if_missing(REPLICATION_ROLE, "LOGIN REPLICATION")]
+    for role, password in sorted(passwords.items()):
+        statements.append(_role_if_missing(role, "LOGIN"))
+        verifier = quote_literal(scram_verifier(password))
+        statements.append(f"ALTER ROLE {quote_identifier(role)} LOGIN PASSWORD {verifier};")
+    return "\n".join(statements) + "\n"
+
+
+def _role_if_missing(role: str, options: str) -> str:
+    create = quote_literal(f"CREATE ROLE {quote_identifier(role)} {options}")
+    return f"SELECT {create} WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {quote_literal(role)}) \\gexec"
+
+
+def databases_sql(databases: Sequence[Mapping[str, Any]]) -> str:
+    """Return SQL that makes the databases that are missing. May be run again; drops nothing."""
+    statements: list[str] = []
+    for database in databases:
+        name, owner = database["name"], database["owner"]
+        create = quote_literal(f"CREATE DATABASE {quote_identifier(name)} OWNER {quote_identifier(owner)}")
+        missing = f"NOT EXISTS (SELECT FROM pg_database WHERE datname = {quote_literal(name)})"
+        statements += [
+            f"SELECT {create} WHERE {missing} \\gexec",
+            f"ALTER DATABASE {quote_identifier(name)} OWNER TO {quote_identifier(owner)};",
+        ]
+    return "\n".join(statements) + "\n"
+
+
+def extensions_sql(extensions: Sequence[str]) -> str:
+    """Return SQL, to be run in a database, that makes its missing extensions."""
+    return "".join(f"CREATE EXTENSION IF NOT EXISTS {quote_identifier(name)};\n" for name in extensions)

@@ -1,0 +1,193 @@
+"""What can be told of a server before anything is done: at preview, at refresh. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity
+from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.postgresql.deployment import (
+    Marker,
+    listening_ports,
+    os_user,
+    ownership_problems,
+    root_of,
+)
+from harmony_pulumi.hosts.postgresql.layout import socket_problem
+from harmony_pulumi.hosts.postgresql.server import choose_binaries
+
+_LEAST_DISK_MB = 512
+"""An empty database takes 40 MB, and its WAL up to `max_wal_size`, of which half is soon used."""
+
+_RESTARTS = {"port": "port"}
+
+Finding = tuple[str, str]
+"""A property's path and a message."""
+
+
+def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return in words what `up` will do; the old words if nothing changes, so that the diff settles."""
+    if not old:
+        names = ", ".join(database["name"] for database in new["databases"])
+        if new.get("source"):
+            return f"create: copy the primary's data over TLS, start, stream ({names})"
+        return f"create: initdb with checksums, certificates, start, make databases {names}"
+    restart, reload_ = _changed_settings(old["settings"], new["settings"], new.get("version"))
+    if old.get("port") != new.get("port") and new.get("port"):
+        restart.append("port")
+    if old["slot_size_bound"] != new["slot_size_bound"]:
+        reload_.append("max_slot_wal_keep_size")
+    if old["authentication"] != new["authentication"]:
+        reload_.append("pg_hba.conf")
+    if old["certificate_lifetime_days"] != new["certificate_lifetime_days"]:
+        reload_.append("new certificates")
+    known = {database["name"] for database in old["databases"]}
+    made = [database["name"] for database in new["databases"] if database["name"] not in known]
+    gone = sorted(known - {database["name"] for database in new["databases"]})
+    parts = [
+        f"restart for {', '.join(restart)}" if restart else "",
+        f"reload for {', '.join(reload_)}" if reload_ else "",
+        f"make databases {', '.join(made)}" if made and not new.get("source") else "",
+        f"keep databases {', '.join(gone)}, no longer declared: drop them by hand" if gone else "",
+    ]
+    return "; ".join(part for part in parts if part) or old.get("plan", "")
+
+
+def _changed_settings(
+    old: Mapping[str, Any], new: Mapping[str, Any], major: int | None
+) -> tuple[list[str], list[str]]:
+    restart: list[str] = []
+    reload_: list[str] = []
+    for name in sorted({*old, *new}):
+        if name in old and name in new and _equal(name, old[name], new[name]):
+            continue
+        (restart if needs_restart(name, major) else reload_).append(name)
+    return restart, reload_
+
+
+def _equal(name: str, old: Any, new: Any) -> bool:
+    if old == new:
+        return True
+    numbers = (quantity(name, old), quantity(name, new))
+    return None not in numbers and numbers[0] == numbers[1]
+
+
+def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
+    """Return what is wrong with a change, told from the old and new inputs alone."""
+    if old and old.get("identity") != new.get("identity") and old.get("on_destroy") == "delete":
+        return [
+            (
+                "on_destroy",
+                f"this change replaces the server ({old.get('identity')} becomes {new.get('identity')}), and what was "
+                "deployed says on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first",
+            )
+        ]
+    return []
+
+
+def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
+    """Return what is wrong at the site.
+
+    Raises:
+        UnreachableError: the site cannot be asked.
+    """
+    connection = connect(new["host"])
+    create = not old or old.get("identity") != new.get("identity")
+    findings: list[Finding] = []
+    try:
+        user = os_user(connection, new["host"])
+        if connection.run(["id", "-u", user]).status:
+            message = (
+                f"{connection.name} has no OS user {user!r}, and PostgreSQL refuses to run as root; install "
+                f"PostgreSQL's package, which makes it, or name another with LinuxHostTopology(user=...)"
+            )
+            return [("host.user", message)]
+        root = root_of(connection, new)
+        marker = Marker.read(connection, root, user) if connection.exists(root, user) else None
+    except UnreachableError:
+        raise
+    except SiteError as error:
+        return [("directory", str(error))]
+    ours = marker is not None and marker.owner == new["owner"]
+    major = marker.major if marker and ours and not create else new.get("version")
+    try:
+        choose_binaries(connection, major)
+    except SiteError as error:
+        findings.append(("version", str(error)))
+    findings += [("directory", f"{connection.name}: {p}") for p in ownership_problems(connection, new, root, user, marker)]
+    if problem := socket_problem(root):
+        findings.append(("directory", problem))
+    if create and not ours:
+        findings += _room_problems(connection, root, user)
+    findings += _port_problems(connection, old, new, marker if ours else None)
+    return findings
+
+
+def _room_problems(connection: Connection, root: str, user: str) -> list[Finding]:
+    folder = root
+    while not connection.exists(folder) and folder != "/":
+        folder = folder.rpartition("/")[0] or "/"
+    if connection.run(["test", "-d", folder]).status:
+        return [("directory", f"{connection.name}: {folder} is not a folder, so {root} cannot be made")]
+    able = connection.run(["test", "-w", folder], user=None if connection.is_root() and folder != root else user)
+    if able.status:
+        return [("directory", f"{connection.name}: {folder} cannot be written by {user}; change its owner, or choose another directory")]
+    if connection.is_root() and (closed := _closed_to(connection, folder, user)):
+        return [("directory", f"{connection.name}: {closed} cannot be entered by {user}; chmod o+x it, or choose another directory")]
+    free = int(connection.check(["df", "--output=avail", "-B1M", "--", folder]).splitlines()[-1])
+    if free < _LEAST_DISK_MB:
+        message = f"{connection.name}: {folder} has {free} MB free; expected at least {_LEAST_DISK_MB} MB"
+        return [("directory", message)]
+    return []
+
+
+def _closed_to(connection: Connection, folder: str, user: str) -> str | None:
+    """Return the first folder on the way that the user cannot enter."""
+    parts = folder.strip("/").split("/")
+    for count in range(1, len(parts) + 1):
+        path = "/" + "/".join(parts[:count])
+        if connection.run(["test", "-x", path], user=user).status:
+            return path
+    return None
+
+
+def _port_problems(
+    connection: Connection, old: Mapping[str, Any], new: Mapping[str, Any], marker: Marker | None
+) -> list[Finding]:
+    port = new.get("port")
+    if not port or (marker is not None and marker.port == port) or (old and old.get("port") == port):
+        return []
+    if port in listening_ports(connection):
+        return [("port", f"{connection.name}: something listens on {port} already; choose another, or leave it out")]
+    return []
+
+
+def status(state: Mapping[str, Any]) -> str:
+    """Return `running`, or `stopped`, `unreachable` or `absent`, with the reason after a colon.
+
+    Only the host itself, proven by its machine-id, can say that the server's folder is absent.
+    """
+    try:
+        connection = connect(state["host"])
+    except UnreachableError as error:
+        return f"unreachable: {error}"
+    user = os_user(connection, state["host"])
+    if not connection.exists(state["root"], user):
+        return "absent"
+    return _status_in(connection, state, user)
+
+
+def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> str:
+    from harmony_pulumi.hosts.postgresql.layout import Layout
+    from harmony_pulumi.hosts.postgresql.server import Server
+
+    marker = Marker.read(connection, state["root"], user)
+    if marker is None or marker.owner != state["owner"]:
+        whose = f"belongs to {marker.owner}" if marker else "has no marker"
+        return f"stopped: {state['root']} {whose}"
+    server = Server(connection, Layout(state["root"], marker.data), choose_binaries(connection, marker.major), user)
+    if server.running_pid() is None:
+        return f"stopped: no server process in {marker.data}; `pulumi up` starts it"
+    return "running"

@@ -1,0 +1,84 @@
+"""Where the parts of one server are, below its own folder. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+_LONGEST_SOCKET_PATH = 107  # sun_path less its end: unix(7).
+_SOCKET_NAME = ".s.PGSQL.65535"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one server."""
+
+    root: str
+    """The server's folder."""
+    data: str
+    """Its data directory (PGDATA): `<root>/data`, or that of an adopted server."""
+
+    @property
+    def marker(self) -> str:
+        """Whose folder this is, and how far its making has come."""
+        return f"{self.root}/harmony.json"
+
+    @property
+    def credentials(self) -> str:
+        """Passwords by role, JSON, mode 0600."""
+        return f"{self.root}/credentials.json"
+
+    @property
+    def config(self) -> str:
+        """The folder of postgresql.conf and pg_hba.conf. Not the data directory: see `Server`."""
+        return f"{self.root}/config"
+
+    @property
+    def tls(self) -> str:
+        """The folder of keys and certificates."""
+        return f"{self.root}/tls"
+
+    @property
+    def socket(self) -> str:
+        """The folder of the Unix socket."""
+        return f"{self.root}/run"
+
+    @property
+    def log(self) -> str:
+        """The server's log."""
+        return f"{self.root}/log/postgresql.log"
+
+    @property
+    def events(self) -> str:
+        """The log of every step, one JSON object a line."""
+        return f"{self.root}/log/events.jsonl"
+
+    @property
+    def kept(self) -> str:
+        """Where data directories that were replaced are kept."""
+        return f"{self.root}/kept"
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the folders to make, the first first."""
+        return (self.root, self.config, self.tls, self.socket, f"{self.root}/log", self.kept)
+
+
+def socket_problem(root: str) -> str | None:
+    """Return what is wrong with a folder's path as the place of a Unix socket."""
+    longest = _LONGEST_SOCKET_PATH - len("/run/") - len(_SOCKET_NAME)
+    if (size := len(root.encode())) > longest:
+        return (
+            f"{root} has {size} bytes; a server's Unix socket is inside it, so it may have at most {longest}; "
+            f"choose a shorter path"
+        )
+    return None
+
+
+def slot_name(owner: str) -> str:
+    """Return the name of the replication slot of a replica, unique to its owner.
+
+    PostgreSQL takes lower-case letters, digits and underscores, 63 bytes at most: "Replication Slots".
+    """
+    words = re.sub(r"[^a-z0-9]+", "_", owner.lower().rpartition("/")[2]).strip("_")
+    return f"harmony_{words[:40]}_{hashlib.sha256(owner.encode()).hexdigest()[:8]}"

@@ -1,0 +1,219 @@
+"""One PostgreSQL server on a host: the acts that make it, run it and look at it.
+
+Thin: what to write is decided in `files`, what to do when in `deployment`. Knows no Pulumi.
+
+The configuration is outside the data directory, and the data directory has no postgresql.conf: a bare
+`pg_ctl -D <data> start`, which would go past harmony, is refused by PostgreSQL itself; a base backup and a rewind
+copy no configuration from one member to another.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harmony_pulumi.capabilities.postgresql_config import SUPPORTED_MAJORS
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.connection import Connection
+from harmony_pulumi.hosts.postgresql.layout import Layout
+
+# `postgres` on PATH first, then where Debian, Red Hat's PGDG, source builds and others put it.
+_FIND = """
+for postgres in "$(command -v postgres)" /usr/lib/postgresql/*/bin/postgres /usr/pgsql-*/bin/postgres \
+    /usr/local/pgsql/bin/postgres /opt/postgresql/*/bin/postgres; do
+  [ -x "$postgres" ] || continue
+  bin=$(dirname "$(readlink -f "$postgres")")
+  for tool in initdb pg_ctl pg_basebackup pg_controldata psql; do [ -x "$bin/$tool" ] || continue 2; done
+  echo "$bin $("$bin/postgres" --version)"
+done
+"""
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """An installed PostgreSQL."""
+
+    path: str
+    """The folder of its programs."""
+    version: str
+    """For instance `15.8`."""
+
+    @property
+    def major(self) -> int:
+        """The major version."""
+        return int(re.split(r"\D", self.version, maxsplit=1)[0])
+
+
+def installed(connection: Connection) -> list[Binaries]:
+    """Return the installed PostgreSQL servers, the one on PATH first, then the newest."""
+    found: dict[str, Binaries] = {}
+    for line in connection.check(["sh", "-c", _FIND]).splitlines():
+        path, _, rest = line.partition(" ")
+        if match := re.search(r"\) (\d+[^ ]*)", rest):
+            found.setdefault(path, Binaries(path, match[1]))
+    first, *others = found.values() or [None]
+    return [*([first] if first else []), *sorted((b for b in others if b), key=lambda b: b.major, reverse=True)]
+
+
+def choose_binaries(connection: Connection, version: int | None) -> Binaries:
+    """Return the PostgreSQL to use.
+
+    Args:
+        connection: to the host.
+        version: the major version that is wanted, if one is.
+
+    Raises:
+        SiteError: there is none that fits; the message says what there is and what to do.
+    """
+    candidates = installed(connection)
+    for binaries in candidates:
+        if binaries.major == version or (version is None and binaries.major in SUPPORTED_MAJORS):
+            return binaries
+    wanted = str(version) if version else f"{SUPPORTED_MAJORS[0]} to {SUPPORTED_MAJORS[-1]}"
+    there = ", ".join(f"{b.version} in {b.path}" for b in candidates) or "none"
+    msg = (
+        f"{connection.name}: PostgreSQL {wanted} is needed, found {there}; looked on PATH and where distributions put "
+        f"it. Install it, for instance on Debian: apt-get install postgresql{f'-{version}' if version else ''}"
+    )
+    raise SiteError(msg)
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server, by where it is and what runs it."""
+
+    connection: Connection
+    layout: Layout
+    binaries: Binaries
+    user: str
+    """The OS user that owns and runs it."""
+
+    def program(self, name: str) -> str:
+        """Return the path of one of PostgreSQL's programs."""
+        return f"{self.binaries.path}/{name}"
+
+    def write(self, path: str, text: str, mode: str = "600") -> bool:
+        """Write a file, if its text differs; tell whether it did."""
+        if self.connection.read_file(path, self.user) == text:
+            return False
+        self.connection.write_file(path, text, user=self.user, mode=mode)
+        return True
+
+    def running_pid(self) -> int | None:
+        """Return the postmaster's process, if it is alive and this server's.
+
+        The pid in postmaster.pid may be another process's after a crash or reboot, so the process is asked where it
+        is: a postmaster works in its data directory.
+        """
+        text = self.connection.read_file(f"{self.layout.data}/postmaster.pid", self.user)
+        pid = (text or "").partition("\n")[0].strip()
+        if not pid.isdigit():
+            return None
+        cwd = self.connection.run(["readlink", "-f", f"/proc/{pid}/cwd"], user=self.user).stdout.strip()
+        data = self.connection.run(["readlink", "-f", self.layout.data], user=self.user).stdout.strip()
+        return int(pid) if cwd and cwd == data else None
+
+    def start(self, deadline: float) -> None:
+        """Start the server as a daemon and wait until it accepts connections.
+
+        Raises:
+            SiteError: it did not start; the message holds the end of its log.
+        """
+        size = self._log_size()
+        argv = [self.program("pg_ctl"), "start", "-D", self.layout.config, "-l", self.layout.log, "-s", "-w"]
+        done = self.connection.run([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
+        if done.status:
+            said = self.log_since(size).strip()[-1500:] or done.stderr.strip()
+            msg = f"{self.connection.name}: the server in {self.layout.root} did not start within {deadline:g} s: {said}"
+            raise SiteError(msg)
+
+    def stop(self, deadline: float) -> None:
+        """Stop the server cleanly: clients are disconnected, everything is on disk, replicas have it."""
+        if self.running_pid() is not None:
+            argv = [self.program("pg_ctl"), "stop", "-D", self.layout.data, "-m", "fast", "-s", "-w"]
+            self.connection.check([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
+
+    def reload(self) -> None:
+        """Have the server read its files again."""
+        self.connection.check([self.program("pg_ctl"), "reload", "-D", self.layout.data, "-s"], user=self.user)
+
+    def _log_size(self) -> int:
+        done = self.connection.run(["stat", "-c", "%s", "--", self.layout.log], user=self.user)
+        return int(done.stdout) if done.status == 0 else 0
+
+    def log_since(self, size: int) -> str:
+        """Return what the server logged after its log had a size in bytes."""
+        return self.connection.run(["tail", "-c", f"+{size + 1}", "--", self.layout.log], user=self.user).stdout
+
+    def sql(self, text: str, *, port: int, database: str = "postgres", timeout: float = 60) -> str:
+        """Run SQL as the superuser over the Unix socket, and return unaligned rows.
+
+        Raises:
+            SiteError: PostgreSQL refused it.
+        """
+        argv = [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-"]
+        env = {
+            "PGHOST": self.layout.socket,
+            "PGPORT": str(port),
+            "PGUSER": "postgres",
+            "PGDATABASE": database,
+            "PGOPTIONS": "-c client_min_messages=warning -c synchronous_commit=local",
+            "PGCONNECT_TIMEOUT": "10",
+        }
+        return self.connection.check(argv, user=self.user, stdin=text, env=env, timeout=timeout).strip()
+
+    def look(self, query: str, *, port: int) -> Any:
+        """Run a query that returns one JSON value, and return that."""
+        return json.loads(self.sql(query, port=port) or "null")
+
+    def initdb(self, locale: str) -> None:
+        """Make an empty database cluster with checksums."""
+        argv = [self.program("initdb"), "-D", self.layout.data, "-U", "postgres", "--data-checksums"]
+        argv += ["--encoding=UTF8", f"--locale={locale}", "--auth-local=peer", "--auth-host=scram-sha-256"]
+        self.connection.check(argv, user=self.user, timeout=300)
+        self.remove_own_config()
+
+    def remove_own_config(self) -> None:
+        """Remove the configuration files that initdb wrote into the data directory; ours are elsewhere."""
+        files = [f"{self.layout.data}/{name}" for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")]
+        self.connection.check(["rm", "-f", "--", *files], user=self.user)
+
+    def base_backup(
+        self, conninfo: str, slot: str, *, deadline: float, on_progress: Callable[[str], None]
+    ) -> None:
+        """Copy the source's data directory, with a new slot that keeps the WAL from the copy's beginning on.
+
+        Raises:
+            SiteError: it failed; the message is pg_basebackup's.
+        """
+        argv = [self.program("pg_basebackup"), "-D", self.layout.data, "-d", conninfo, "-X", "stream"]
+        argv += ["-C", "-S", slot, "-c", "fast", "-P", "-w"]
+        self.connection.check(argv, user=self.user, timeout=deadline, on_stderr=on_progress, env={"LC_ALL": "C"})
+        self.remove_own_config()
+
+    def replication_command(self, conninfo: str, command: str) -> tuple[bool, str]:
+        """Send a replication command to the source; return whether it took it, and what it said.
+
+        PostgreSQL, "Streaming Replication Protocol".
+        """
+        argv = [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d"]
+        argv += [f"{conninfo} replication=true", "-c", command]
+        done = self.connection.run(argv, user=self.user, env={"LC_ALL": "C"})
+        return done.status == 0, (done.stderr or done.stdout).strip()
+
+    def control_data(self) -> Mapping[str, str]:
+        """Return what pg_controldata prints, by its labels."""
+        argv = [self.program("pg_controldata"), "-D", self.layout.data]
+        lines = self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}).splitlines()
+        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+    def move(self, path: str, to: str) -> None:
+        """Move a file or folder."""
+        self.connection.check(["mv", "-T", "--", path, to], user=self.user)
+
+    def make_folders(self, folders: Sequence[str]) -> None:
+        """Make folders that only the server's OS user can read."""
+        self.connection.check(["mkdir", "-p", "-m", "700", "--", *folders], user=self.user)

@@ -1,0 +1,1 @@
+"""WHEN: the order of acts across sites. No Pulumi, no topology."""

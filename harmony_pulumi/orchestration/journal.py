@@ -1,0 +1,80 @@
+"""The record of what is done: a line as it happens, and a JSON object a line for machines.
+
+Knows no topology, no capability and no Pulumi: it is given where to show and where to write.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+Show = Callable[[str], None]
+Write = Callable[[str], None]
+
+
+class Journal:
+    """Records the steps of one operation on one subject.
+
+    What is recorded before there is a place to write it is kept and written when `write_to` names one.
+    Must not be given a secret: texts and details are shown and stored as they are.
+    """
+
+    def __init__(self, subject: str, operation: str, show: Show) -> None:
+        """Make the record of `operation` (create, update, ...) on `subject`."""
+        self.subject = subject
+        self.operation = operation
+        self._show = show
+        self._write: Write | None = None
+        self._waiting: list[str] = []
+
+    def write_to(self, write: Write) -> None:
+        """Write to `write`, which takes whole lines, from here on, and first what waited for it."""
+        self._write = write
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            write("".join(waiting))
+
+    @contextmanager
+    def step(self, name: str, text: str, **detail: Any) -> Iterator[None]:
+        """Record a step before it acts and after: done, or failed with the reason, which is raised on."""
+        self.note(text, step=name, state="started", **detail)
+        began = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            self._record(name, "failed", text, seconds=_seconds_since(began), error=str(error), **detail)
+            raise
+        self._record(name, "done", text, seconds=_seconds_since(began), **detail)
+
+    def note(self, text: str, *, step: str = "note", state: str = "note", **detail: Any) -> None:
+        """Show a line and record it."""
+        self._show(f"{self.subject}: {text}")
+        self._record(step, state, text, **detail)
+
+    def progress(self, step: str, text: str, **detail: Any) -> None:
+        """Show and record how far a long step is."""
+        self.note(text, step=step, state="progress", **detail)
+
+    def _record(self, step: str, state: str, text: str, **detail: Any) -> None:
+        event = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "subject": self.subject,
+            "operation": self.operation,
+            "step": step,
+            "state": state,
+            "text": text,
+            **detail,
+        }
+        line = json.dumps(event, separators=(",", ":"), default=str) + "\n"
+        if self._write is None:
+            self._waiting.append(line)
+        else:
+            self._write(line)
+
+
+def _seconds_since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

@@ -1,0 +1,1 @@
+"""Thin dynamic providers: Pulumi's view of what the other layers do."""

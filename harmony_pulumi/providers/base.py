@@ -1,0 +1,77 @@
+"""What every dynamic provider here needs: clean errors, plain values, unknowns, a voice.
+
+Provider classes are small, stateless and at module level, and never move: the state of every stack refers to them by
+module and name.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
+
+from pulumi.dynamic import ResourceProvider
+from pulumi.output import Unknown
+
+from harmony_pulumi.errors import SiteError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class OperationError(Exception):
+    """What a failed operation tells the user."""
+
+
+def show(line: str) -> None:
+    """Say a line in the display of `pulumi up`, as it happens."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 -- a plugin's standard error is its voice.
+
+
+def clean_errors(operation: Callable[P, R]) -> Callable[P, R]:
+    """Have a provider's operation fail with the message of its error and no traceback.
+
+    Pulumi's dynamic provider host formats whatever is raised with its traceback. For an error that tells the user what
+    to do, the frames are noise, so they are left out, until that one error has been formatted and is gone.
+    """
+
+    @functools.wraps(operation)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return operation(*args, **kwargs)
+        except SiteError as error:
+            failure = OperationError(str(error))
+        weakref.finalize(failure, setattr, sys, "tracebacklimit", getattr(sys, "tracebacklimit", 1000))
+        sys.tracebacklimit = 0
+        raise failure
+
+    return wrapped
+
+
+def plain(value: Any) -> Any:
+    """Return a property as Python has it: whole numbers are ints again, and Pulumi's own keys are gone."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return {k: plain(v) for k, v in items if not k.startswith("__")}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in cast("list[Any]", value)]
+    return value
+
+
+def is_known(value: Any) -> bool:
+    """Tell whether a property, and all that is in it, is known at preview."""
+    if isinstance(value, Mapping):
+        return all(is_known(v) for v in cast("Mapping[str, Any]", value).values())
+    if isinstance(value, (list, tuple)):
+        return all(is_known(v) for v in cast("list[Any]", value))
+    return not isinstance(value, Unknown)
+
+
+class Provider(ResourceProvider):
+    """Base of the providers. Its serialised form is a reference and holds no secret, so it is kept in the clear."""
+
+    serialize_as_secret_always = False

@@ -1,0 +1,1 @@
+"""WHERE: one file per topology."""

@@ -1,0 +1,182 @@
+"""LinuxHostTopology: a Linux machine that runs PostgreSQL."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any
+
+import pulumi
+
+from harmony_pulumi.capabilities.postgresql import (
+    Claim,
+    Endpoint,
+    PostgreSQL,
+    PostgreSQLCluster,
+    PostgreSQLPlan,
+    Replication,
+    ReplicationCerts,
+    insist,
+    uri,
+)
+from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
+from harmony_pulumi.errors import InputError, Problem
+from harmony_pulumi.topologies.base import Topology
+
+
+class LinuxHostTopology(Topology, PostgreSQL):
+    """A Linux machine: this one.
+
+    The first `up` binds the topology to the machine that it runs on, by its machine-id. From then on, another machine
+    (a CI runner, say) knows that it is not the host: there, preview warns that the site cannot be checked, and `up`
+    refuses to touch it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        address: str = "localhost",
+        user: str = "postgres",
+        machine_id: str | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """Declare the host.
+
+        Args:
+            name: of the topology, and of its member in replication.
+            address: the host name or IP that servers listen on and that clients and members connect to.
+            user: the OS user that runs servers, where Pulumi runs as root.
+            machine_id: the machine that this is (`cat /etc/machine-id`), to bind it before the first `up`.
+            opts: for the component; what is deployed on the host inherits them.
+
+        Raises:
+            InputError: every problem of the arguments.
+        """
+        problems = _problems(name, address, user, machine_id)
+        if problems:
+            raise InputError(f"LinuxHostTopology {name!r}", problems)
+        self._host = {"connection": "local", "name": name, "address": address, "user": user}
+        if machine_id:
+            self._host["machine_id"] = machine_id
+        super().__init__(name, opts)
+
+    def plan_postgresql(self, name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
+        """Return the problems and claims of a server here."""
+        placement = config.for_member(self.name)
+        at = f"members.{self.name}." if self.name in config.members else ""
+        problems: list[Problem] = []
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+            message = f"{name!r} is not taken as a name; expected up to 63 letters, digits and _.-"
+            problems.append(Problem("name", message))
+        place = f"{self._host.get('machine_id', 'this machine')}"
+        wanted = {"port": placement.port, "directory": placement.directory}
+        claims = tuple(
+            Claim(place, kind, str(value), f"{at}{kind}" if at else kind)
+            for kind, value in wanted.items()
+            if value is not None
+        )
+        home = {
+            "host": self._host,
+            "owner": self._owner(name),
+            "directory": placement.directory,
+        }
+        return PostgreSQLPlan(tuple(problems), claims, (self.name,), (home,))
+
+    def deploy_postgresql(
+        self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
+    ) -> PostgreSQLCluster:
+        """Deploy a server here: a new primary, or a replica of `replication.source`."""
+        from harmony_pulumi.providers.postgresql_server import PostgreSQLServer
+
+        insist(f"PostgreSQL {name!r} on {self.name!r}", self.plan_postgresql(name, config), config)
+        replication = replication or Replication()
+        placement = config.for_member(self.name)
+        source = replication.source
+        server = PostgreSQLServer(
+            f"{self.name}-{name}",
+            {
+                "host": self._host,
+                "name": name,
+                "owner": self._owner(name),
+                **_declared(placement),
+                "source": None if source is None else _source(source, replication),
+                "peers": [dict(peer) for peer in replication.peers],
+            },
+            pulumi.ResourceOptions(parent=self, depends_on=[source.resource] if source else []),
+        )
+        first = placement.databases[0]
+        return PostgreSQLCluster(
+            name=name,
+            endpoint=server.endpoint,
+            uri=pulumi.Output.all(server.endpoint, server.credentials).apply(
+                lambda known: uri([known[0]], first.name, first.owner_role, known[1][first.owner_role])
+            ),
+            ca_certificate=server.ca_certificate,
+            data_directory=server.data_directory,
+            version=server.postgresql_version,
+            site=server.site,
+            replication_certs=server.replication_certs,
+            credentials=server.credentials,
+            identity=server.identity,
+            system_identifier=server.system_identifier,
+            event_log=server.event_log,
+            resource=server,
+        )
+
+    def get_replication_certs(self, cluster: PostgreSQLCluster) -> pulumi.Output[ReplicationCerts]:
+        """Return what a replica of the cluster needs to connect. Secret."""
+        return cluster.replication_certs
+
+    def get_endpoint(self, cluster: PostgreSQLCluster) -> pulumi.Output[Endpoint]:
+        """Return where the cluster answers."""
+        return cluster.endpoint
+
+    def get_ca_certificate(self, cluster: PostgreSQLCluster) -> pulumi.Output[str]:
+        """Return the authority of the cluster's server, PEM."""
+        return cluster.ca_certificate
+
+    def _owner(self, name: str) -> str:
+        return f"{pulumi.get_project()}/{pulumi.get_stack()}/{self.name}-{name}"
+
+
+def _declared(config: PostgreSQLConfig) -> dict[str, Any]:
+    """Return a configuration as the inputs of a server."""
+    passwords = {role: pulumi.Output.secret(value) for role, value in config.passwords.items()}
+    databases = [
+        {"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.databases
+    ]
+    values = config.model_dump(mode="json", exclude={"databases", "members", "passwords"})
+    return {**values, "databases": databases, "passwords": passwords}
+
+
+def _source(source: PostgreSQLCluster, replication: Replication) -> dict[str, Any]:
+    """Return what a replica needs of its source."""
+    return {
+        "identity": source.identity,
+        "endpoint": source.endpoint,
+        "system_identifier": source.system_identifier,
+        "certs": pulumi.Output.secret(replication.certs or source.replication_certs),
+        "credentials": pulumi.Output.secret(source.credentials),
+    }
+
+
+def _problems(name: object, address: str, user: str, machine_id: str | None) -> list[Problem]:
+    problems: list[Problem] = []
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name)):
+        problems.append(Problem("name", f"{name!r} is not taken; expected up to 63 letters, digits and _.-"))
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", address):
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
+    if user == "root":
+        problems.append(Problem("user", "PostgreSQL refuses to run as root; name another, for instance 'postgres'"))
+    elif not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
+        problems.append(Problem("user", f"{user!r} is not an OS user's name: useradd(8)"))
+    if machine_id is not None and not re.fullmatch(r"[0-9a-f]{32}", machine_id):
+        message = f"{machine_id!r} is not a machine-id; expected 32 hexadecimal digits, as in /etc/machine-id"
+        problems.append(Problem("machine_id", message))
+    return problems
+
+
