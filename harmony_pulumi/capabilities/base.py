@@ -28,7 +28,8 @@ def is_capability(cls: type) -> bool:
 
 def known_capabilities(root: type = Capability) -> Iterator[type]:
     """Iterate over every capability that this process has loaded, also those of other packages."""
-    for cls in type.__subclasses__(root):
+    subclasses: list[type] = type.__subclasses__(root)
+    for cls in subclasses:
         if is_capability(cls):
             yield cls
             yield from known_capabilities(cls)

@@ -12,9 +12,7 @@ from harmony_pulumi.errors import InputError, Problem
 class Config(BaseModel):
     """A declared intent. Values are checked as it is made, all together."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     if not TYPE_CHECKING:  # Checkers derive the constructor from the fields.
 

@@ -11,8 +11,16 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import pulumi
-from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
-from pydantic import model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from harmony_pulumi.capabilities.config import Config
 from harmony_pulumi.capabilities.postgresql_settings import problem_with, quantity
@@ -113,9 +121,7 @@ def _network(value: str) -> str:
     try:
         return str(ipaddress.ip_network(value))
     except ValueError as error:
-        raise ValueError(
-            f"{value!r} is not a network ({error}); expected for instance 10.0.0.0/8 or ::1/128"
-        ) from None
+        raise ValueError(f"{value!r} is not a network ({error}); expected for instance 10.0.0.0/8 or ::1/128") from None
 
 
 def _size(value: str) -> str:
@@ -238,12 +244,13 @@ class PostgreSQLConfig(Config):
         if self.replication == "synchronous":
             found = str(self.settings.get("synchronous_commit", "on")).lower()
             if found not in {*_TRUE, "remote_apply"}:
-                message = f"is {found!r}, which acknowledges a commit before the replica has it; use 'on' or 'remote_apply'"
+                message = (
+                    f"is {found!r}, which acknowledges a commit before the replica has it; use 'on' or 'remote_apply'"
+                )
                 problems.append(Problem("settings.synchronous_commit", message))
-        for path in sorted({"adopt", "directory"} & set(self.model_fields_set)):
-            if self.adopt and self.directory and path == "adopt":
-                if f"{self.adopt}/".startswith(f"{self.directory}/") or f"{self.directory}/".startswith(f"{self.adopt}/"):
-                    problems.append(Problem("directory", f"{self.directory} and adopt={self.adopt} overlap; keep them apart"))
+        if self.adopt and self.directory and _overlap(self.adopt, self.directory):
+            message = f"{self.directory} and adopt={self.adopt} overlap; keep them apart"
+            problems.append(Problem("directory", message))
         if problems:
             raise ValueError(problems)
         return self
@@ -254,6 +261,10 @@ class PostgreSQLConfig(Config):
         if placement is None:
             return self
         return self.model_copy(update=placement.model_dump(exclude_none=True))
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def _database_problems(databases: tuple[Database, ...]) -> list[Problem]:
@@ -284,7 +295,11 @@ def _password_problems(databases: tuple[Database, ...], passwords: Mapping[str, 
 def _setting_problem(name: str, value: SettingValue, major: int | None) -> str | None:
     if instead := MANAGED.get(name.lower()):
         return f"is set by harmony: {instead}"
-    if name.lower().startswith("recovery_") and name.lower() not in {"recovery_min_apply_delay", "recovery_prefetch", "recovery_init_sync_method"}:
+    if name.lower().startswith("recovery_") and name.lower() not in {
+        "recovery_min_apply_delay",
+        "recovery_prefetch",
+        "recovery_init_sync_method",
+    }:
         return "belongs to a restore from a backup, which is not what this deploys; leave it out"
     if isinstance(value, str) and not value.isprintable():
         return "has a control character; expected printable characters"

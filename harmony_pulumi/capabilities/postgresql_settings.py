@@ -123,9 +123,7 @@ def _problem(found: Setting, value: Value) -> str | None:
 def _is_bool(text: str) -> bool:
     # As in parse_bool_with_len: the words, and what can only be the beginning of one of them.
     words = ("true", "false", "yes", "no", "on", "off")
-    return text in ("1", "0") or (
-        text not in ("", "o", "O") and any(w.startswith(text.lower()) for w in words)
-    )
+    return text in ("1", "0") or (text not in ("", "o", "O") and any(w.startswith(text.lower()) for w in words))
 
 
 _MEMORY = {"B": 1, "kB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
@@ -258,8 +256,7 @@ def _table() -> tuple[tuple[int, int], dict[str, list[Setting]]]:
     text = resources.files(__package__ or "").joinpath("postgresql_settings.json").read_text("utf-8")
     content = json.loads(text)
     return (content["majors"][0], content["majors"][-1]), {
-        name.lower(): [_read(name, entry) for entry in entries]
-        for name, entries in content["settings"].items()
+        name.lower(): [_read(name, entry) for entry in entries] for name, entries in content["settings"].items()
     }
 
 

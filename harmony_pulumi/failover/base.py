@@ -15,9 +15,7 @@ class Failover(HigherOrderTopology[T]):
     replica: T
     """The member that follows, and can take over."""
 
-    def __init__(
-        self, name: str, *, primary: T, replica: T, opts: pulumi.ResourceOptions | None = None
-    ) -> None:
+    def __init__(self, name: str, *, primary: T, replica: T, opts: pulumi.ResourceOptions | None = None) -> None:
         """Compose a failover topology of two topologies, which may differ in kind and be composed themselves.
 
         Raises:

@@ -64,8 +64,7 @@ class FailoverPostgreSQL(Failover[T]):
             {
                 "name": name,
                 "members": {
-                    role: {"site": cluster.site, "identity": cluster.identity}
-                    for role, cluster in members.items()
+                    role: {"site": cluster.site, "identity": cluster.identity} for role, cluster in members.items()
                 },
                 "active": "primary",
                 "replication": config.replication,

@@ -203,14 +203,14 @@ class _Conversation:
                 ready = selector.select(0 if ended else min(left, 0.2))
                 if ended and not ready:
                     return
-                for key, _ in ready:
-                    if key.data == "stdin":
+                for event, _ in ready:
+                    if event.data == "stdin":
                         data = self._feed(data)
                         if not data:
                             selector.unregister(stdin)
                             stdin.close()
-                    elif not self._read(key.fd, key.data):
-                        selector.unregister(key.fileobj)
+                    elif not self._read(event.fd, event.data):
+                        selector.unregister(event.fileobj)
 
     def _feed(self, data: bytes) -> bytes:
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -39,7 +39,7 @@ class Journal:
             write("".join(waiting))
 
     @contextmanager
-    def step(self, name: str, text: str, **detail: Any) -> Iterator[None]:
+    def step(self, name: str, text: str, **detail: Any) -> Generator[None]:
         """Record a step before it acts and after: done, or failed with the reason, which is raised on."""
         self.note(text, step=name, state="started", **detail)
         began = time.monotonic()

@@ -27,7 +27,7 @@ class OperationError(Exception):
 
 def show(line: str) -> None:
     """Say a line in the display of `pulumi up`, as it happens."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 -- a plugin's standard error is its voice.
+    print(line, file=sys.stderr, flush=True)
 
 
 def clean_errors(operation: Callable[P, R]) -> Callable[P, R]:

@@ -70,7 +70,7 @@ class Topology(pulumi.ComponentResource):
             raise AttributeError(msg)
 
 
-T = TypeVar("T", covariant=True)
+T = TypeVar("T", covariant=True)  # noqa: PLC0105 -- users read it in signatures.
 D = TypeVar("D", bound=type)
 
 
@@ -95,11 +95,9 @@ class HigherOrderTopology(Topology, Generic[T]):
         common = frozenset[type]()
         if members:
             common = frozenset.intersection(*(capabilities_of(type(member)) for member in members))
-        return cast(Self, object.__new__(cls._compose(common)))
+        return cast("Self", object.__new__(cls._compose(common)))
 
-    def __init__(
-        self, name: str, members: Mapping[str, T], opts: pulumi.ResourceOptions | None = None
-    ) -> None:
+    def __init__(self, name: str, members: Mapping[str, T], opts: pulumi.ResourceOptions | None = None) -> None:
         """Register the component.
 
         Raises:
@@ -114,9 +112,7 @@ class HigherOrderTopology(Topology, Generic[T]):
             problems.append(Problem("members", "there are none; give at least one topology"))
         if len({id(member) for member in members.values()}) < len(members):
             found = ", ".join(f"{role}={getattr(m, 'name', m)!r}" for role, m in members.items())
-            problems.append(
-                Problem("members", f"one topology is given twice ({found}); each member is its own place")
-            )
+            problems.append(Problem("members", f"one topology is given twice ({found}); each member is its own place"))
         if problems:
             raise InputError(f"{self.token.rpartition(':')[2]} '{name}'", problems)
         self.members = dict(members)
@@ -165,7 +161,7 @@ class HigherOrderTopology(Topology, Generic[T]):
         return cls._composed[key]
 
     def _description(self) -> dict[str, Any]:
-        members = {role: cast(Topology, member).name for role, member in self.members.items()}
+        members = {role: cast("Topology", member).name for role, member in self.members.items()}
         return {**super()._description(), "members": members}
 
     def _why_missing(self, capability: type) -> str:
@@ -189,7 +185,7 @@ class HigherOrderTopology(Topology, Generic[T]):
 
 
 def _as_topology(member: object) -> Topology:
-    return cast(Topology, member)
+    return cast("Topology", member)
 
 
 def _topologies_in(values: Iterable[object]) -> Iterable[Topology]:

@@ -143,9 +143,7 @@ class LinuxHostTopology(Topology, PostgreSQL):
 def _declared(config: PostgreSQLConfig) -> dict[str, Any]:
     """Return a configuration as the inputs of a server."""
     passwords = {role: pulumi.Output.secret(value) for role, value in config.passwords.items()}
-    databases = [
-        {"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.databases
-    ]
+    databases = [{"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.databases]
     values = config.model_dump(mode="json", exclude={"databases", "members", "passwords"})
     return {**values, "databases": databases, "passwords": passwords}
 
@@ -178,5 +176,3 @@ def _problems(name: object, address: str, user: str, machine_id: str | None) -> 
         message = f"{machine_id!r} is not a machine-id; expected 32 hexadecimal digits, as in /etc/machine-id"
         problems.append(Problem("machine_id", message))
     return problems
-
-

@@ -5,6 +5,7 @@ Pure: texts in, texts out. Where they are kept is the server's matter.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -46,9 +47,7 @@ def make_authority(common_name: str) -> KeyPair:
         _builder(common_name, key, _AUTHORITY_LIFETIME)
         .issuer_name(_name(common_name))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.KeyUsage(**{**_NO_USAGE, "key_cert_sign": True, "crl_sign": True}), critical=True
-        )
+        .add_extension(x509.KeyUsage(**{**_NO_USAGE, "key_cert_sign": True, "crl_sign": True}), critical=True)
     )
     return _signed(builder, key, key)
 
@@ -58,10 +57,8 @@ def make_server(authority: KeyPair, address: str, lifetime_days: int) -> KeyPair
     # libpq before 15 compares even an IP address with the DNS names only: libpq, "Client Verification of Server
     # Certificates". So an IP is there in both forms.
     alternatives: list[x509.GeneralName] = [x509.DNSName(address)]
-    try:
+    with contextlib.suppress(ValueError):  # A host name has the one form.
         alternatives.append(x509.IPAddress(ipaddress.ip_address(address)))
-    except ValueError:
-        pass  # A host name: it has the one form.
     return _issued(
         authority,
         address[:64],
@@ -109,18 +106,14 @@ def _issued(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**{**_NO_USAGE, "digital_signature": True}), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if alternatives is not None:
         builder = builder.add_extension(alternatives, critical=False)
     return _signed(builder, key, signer)
 
 
-def _builder(
-    common_name: str, key: ec.EllipticCurvePrivateKey, lifetime: timedelta
-) -> x509.CertificateBuilder:
+def _builder(common_name: str, key: ec.EllipticCurvePrivateKey, lifetime: timedelta) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()

@@ -185,7 +185,9 @@ class Deployment:
         if marker.locale != self.props["locale"] and not source:
             return f"its locale is {marker.locale}, and {self.props['locale']} is declared"
         if source and marker.system_identifier != source["system_identifier"]:
-            return f"it is a copy of database {marker.system_identifier}, and its source is {source['system_identifier']}"
+            return (
+                f"it is a copy of database {marker.system_identifier}, and its source is {source['system_identifier']}"
+            )
         return None
 
     def _move_aside(self, server: Server, marker: Marker) -> str:
@@ -239,9 +241,7 @@ class Deployment:
         return ports
 
     def _log_here(self, server: Server) -> None:
-        self.journal.write_to(
-            lambda lines: self.connection.append_file(server.layout.events, lines, user=self.user)
-        )
+        self.journal.write_to(lambda lines: self.connection.append_file(server.layout.events, lines, user=self.user))
 
     def _write_marker(self, server: Server, marker: Marker) -> None:
         server.write(server.layout.marker, json.dumps(marker.__dict__, indent=1) + "\n")
@@ -372,7 +372,7 @@ class Deployment:
             texts["replication.conf"] = files.replication_config(
                 source, slot_name(self.props["owner"]), layout, self._member()
             )
-        return any([server.write(f"{layout.config}/{name}", text) for name, text in texts.items()])
+        return any(server.write(f"{layout.config}/{name}", text) for name, text in texts.items())
 
     def _start(self, server: Server) -> None:
         if server.running_pid() is not None:
@@ -423,11 +423,12 @@ class Deployment:
 
     def _streams(self, server: Server, marker: Marker) -> bool:
         """Wait until the replica streams; False if it never can."""
-        size = server._log_size()
+        size = server.log_size()
 
         def look() -> str:
             status = server.look(
-                "SELECT to_json(coalesce((SELECT status FROM pg_stat_wal_receiver), 'no receiver'))", port=marker.port
+                "SELECT to_json(coalesce((SELECT status FROM pg_stat_wal_receiver), 'no receiver'))",
+                port=marker.port,
             )
             return "WAL gone" if status != "streaming" and _WAL_GONE in server.log_since(size) else str(status)
 
@@ -482,7 +483,9 @@ class Deployment:
             if errors:
                 msg = f"{self.connection.name}: PostgreSQL refuses settings: {'; '.join(errors)}"
                 raise SiteError(msg)
-        pending = server.look("SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart", port=old_port)
+        pending = server.look(
+            "SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart", port=old_port
+        )
         if pending:
             with self.journal.step("restart", f"restarting, as PostgreSQL requires for {', '.join(pending)}"):
                 server.stop(self._deadline("start"))

@@ -15,13 +15,11 @@ from harmony_pulumi.hosts.postgresql.deployment import (
     ownership_problems,
     root_of,
 )
-from harmony_pulumi.hosts.postgresql.layout import socket_problem
-from harmony_pulumi.hosts.postgresql.server import choose_binaries
+from harmony_pulumi.hosts.postgresql.layout import Layout, socket_problem
+from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 
 _LEAST_DISK_MB = 512
 """An empty database takes 40 MB, and its WAL up to `max_wal_size`, of which half is soon used."""
-
-_RESTARTS = {"port": "port"}
 
 Finding = tuple[str, str]
 """A property's path and a message."""
@@ -55,9 +53,7 @@ def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part) or old.get("plan", "")
 
 
-def _changed_settings(
-    old: Mapping[str, Any], new: Mapping[str, Any], major: int | None
-) -> tuple[list[str], list[str]]:
+def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], major: int | None) -> tuple[list[str], list[str]]:
     restart: list[str] = []
     reload_: list[str] = []
     for name in sorted({*old, *new}):
@@ -80,8 +76,10 @@ def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findi
         return [
             (
                 "on_destroy",
-                f"this change replaces the server ({old.get('identity')} becomes {new.get('identity')}), and what was "
-                "deployed says on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first",
+                (
+                    f"this change replaces the server ({old.get('identity')} becomes {new.get('identity')}), and what was "
+                    "deployed says on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first"
+                ),
             )
         ]
     return []
@@ -116,7 +114,9 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
         choose_binaries(connection, major)
     except SiteError as error:
         findings.append(("version", str(error)))
-    findings += [("directory", f"{connection.name}: {p}") for p in ownership_problems(connection, new, root, user, marker)]
+    findings += [
+        ("directory", f"{connection.name}: {p}") for p in ownership_problems(connection, new, root, user, marker)
+    ]
     if problem := socket_problem(root):
         findings.append(("directory", problem))
     if create and not ours:
@@ -133,9 +133,11 @@ def _room_problems(connection: Connection, root: str, user: str) -> list[Finding
         return [("directory", f"{connection.name}: {folder} is not a folder, so {root} cannot be made")]
     able = connection.run(["test", "-w", folder], user=None if connection.is_root() and folder != root else user)
     if able.status:
-        return [("directory", f"{connection.name}: {folder} cannot be written by {user}; change its owner, or choose another directory")]
+        message = f"{connection.name}: {user} cannot write {folder}; change its owner, or choose another directory"
+        return [("directory", message)]
     if connection.is_root() and (closed := _closed_to(connection, folder, user)):
-        return [("directory", f"{connection.name}: {closed} cannot be entered by {user}; chmod o+x it, or choose another directory")]
+        message = f"{connection.name}: {user} cannot enter {closed}; chmod o+x it, or choose another directory"
+        return [("directory", message)]
     free = int(connection.check(["df", "--output=avail", "-B1M", "--", folder]).splitlines()[-1])
     if free < _LEAST_DISK_MB:
         message = f"{connection.name}: {folder} has {free} MB free; expected at least {_LEAST_DISK_MB} MB"
@@ -160,7 +162,12 @@ def _port_problems(
     if not port or (marker is not None and marker.port == port) or (old and old.get("port") == port):
         return []
     if port in listening_ports(connection):
-        return [("port", f"{connection.name}: something listens on {port} already; choose another, or leave it out")]
+        return [
+            (
+                "port",
+                f"{connection.name}: something listens on {port} already; choose another, or leave it out",
+            )
+        ]
     return []
 
 
@@ -180,9 +187,6 @@ def status(state: Mapping[str, Any]) -> str:
 
 
 def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> str:
-    from harmony_pulumi.hosts.postgresql.layout import Layout
-    from harmony_pulumi.hosts.postgresql.server import Server
-
     marker = Marker.read(connection, state["root"], user)
     if marker is None or marker.owner != state["owner"]:
         whose = f"belongs to {marker.owner}" if marker else "has no marker"

@@ -55,7 +55,10 @@ def installed(connection: Connection) -> list[Binaries]:
         if match := re.search(r"\) (\d+[^ ]*)", rest):
             found.setdefault(path, Binaries(path, match[1]))
     first, *others = found.values() or [None]
-    return [*([first] if first else []), *sorted((b for b in others if b), key=lambda b: b.major, reverse=True)]
+    return [
+        *([first] if first else []),
+        *sorted((b for b in others if b), key=lambda b: b.major, reverse=True),
+    ]
 
 
 def choose_binaries(connection: Connection, version: int | None) -> Binaries:
@@ -122,12 +125,14 @@ class Server:
         Raises:
             SiteError: it did not start; the message holds the end of its log.
         """
-        size = self._log_size()
+        size = self.log_size()
         argv = [self.program("pg_ctl"), "start", "-D", self.layout.config, "-l", self.layout.log, "-s", "-w"]
         done = self.connection.run([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
         if done.status:
             said = self.log_since(size).strip()[-1500:] or done.stderr.strip()
-            msg = f"{self.connection.name}: the server in {self.layout.root} did not start within {deadline:g} s: {said}"
+            msg = (
+                f"{self.connection.name}: the server in {self.layout.root} did not start within {deadline:g} s: {said}"
+            )
             raise SiteError(msg)
 
     def stop(self, deadline: float) -> None:
@@ -140,7 +145,8 @@ class Server:
         """Have the server read its files again."""
         self.connection.check([self.program("pg_ctl"), "reload", "-D", self.layout.data, "-s"], user=self.user)
 
-    def _log_size(self) -> int:
+    def log_size(self) -> int:
+        """Return the size of the server's log in bytes."""
         done = self.connection.run(["stat", "-c", "%s", "--", self.layout.log], user=self.user)
         return int(done.stdout) if done.status == 0 else 0
 
@@ -181,9 +187,7 @@ class Server:
         files = [f"{self.layout.data}/{name}" for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")]
         self.connection.check(["rm", "-f", "--", *files], user=self.user)
 
-    def base_backup(
-        self, conninfo: str, slot: str, *, deadline: float, on_progress: Callable[[str], None]
-    ) -> None:
+    def base_backup(self, conninfo: str, slot: str, *, deadline: float, on_progress: Callable[[str], None]) -> None:
         """Copy the source's data directory, with a new slot that keeps the WAL from the copy's beginning on.
 
         Raises:
