@@ -372,7 +372,8 @@ class Deployment:
             texts["replication.conf"] = files.replication_config(
                 source, slot_name(self.props["owner"]), layout, self._member()
             )
-        return any(server.write(f"{layout.config}/{name}", text) for name, text in texts.items())
+        changed = [name for name, text in texts.items() if server.write(f"{layout.config}/{name}", text)]
+        return bool(changed)
 
     def _start(self, server: Server) -> None:
         if server.running_pid() is not None:
