@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from harmony_pulumi.errors import SiteError, UnreachableError
 
@@ -192,7 +192,7 @@ class _Conversation:
                 pipe = cast("Any", getattr(process, key))
                 os.set_blocking(pipe.fileno(), False)
                 selector.register(pipe, selectors.EVENT_READ, key)
-            stdin = cast("Any", process.stdin)
+            stdin = cast("IO[bytes]", process.stdin)
             os.set_blocking(stdin.fileno(), False)
             selector.register(stdin, selectors.EVENT_WRITE, "stdin")
             while selector.get_map():

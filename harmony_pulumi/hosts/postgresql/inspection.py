@@ -72,16 +72,14 @@ def _equal(name: str, old: Any, new: Any) -> bool:
 
 def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
     """Return what is wrong with a change, told from the old and new inputs alone."""
-    if old and old.get("identity") != new.get("identity") and old.get("on_destroy") == "delete":
-        return [
-            (
-                "on_destroy",
-                (
-                    f"this change replaces the server ({old.get('identity')} becomes {new.get('identity')}), and what was "
-                    "deployed says on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first"
-                ),
-            )
-        ]
+    identities = (old.get("identity"), new.get("identity"))
+    replaced = bool(old) and all(isinstance(text, str) for text in identities) and identities[0] != identities[1]
+    if replaced and old.get("on_destroy") == "delete":
+        message = (
+            f"this change replaces the server ({identities[0]} becomes {identities[1]}), and what was deployed says "
+            f"on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first"
+        )
+        return [("on_destroy", message)]
     return []
 
 

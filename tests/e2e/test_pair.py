@@ -1,0 +1,134 @@
+"""A failover pair on this machine, from one `pulumi up`: what a user gets, seen as users see it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.e2e.conftest import Stack, connection, eventually, port_of, postmaster
+
+pytestmark = pytest.mark.e2e
+
+
+def test_one_up_makes_a_pair_that_streams_and_outlives_the_cli(stack: Stack) -> None:
+    stack.pair()
+    shown = stack.up()
+    for step in ("making an empty database", "copying the data from", "copied", "waiting until it streams"):
+        assert step in shown
+    outputs = stack.outputs()
+    ca = outputs["ca_certificate"]
+
+    with connection(stack, outputs["uri"], ca) as client:
+        assert client.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+        client.execute("CREATE TABLE kept (value int)")
+        client.execute("INSERT INTO kept SELECT generate_series(1, 1000)")
+    with connection(stack, outputs["replica_uri"], ca) as reader:
+        eventually(
+            lambda: (
+                reader.execute("SELECT to_regclass('kept')").fetchone() != (None,)
+                and reader.execute("SELECT count(*) FROM kept").fetchone() == (1000,)
+            ),
+            "1000 rows on the replica",
+        )
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            reader.execute("INSERT INTO kept VALUES (0)")
+
+    for name in ("montreal", "toronto"):
+        pid = postmaster(Path(stack.server(name)["data_directory"]))
+        assert pid is not None
+        assert Path(f"/proc/{pid}/stat").read_text().split()[3] == "1", "its parent is init, not the plugin"
+
+    assert "7 unchanged" in stack.up("--expect-no-changes")
+    assert "7 unchanged" in stack.refresh()
+    stack.preview("--expect-no-changes")
+
+    events = [json.loads(line) for line in Path(outputs["event_log"]).read_text().splitlines()]
+    assert [e["step"] for e in events if e["state"] == "done"] == ["prepare", "initdb", "start", "populate"]
+    assert {"time", "subject", "operation", "step", "state", "text", "seconds"} <= set(events[-1])
+
+
+def test_replication_is_by_certificate_over_tls_and_everything_else_is_refused(stack: Stack, tmp_path: Path) -> None:
+    stack.pair()
+    stack.up()
+    outputs = stack.outputs()
+    ca, uri = outputs["ca_certificate"], outputs["primary_uri"]
+    (tmp_path / "ca.crt").write_text(ca)
+    superuser = [
+        "psql",
+        "-XAtq",
+        "-h",
+        f"{stack.server('montreal')['root']}/run",
+        "-p",
+        str(port_of(uri)),
+        "-U",
+        "postgres",
+    ]
+    seen = subprocess.run(
+        [
+            "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *superuser, "-c",
+            "SELECT r.application_name, r.state, s.ssl, s.version, s.client_dn FROM pg_stat_replication r "
+            "JOIN pg_stat_ssl s USING (pid)",
+        ],
+        capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+    assert seen.stdout.strip() == "toronto|streaming|t|TLSv1.3|/CN=harmony_replication"
+
+    with pytest.raises(psycopg.OperationalError, match="no encryption"):
+        psycopg.connect(uri.replace("verify-full", "disable"), connect_timeout=10)
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(uri, password="wrong", sslrootcert=str(tmp_path / "ca.crt"), connect_timeout=10)
+    replication = {"user": "harmony_replication", "replication": "true", "sslrootcert": str(tmp_path / "ca.crt")}
+    with pytest.raises(psycopg.OperationalError, match="requires a valid client certificate"):
+        psycopg.connect(uri, connect_timeout=10, **replication)
+    # The database's owner is a good client, and still no replica.
+    with pytest.raises(psycopg.OperationalError, match="rejects replication connection"):
+        psycopg.connect(uri, connect_timeout=10, replication="true", sslrootcert=str(tmp_path / "ca.crt"))
+
+
+def test_the_multi_host_uri_finds_the_primary_and_names_no_path(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    outputs = stack.outputs()
+    assert "sslrootcert" not in outputs["uri"]
+    assert "target_session_attrs=read-write" in outputs["uri"]
+    first, second = port_of(outputs["primary_uri"]), port_of(outputs["replica_uri"])
+    swapped = (
+        outputs["uri"].replace(f":{first},", ":X,").replace(f":{second}/", f":{first}/").replace(":X,", f":{second},")
+    )
+    assert swapped != outputs["uri"]
+    with connection(stack, swapped, outputs["ca_certificate"]) as client:
+        assert client.info.port == first
+
+
+def test_no_secret_is_in_the_state_the_logs_or_the_display(stack: Stack) -> None:
+    stack.pair('passwords={"orders": "correct horse battery"}')
+    shown = stack.preview() + stack.up() + stack.refresh()
+    outputs = stack.outputs()
+    key = outputs["certs"]["client_key"].splitlines()[1]
+    assert "correct%20horse%20battery" in outputs["uri"]
+    logs = "".join(path.read_text() for root, _ in stack.markers() for path in (root / "log").iterdir())
+    state = stack.run("stack", "export") + "".join(
+        path.read_text() for path in (stack.folder / "state").rglob("*") if path.is_file()
+    )
+    for secret in ("correct horse battery", key):
+        assert secret not in shown
+        assert secret not in logs
+        assert secret not in state
+
+
+def test_synchronous_replication_is_on_once_the_pair_is_up(stack: Stack) -> None:
+    stack.pair('replication="synchronous"')
+    stack.up()
+    outputs = stack.outputs()
+    with connection(stack, outputs["uri"], outputs["ca_certificate"]) as client:
+        assert client.execute("SHOW synchronous_standby_names").fetchone() == ('FIRST 1 ("toronto")',)
+        client.execute("CREATE TABLE kept (value int)")
+    stack.pair('replication="asynchronous"')
+    assert "synchronous" in stack.preview()
+    stack.up()
+    with connection(stack, outputs["uri"], outputs["ca_certificate"]) as client:
+        assert client.execute("SHOW synchronous_standby_names").fetchone() == ("",)
