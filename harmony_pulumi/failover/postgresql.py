@@ -51,12 +51,14 @@ class FailoverPostgreSQL(Failover[T]):
         outer = replication or Replication()
         primary = self.primary.deploy_postgresql(
             name,
-            config,
+            _only(plans["primary"].members, config),
             replication=Replication(outer.source, outer.certs, (*outer.peers, *plans["replica"].homes)),
         )
         certs = self.primary.get_replication_certs(primary)
         replica = self.replica.deploy_postgresql(
-            name, config, replication=Replication(primary, certs, (*outer.peers, *plans["primary"].homes))
+            name,
+            _only(plans["replica"].members, config),
+            replication=Replication(primary, certs, (*outer.peers, *plans["primary"].homes)),
         )
         members = {"primary": primary, "replica": replica}
         pair = PostgreSQLPairResource(
@@ -89,6 +91,12 @@ class FailoverPostgreSQL(Failover[T]):
         return _ask_active(cluster, {role: member.get_ca_certificate for role, member in self.members.items()})
 
 
+def _only(members: Sequence[str], config: PostgreSQLConfig) -> PostgreSQLConfig:
+    """Return the configuration with the placements of these members alone: each refuses those of strangers."""
+    placements = {name: placement for name, placement in config.members.items() if name in members}
+    return config.model_copy(update={"members": placements})
+
+
 def _ask_active(cluster: PostgreSQLCluster, queries: Mapping[str, Any]) -> pulumi.Output[Any]:
     """Send a query to the active member."""
     if not isinstance(cluster, PostgreSQLPair):
@@ -99,7 +107,8 @@ def _ask_active(cluster: PostgreSQLCluster, queries: Mapping[str, Any]) -> pulum
 
 
 def _of_active(active: pulumi.Output[str], values: Mapping[str, pulumi.Output[Any]]) -> pulumi.Output[Any]:
-    return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0]])
+    # While none is, `none, was primary` names the last one.
+    return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0].split()[-1]])
 
 
 def _pair(

@@ -31,9 +31,14 @@ class PostgreSQLPairProvider(Provider):
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
-        """Tell whether the wiring is to be made anew. What was observed is never desired, and never a difference."""
+        """Tell whether the wiring is to be made anew.
+
+        What was observed is never desired, and no difference, except that a pair seen with no active member is to be
+        looked at again once its servers have been started.
+        """
         old, new = plain(_olds), plain(_news)
-        return DiffResult(changes=any(old.get(key) != value for key, value in new.items()))
+        asleep = str(old.get("observed_active")).startswith("none")
+        return DiffResult(changes=asleep or any(old.get(key) != value for key, value in new.items()))
 
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
