@@ -76,7 +76,9 @@ class PostgreSQLPair(PostgreSQLCluster):
     active: str
     """The desired active member's role."""
     observed_active: pulumi.Output[str]
-    """The role of the member that was seen to be active."""
+    """The role of the member that was seen to be active; `none`, or both, is trouble."""
+    serving: pulumi.Output[str]
+    """The role of the member that was last seen to be active alone: where queries go."""
 
 
 @dataclass(frozen=True)

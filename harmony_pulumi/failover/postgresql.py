@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pulumi
 
@@ -22,6 +22,9 @@ from harmony_pulumi.capabilities.postgresql import (
 from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 from harmony_pulumi.failover.base import Failover
 from harmony_pulumi.topologies.base import T
+
+if TYPE_CHECKING:
+    from harmony_pulumi.providers.postgresql_pair import PostgreSQLPairResource
 
 
 @Failover.derive(PostgreSQL)
@@ -74,7 +77,7 @@ class FailoverPostgreSQL(Failover[T]):
             },
             pulumi.ResourceOptions(parent=cast("Any", self), depends_on=[primary.resource, replica.resource]),
         )
-        return _pair(name, config, members, pair.observed_active, pair)
+        return _pair(name, config, members, pair)
 
     def get_replication_certs(
         self: Failover[PostgreSQL], cluster: PostgreSQLCluster
@@ -103,7 +106,7 @@ def _ask_active(cluster: PostgreSQLCluster, queries: Mapping[str, Any]) -> pulum
         msg = f"{cluster.name!r} was not deployed by a failover topology; ask the topology that deployed it"
         raise TypeError(msg)
     answers = {role: queries[role](member) for role, member in cluster.members.items()}
-    return _of_active(cluster.observed_active, answers)
+    return _of_active(cluster.serving, answers)
 
 
 def _of_active(active: pulumi.Output[str], values: Mapping[str, pulumi.Output[Any]]) -> pulumi.Output[Any]:
@@ -115,8 +118,7 @@ def _pair(
     name: str,
     config: PostgreSQLConfig,
     members: Mapping[str, PostgreSQLCluster],
-    active: pulumi.Output[str],
-    resource: pulumi.CustomResource,
+    resource: PostgreSQLPairResource,
 ) -> PostgreSQLPair:
     """Return the pair as a cluster: what a client needs spans both members, the rest is the active one's."""
     first = config.databases[0]
@@ -126,7 +128,7 @@ def _pair(
         return uri(known[0], first.name, first.owner_role, known[1][first.owner_role])
 
     of_active = {
-        field.name: _of_active(active, {role: getattr(m, field.name) for role, m in members.items()})
+        field.name: _of_active(resource.serving, {role: getattr(m, field.name) for role, m in members.items()})
         for field in fields(PostgreSQLCluster)
         if field.name not in {"name", "uri", "ca_certificate", "identity", "site", "resource"}
     }
@@ -136,9 +138,10 @@ def _pair(
         uri=pulumi.Output.all(endpoints, members["primary"].credentials).apply(joined_uri),
         ca_certificate=pulumi.Output.all(*(m.ca_certificate for m in members.values())).apply("".join),
         identity=pulumi.Output.all(*(m.identity for m in members.values())).apply(" | ".join),
-        site=cast("Any", resource).site,
+        site=resource.site,
         resource=resource,
         members=members,
         active="primary",
-        observed_active=active,
+        observed_active=resource.observed_active,
+        serving=resource.serving,
     )

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
+
+from harmony_pulumi.errors import SiteError
 
 Show = Callable[[str], None]
 Write = Callable[[str], None]
@@ -46,7 +48,8 @@ class Journal:
         try:
             yield
         except BaseException as error:
-            self._record(name, "failed", text, seconds=_seconds_since(began), error=str(error), **detail)
+            with suppress(SiteError):  # If the record cannot be written either, the first error is the one to tell.
+                self._record(name, "failed", text, seconds=_seconds_since(began), error=str(error), **detail)
             raise
         self._record(name, "done", text, seconds=_seconds_since(began), **detail)
 

@@ -61,20 +61,15 @@ def missing(source: Observation, names: list[str]) -> list[str]:
     return [name for name in names if name not in streaming]
 
 
-def observed_active(members: Mapping[str, Member]) -> str | None:
-    """Return the role of the member that is a running primary, or None if none is.
+def primaries(members: Mapping[str, Member]) -> list[str]:
+    """Return the roles of the members that are running primaries.
 
     Raises:
         UnreachableError: none was seen, and one could not be asked.
-        SiteError: more than one is.
     """
     seen = {role: member.site.observe() for role, member in members.items()}
-    primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
-    if len(primaries) > 1:
-        msg = f"two primaries: {' and '.join(seen[role]['name'] for role in primaries)}; keep clients away from one"
-        raise SiteError(msg)
-    unreachable = [o for o in seen.values() if o["state"] == "unreachable"]
-    if not primaries and unreachable:
-        msg = "; ".join(observation["detail"] for observation in unreachable)
-        raise UnreachableError(msg)
-    return primaries[0] if primaries else None
+    found = [role for role, observation in seen.items() if observation["role"] == "primary"]
+    unreachable = [observation["detail"] for observation in seen.values() if observation["state"] == "unreachable"]
+    if not found and unreachable:
+        raise UnreachableError("; ".join(unreachable))
+    return found

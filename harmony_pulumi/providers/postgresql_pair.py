@@ -11,7 +11,7 @@ from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Re
 from harmony_pulumi.capabilities.site import load_site
 from harmony_pulumi.errors import UnreachableError
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.replication import Member, establish, observed_active
+from harmony_pulumi.orchestration.replication import Member, establish, primaries
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
 
@@ -57,11 +57,23 @@ class PostgreSQLPairProvider(Provider):
         """See who is active. A member that cannot be reached proves nothing, so what was known of it stays."""
         state = plain(props)
         try:
-            active = observed_active(_members(state)) or f"none, was {state['observed_active'].split()[-1]}"
+            active = primaries(_members(state))
         except UnreachableError as error:
             show(f"warning: {state['name']}: {error}")
-            active = state["observed_active"]
-        return ReadResult(id_, {**state, "observed_active": active})
+            return ReadResult(id_, state)
+        if len(active) != 1:
+            show(f"warning: {state['name']}: {' and '.join(active) or 'no member'} is active; expected exactly one")
+        serving = active[0] if len(active) == 1 else state["serving"]
+        return ReadResult(id_, {**state, "observed_active": " and ".join(active) or "none", "serving": serving})
+
+    @clean_errors
+    def delete(self, _id: str, _props: dict[str, Any]) -> None:
+        """Undo what would stop a primary that lives on: commits must not wait for a replica that is going."""
+        state = plain(_props)
+        if state["replication"] == "synchronous":
+            site = load_site(state["members"][state["serving"]]["site"])
+            if site.observe()["role"] == "primary":
+                site.require_synchronous([])
 
 
 def _members(props: Mapping[str, Any]) -> dict[str, Member]:
@@ -80,6 +92,7 @@ def _establish(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
     )
     return {
         "observed_active": props["active"],
+        "serving": props["active"],
         "site": {
             "kind": "pair",
             "name": props["name"],
@@ -93,8 +106,12 @@ class PostgreSQLPairResource(Resource, module="harmony", name="PostgreSQLPair"):
     """The roles and the wiring of a pair of PostgreSQL clusters."""
 
     observed_active: pulumi.Output[str]
+    serving: pulumi.Output[str]
+    """The member that was last seen to be active: where queries go."""
     site: pulumi.Output[Any]
 
     def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         """Declare the pair. `props` is what `FailoverPostgreSQL` makes of its members."""
-        super().__init__(PostgreSQLPairProvider(), name, {"observed_active": None, "site": None, **props}, opts)
+        super().__init__(
+            PostgreSQLPairProvider(), name, {"observed_active": None, "serving": None, "site": None, **props}, opts
+        )

@@ -120,6 +120,7 @@ class Deployment:
             marker = self._begin(server)
         else:
             self._log_here(server)
+            self._settle_port(server, marker)
         self._certificates(server)
         credentials = self._credentials(server)
         fresh = marker.state == "making"
@@ -228,6 +229,14 @@ class Deployment:
             return int(port)
         taken = listening_ports(self.connection) | self._ports_of_neighbours(server)
         return next(port for port in range(_FIRST_PORT, 65536) if port not in taken)
+
+    def _settle_port(self, server: Server, marker: Marker) -> None:
+        """Keep the port of before, unless another is declared or somebody took it while the server was down."""
+        taken = server.running_pid() is None and marker.port in listening_ports(self.connection)
+        if (self.props.get("port") or marker.port) != marker.port or (taken and not self.props.get("port")):
+            before, marker.port = marker.port, self._choose_port(server)
+            self.journal.note(f"port {before} becomes {marker.port}", step="port")
+            self._write_marker(server, marker)
 
     def _ports_of_neighbours(self, server: Server) -> set[int]:
         """Return the ports of servers that are stopped, or still being made, in the folders beside this one."""

@@ -185,7 +185,7 @@ def roles_sql(passwords: Mapping[str, str]) -> str:
 def _role_if_missing(role: str, options: str) -> str:
     create = quote_literal(f"CREATE ROLE {quote_identifier(role)} {options}")
     missing = f"NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {quote_literal(role)})"
-    return f"SELECT {create} WHERE {missing} \\gexec"  # noqa: S608 -- every part is quoted above.
+    return f"SELECT {create} WHERE {missing} \\gexec"
 
 
 def databases_sql(databases: Sequence[Mapping[str, Any]]) -> str:

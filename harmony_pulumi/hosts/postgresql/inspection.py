@@ -16,7 +16,7 @@ from harmony_pulumi.hosts.postgresql.deployment import (
     root_of,
 )
 from harmony_pulumi.hosts.postgresql.layout import Layout, socket_problem
-from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
+from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
 
 _LEAST_DISK_MB = 512
 """An empty database takes 40 MB, and its WAL up to `max_wal_size`, of which half is soon used."""
@@ -189,7 +189,7 @@ def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> s
     if marker is None or marker.owner != state["owner"]:
         whose = f"belongs to {marker.owner}" if marker else "has no marker"
         return f"stopped: {state['root']} {whose}"
-    server = Server(connection, Layout(state["root"], marker.data), choose_binaries(connection, marker.major), user)
+    server = Server(connection, Layout(state["root"], marker.data), Binaries("", marker.version), user)
     if server.running_pid() is None:
         return f"stopped: no server process in {marker.data}; `pulumi up` starts it"
     return "running"

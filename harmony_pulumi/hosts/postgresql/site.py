@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Observation
-from harmony_pulumi.errors import UnreachableError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files
 from harmony_pulumi.hosts.postgresql.deployment import Marker, os_user
@@ -59,7 +59,10 @@ class HostPostgreSQL:
         marker = self._marker(connection)
         if marker is None:
             return _unseen(name, "absent", f"{connection.name} has no server of {self.handle['owner']} in {self._root}")
-        server = self._server(connection, marker)
+        try:
+            server = self._server(connection, marker)
+        except SiteError as error:
+            return _unseen(name, "stopped", str(error))
         seen = _unseen(name, "stopped", f"no server process in {marker.data}")
         seen["endpoint"] = f"{self.handle['host']['address']}:{marker.port}"
         seen["version"] = server.binaries.version
