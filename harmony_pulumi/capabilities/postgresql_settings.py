@@ -1,6 +1,7 @@
 """The server settings of PostgreSQL 13 to 18: which there are, what they take, which need a restart.
 
-The table beside this module comes from real servers: `scripts/postgresql-settings` writes it.
+The table beside this module comes from real servers: `scripts/postgresql-settings` writes it. It knows
+majors, not minors: what a later minor release of a major brought counts as there in all of them.
 """
 
 from __future__ import annotations

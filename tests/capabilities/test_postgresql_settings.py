@@ -335,12 +335,8 @@ def test_problems_and_quantities_are_those_of_the_server(real: Installed) -> Non
         answer = real.run("-D", str(real.folder), "-C", name, "-c", f"{name}={text}")
         problem = problem_with(name, value, real.major)
         if (problem is None) != (answer.returncode == 0):
-            differences.append(
-                f"{name}={value!r}: {problem}; the server: {answer.stderr.strip() or 'accepts'}"
-            )
+            differences.append(f"{name}={value!r}: {problem}; the server: {answer.stderr.strip() or 'accepts'}")
         amount = quantity(name, value, real.major)
         if amount is not None and answer.returncode == 0 and float(answer.stdout) != pytest.approx(amount):
-            differences.append(
-                f"{name}={value!r}: {amount} in the table, {answer.stdout.strip()} in the server"
-            )
+            differences.append(f"{name}={value!r}: {amount} in the table, {answer.stdout.strip()} in the server")
     assert differences == []
