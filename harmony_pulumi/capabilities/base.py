@@ -12,8 +12,13 @@ class Capability(Protocol):
     """Base of every capability: a runtime-checkable Protocol of verbs over declared intent.
 
     A topology provides a capability by inheriting it. A look-alike, which has methods of the same names, does not:
-    composition needs to be told, not to guess.
+    composition needs to be told, not to guess. Name the verbs after the capability (`deploy_docker`): a topology that
+    provides two capabilities has the verbs of both.
     """
+
+    def capabilities(self) -> frozenset[type]:
+        """Return the capabilities that this topology provides."""
+        return capabilities_of(type(self))
 
 
 def capabilities_of(cls: type) -> frozenset[type]:
@@ -24,6 +29,11 @@ def capabilities_of(cls: type) -> frozenset[type]:
 def is_capability(cls: type) -> bool:
     """Tell whether a class is a capability's protocol, as opposed to something that provides one."""
     return cls is not Capability and is_protocol(cls) and Capability in cls.__mro__
+
+
+def verbs_of(capability: type) -> frozenset[str]:
+    """Return the names of the methods that a capability adds to those that it extends."""
+    return frozenset(name for name in vars(capability) if not name.startswith("_"))
 
 
 def known_capabilities(root: type = Capability) -> Iterator[type]:

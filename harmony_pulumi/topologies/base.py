@@ -5,12 +5,19 @@ This module holds the capability rule. It knows no capability and no topology in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import pulumi
 
-from harmony_pulumi.capabilities.base import capabilities_of, known_capabilities, names
+from harmony_pulumi.capabilities.base import (
+    Capability,
+    capabilities_of,
+    is_capability,
+    known_capabilities,
+    names,
+    verbs_of,
+)
 from harmony_pulumi.errors import CapabilityError, InputError, Problem
 
 _NAMESPACES = {"harmony_pulumi": "harmony"}
@@ -39,38 +46,56 @@ class Topology(pulumi.ComponentResource):
         self.name = name
         self.register_outputs({"harmony": self._description()})
 
+    def capabilities(self) -> frozenset[type]:
+        """Return the capabilities that this topology provides."""
+        return capabilities_of(type(self))
+
+    @property
+    def _kind(self) -> str:
+        """The name of the class as its author wrote it."""
+        return self.token.rpartition(":")[2]
+
     def _description(self) -> dict[str, Any]:
         """Return what `harmony graph` shows of this topology."""
         return {
             "topology": self.name,
-            "kind": self.token.rpartition(":")[2],
-            "capabilities": sorted(c.__name__ for c in capabilities_of(type(self))),
+            "kind": self._kind,
+            "capabilities": sorted(c.__name__ for c in self.capabilities()),
         }
+
+    def _lack(self, capability: type) -> list[str]:
+        """Return in words which topologies are the reason that a capability is missing here."""
+        if all(hasattr(type(self), verb) for verb in verbs_of(capability)):
+            what = capability.__name__
+            return [
+                f"'{self.name}' has the methods of {what} but does not inherit it (`class {self._kind}(..., {what})`)"
+            ]
+        return [f"'{self.name}' lacks {capability.__name__}"]
 
     def _why_missing(self, capability: type) -> str:
         """Return why this topology does not provide a capability, and what to do."""
         return (
-            f"It provides {names(capabilities_of(type(self)))}. Use a topology that provides {capability.__name__}, "
-            f"or inherit {capability.__name__} in {self.token.rpartition(':')[2]} and implement it."
+            f"It provides {names(self.capabilities())}. Use a topology that provides {capability.__name__}, or inherit "
+            f"{capability.__name__} in {self._kind} and implement it."
         )
 
     if not TYPE_CHECKING:  # A checker that saw this would accept every attribute.
 
         def __getattr__(self, attribute: str) -> Any:
             """Explain an attribute that belongs to a capability which this topology lacks."""
-            if not attribute.startswith("_"):
-                for capability in known_capabilities():
-                    if attribute in vars(capability):
-                        msg = (
-                            f"{self.token.rpartition(':')[2]} '{self.__dict__.get('name', '?')}' does not provide "
-                            f"{capability.__name__}, so it has no {attribute}(). {self._why_missing(capability)}"
-                        )
-                        raise CapabilityError(msg)
+            for capability in known_capabilities():
+                if attribute in verbs_of(capability):
+                    msg = (
+                        f"{self._kind} '{self.__dict__.get('name', '?')}' does not provide {capability.__name__}, "
+                        f"so it has no {attribute}(). {self._why_missing(capability)}"
+                    )
+                    raise CapabilityError(msg)
             msg = f"'{type(self).__name__}' object has no attribute '{attribute}'"
             raise AttributeError(msg)
 
 
-T = TypeVar("T", covariant=True)  # noqa: PLC0105 -- users read it in signatures.
+# A member is something that provides capabilities: with the bound, a checker refuses a name where a topology belongs.
+T = TypeVar("T", bound=Capability, covariant=True)  # noqa: PLC0105 -- users read it in signatures.
 D = TypeVar("D", bound=type)
 
 
@@ -88,20 +113,12 @@ class HigherOrderTopology(Topology, Generic[T]):
     _derivations: ClassVar[dict[type, type]] = {}
     _composed: ClassVar[dict[tuple[type, tuple[type, ...]], type]] = {}
 
-    def __new__(cls, name: str, *args: Any, **kwargs: Any) -> Self:
-        """Compose the class from the capabilities of the topologies among the arguments."""
-        del name
-        members = list(_topologies_in((*args, *kwargs.values())))
-        common = frozenset[type]()
-        if members:
-            common = frozenset.intersection(*(capabilities_of(type(member)) for member in members))
-        return cast("Self", object.__new__(cls._compose(common)))
-
     def __init__(self, name: str, members: Mapping[str, T], opts: pulumi.ResourceOptions | None = None) -> None:
-        """Register the component.
+        """Compose the class from what the members provide, and register the component.
 
         Raises:
             InputError: a member is not a topology, there is none, or one is given twice.
+            TypeError: the class has a capability's verb of its own, whatever its members provide.
         """
         problems = [
             Problem(role, f"{member!r} is not a topology; give an instance of a Topology")
@@ -114,8 +131,10 @@ class HigherOrderTopology(Topology, Generic[T]):
             found = ", ".join(f"{role}={getattr(m, 'name', m)!r}" for role, m in members.items())
             problems.append(Problem("members", f"one topology is given twice ({found}); each member is its own place"))
         if problems:
-            raise InputError(f"{self.token.rpartition(':')[2]} '{name}'", problems)
+            raise InputError(f"{self._kind} '{name}'", problems)
         self.members = dict(members)
+        common = frozenset[type].intersection(*(member.capabilities() for member in members.values()))
+        self.__class__ = cast("type[Self]", self._compose(common))
         super().__init__(name, opts)
 
     @classmethod
@@ -123,21 +142,34 @@ class HigherOrderTopology(Topology, Generic[T]):
         """Return a decorator that registers a class as this topology's derivation of a capability.
 
         The derivation is a subclass of the higher-order class that implements the capability's methods, each with
-        `self: <HigherOrder>[<Capability>]`, by calling the members' methods.
+        `self: <HigherOrder>[<Capability>]`, by calling the members' methods. It has no constructor and no state.
+        A subclass of the higher-order class may refine a derivation by one that inherits it.
 
         Raises:
-            TypeError: another derivation of the same capability is registered.
+            TypeError: `capability` is none, the derivation lacks one of its verbs, or another one is registered.
         """
 
         def register(derivation: D) -> D:
+            if not is_capability(capability):
+                what = capability.__name__
+                msg = f"{what} is not a capability; expected a protocol: `class {what}(Capability, Protocol)`"
+                raise TypeError(msg)
+            abstract: frozenset[str] = getattr(capability, "__abstractmethods__", frozenset())
+            if absent := sorted(verb for verb in abstract if not hasattr(derivation, verb)):
+                missing = ", ".join(absent)
+                msg = f"{derivation.__qualname__} lacks {missing} of {capability.__name__}: implement every verb"
+                raise TypeError(msg)
+            own = vars(cls).get("_derivations", {})
             known = cls._all_derivations().get(capability, derivation)
-            if (known.__module__, known.__qualname__) != (derivation.__module__, derivation.__qualname__):
+            same = (known.__module__, known.__qualname__) == (derivation.__module__, derivation.__qualname__)
+            if not same and (capability in own or not issubclass(derivation, known)):
                 msg = (
                     f"{cls.__name__} derives {capability.__name__} by {known.__qualname__} already; "
-                    f"{derivation.__qualname__} would make a second way. Subclass {cls.__name__} to have another."
+                    f"{derivation.__qualname__} would make a second way. To have another, subclass {cls.__name__}, and "
+                    f"derive for the subclass by a class that inherits {known.__qualname__}."
                 )
                 raise TypeError(msg)
-            cls._derivations = {**vars(cls).get("_derivations", {}), capability: derivation}
+            cls._derivations = {**own, capability: derivation}
             return derivation
 
         return register
@@ -151,49 +183,67 @@ class HigherOrderTopology(Topology, Generic[T]):
 
     @classmethod
     def _compose(cls, common: frozenset[type]) -> type:
+        """Return this class with the derivations of the capabilities that its members have in common."""
+        cls._refuse_verbs_of_its_own()
         derived = {c: d for c, d in cls._all_derivations().items() if c in common}
         key = (cls, tuple(derived.values()))
         if key not in cls._composed:
-            bases = [base for pair in derived.items() for base in reversed(pair)]
-            label = ", ".join(c.__name__ for c in derived)
+            # One that extends another comes before it, as Python wants of bases.
+            ordered = sorted(derived, key=lambda capability: -len(capability.__mro__))
+            bases = [base for capability in ordered for base in (derived[capability], capability)]
             body = {"__module__": cls.__module__, "__doc__": cls.__doc__, "token": cls.token}
-            HigherOrderTopology._composed[key] = type(f"{cls.__name__}[{label}]", (cls, *bases), body)
+            label = f"{cls.__name__}[{names(frozenset(derived))}]"
+            HigherOrderTopology._composed[key] = type(label, (cls, *bases), body)
         return cls._composed[key]
 
+    @classmethod
+    def _refuse_verbs_of_its_own(cls) -> None:
+        """Refuse a class that has a verb whatever its members provide: `hasattr` would lie.
+
+        Type checkers are to see derivations among the bases of the class, and Python is not: see
+        `harmony_pulumi.failover` for how.
+        """
+        provided = capabilities_of(cls)
+        known = frozenset[str]().union(*map(verbs_of, provided))
+        for capability in set(known_capabilities()) - provided:
+            verbs = verbs_of(capability) - known
+            found = [(verb, base) for base in cls.__mro__ for verb in sorted(verbs & vars(base).keys())]
+            for verb, base in found[:1]:
+                msg = (
+                    f"{cls.__name__} has {verb}() of {capability.__name__} from {base.__qualname__}, whatever its members "
+                    f"provide. Let that be in a derivation, registered with `derive({capability.__name__})`, and the "
+                    f"derivation a base of {cls.__name__} `if TYPE_CHECKING` only (docs: write your own capability)."
+                )
+                raise TypeError(msg)
+
     def _description(self) -> dict[str, Any]:
-        members = {role: cast("Topology", member).name for role, member in self.members.items()}
-        return {**super()._description(), "members": members}
+        return {**super()._description(), "members": {role: m.name for role, m in self._topologies.items()}}
+
+    @property
+    def _topologies(self) -> dict[str, Topology]:
+        """The members, as what they are beside what they provide."""
+        return {role: cast("Topology", member) for role, member in self.members.items()}
+
+    def _reasons(self, capability: type) -> list[str]:
+        lacking = (m for m in self._topologies.values() if capability not in m.capabilities())
+        return [reason for member in lacking for reason in member._lack(capability)]
+
+    def _lack(self, capability: type) -> list[str]:
+        reasons = self._reasons(capability) or [f"{self._kind} has no derivation of {capability.__name__}"]
+        return [f"{reason} (inside '{self.name}')" for reason in reasons]
 
     def _why_missing(self, capability: type) -> str:
-        kind = self.token.rpartition(":")[2]
-        lacking = [m for m in map(_as_topology, self.members.values()) if not isinstance(m, capability)]
-        if not lacking:
+        what = capability.__name__
+        reasons = self._reasons(capability)
+        if not reasons:
             return (
-                f"Every member provides {capability.__name__}, but {kind} has no derivation for it: import the "
-                f"package that has one, or write it (docs: write your own capability)."
+                f"Every member provides {what}, but {self._kind} has no derivation of it: import the package that has "
+                f"one, or write it (docs: write your own capability)."
             )
         provided = "; ".join(
-            f"{role} '{m.name}' ({m.token.rpartition(':')[2]}) provides {names(capabilities_of(type(m)))}"
-            for role, m in zip(self.members, map(_as_topology, self.members.values()), strict=True)
+            f"{role} '{m.name}' ({m._kind}) provides {names(m.capabilities())}" for role, m in self._topologies.items()
         )
-        missing = " and ".join(f"'{member.name}'" for member in lacking)
         return (
-            f"{kind} provides what all its members provide, and {missing} "
-            f"{'lacks' if len(lacking) == 1 else 'lack'} {capability.__name__}: {provided}. "
-            f"Use members that provide {capability.__name__}, or do not ask for it here."
+            f"It provides what all its members provide, and {' and '.join(reasons)}: {provided}; "
+            f"together {names(self.capabilities())}. Use members that provide {what}, or do not ask for it here."
         )
-
-
-def _as_topology(member: object) -> Topology:
-    return cast("Topology", member)
-
-
-def _topologies_in(values: Iterable[object]) -> Iterable[Topology]:
-    """Iterate over the topologies among arguments, also those inside a sequence or a mapping of members."""
-    for value in values:
-        if isinstance(value, Topology):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _topologies_in(value.values())
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            yield from _topologies_in(value)
