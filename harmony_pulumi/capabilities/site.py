@@ -34,6 +34,8 @@ class Slot(TypedDict):
     active: bool
     retained_bytes: int
     """WAL that it keeps."""
+    bound_bytes: int | None
+    """How much it may keep (`max_slot_wal_keep_size`); beyond it, its replica must be cloned again. None: no bound."""
     wal_status: str
     """`reserved`, `extended`, `unreserved` or `lost`: PostgreSQL, "pg_replication_slots"."""
 
@@ -56,6 +58,10 @@ class Observation(TypedDict):
     """Written, on a primary; replayed, on a standby."""
     receiver: str
     """On a standby: the state of its connection to the source."""
+    replayed_at: str
+    """On a standby: when the last transaction that it replayed was committed, ISO 8601; empty if it replayed none."""
+    waits_for: str
+    """On a primary: the replicas that commits wait for (`synchronous_standby_names`); empty if for nobody."""
     replicas: list[Replica]
     slots: list[Slot]
     certificates: dict[str, str]

@@ -568,6 +568,7 @@ class Deployment:
                 "owner": self.props["owner"],
                 "root": self.root,
                 "data": server.layout.data,
+                "slot": slot_name(self.props["owner"]),
             },
         }
 

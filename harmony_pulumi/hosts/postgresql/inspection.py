@@ -118,12 +118,13 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
     if problem := socket_problem(root):
         findings.append(("directory", problem))
     if create and not ours:
-        findings += _room_problems(connection, root, user)
+        findings += room_problems(connection, root, user)
     findings += _port_problems(connection, old, new, marker if ours else None)
     return findings
 
 
-def _room_problems(connection: Connection, root: str, user: str) -> list[Finding]:
+def room_problems(connection: Connection, root: str, user: str) -> list[Finding]:
+    """Return why a server's folder cannot be made: no permission on the way, or too little room."""
     folder = root
     while not connection.exists(folder) and folder != "/":
         folder = folder.rpartition("/")[0] or "/"

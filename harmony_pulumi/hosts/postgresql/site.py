@@ -22,6 +22,9 @@ SELECT json_build_object(
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
   'lsn', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
   'receiver', coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
+  'replayed_at', CASE WHEN pg_is_in_recovery()
+    THEN coalesce(to_json(pg_last_xact_replay_timestamp())#>>'{}', '') ELSE '' END,
+  'waits_for', CASE WHEN pg_is_in_recovery() THEN '' ELSE current_setting('synchronous_standby_names') END,
   'replicas', coalesce((SELECT json_agg(json_build_object(
       'name', application_name, 'state', state, 'sync_state', sync_state,
       'lag_bytes', coalesce(pg_wal_lsn_diff(sent.lsn, replay_lsn), 0)::bigint,
@@ -32,6 +35,8 @@ SELECT json_build_object(
   'slots', coalesce((SELECT json_agg(json_build_object(
       'name', slot_name, 'active', active,
       'retained_bytes', coalesce(pg_wal_lsn_diff(sent.lsn, restart_lsn), 0)::bigint,
+      'bound_bytes', (SELECT nullif(setting, '-1')::bigint * 1048576 FROM pg_settings
+        WHERE name = 'max_slot_wal_keep_size'),
       'wal_status', coalesce(wal_status, '')) ORDER BY slot_name)
     FROM pg_replication_slots WHERE slot_type = 'physical'), '[]'))
 FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END AS lsn) sent
@@ -119,6 +124,8 @@ def _unseen(name: str, state: str, detail: str) -> Observation:
         "timeline": 0,
         "lsn": "",
         "receiver": "",
+        "replayed_at": "",
+        "waits_for": "",
         "replicas": [],
         "slots": [],
         "certificates": {},
