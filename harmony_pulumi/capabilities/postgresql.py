@@ -113,8 +113,9 @@ class PostgreSQLPlan:
         for claim in (claim for plan in plans for claim in plan.claims):
             first = holders.setdefault((claim.place, claim.kind, claim.value), claim)
             if first is not claim:
+                other = "" if first.path == claim.path else f", which {first.path} asks for, too"
                 message = (
-                    f"{claim.kind} {claim.value} is also that of {first.path}, and both members are on one host; "
+                    f"two members on one host cannot both have {claim.kind} {claim.value}{other}; "
                     f"give each its own with `members={{NAME: {{'{claim.kind}': ...}}}}`, or leave it out"
                 )
                 problems.append(Problem(claim.path, message))
