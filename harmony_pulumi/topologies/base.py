@@ -209,10 +209,11 @@ class HigherOrderTopology(Topology, Generic[T]):
             verbs = verbs_of(capability) - known
             found = [(verb, base) for base in cls.__mro__ for verb in sorted(verbs & vars(base).keys())]
             for verb, base in found[:1]:
+                what = capability.__name__
                 msg = (
-                    f"{cls.__name__} has {verb}() of {capability.__name__} from {base.__qualname__}, whatever its "
-                    f"members provide. Let that be in a derivation, registered with `derive({capability.__name__})`, and "
-                    f"the derivation a base of {cls.__name__} `if TYPE_CHECKING` only (docs: write your own capability)."
+                    f"{cls.__name__} has {verb}() of {what} from {base.__qualname__}, whatever its members provide. "
+                    f"Let that be in a derivation, registered with `derive({what})`, and the derivation a base of "
+                    f"{cls.__name__} `if TYPE_CHECKING` only (docs: write your own capability)."
                 )
                 raise TypeError(msg)
 
