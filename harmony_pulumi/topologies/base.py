@@ -5,7 +5,7 @@ This module holds the capability rule. It knows no capability and no topology in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import pulumi
@@ -188,12 +188,10 @@ class HigherOrderTopology(Topology, Generic[T]):
         derived = {c: d for c, d in cls._all_derivations().items() if c in common}
         key = (cls, tuple(derived.values()))
         if key not in cls._composed:
-            # One that extends another comes before it, as Python wants of bases.
-            ordered = sorted(derived, key=lambda capability: -len(capability.__mro__))
-            bases = [base for capability in ordered for base in (derived[capability], capability)]
             body = {"__module__": cls.__module__, "__doc__": cls.__doc__, "token": cls.token}
             label = f"{cls.__name__}[{names(frozenset(derived))}]"
-            HigherOrderTopology._composed[key] = type(label, (cls, *bases), body)
+            bases = (*_heirs_first(derived.values()), cls, *_heirs_first(derived))
+            HigherOrderTopology._composed[key] = type(label, bases, body)
         return cls._composed[key]
 
     @classmethod
@@ -248,3 +246,8 @@ class HigherOrderTopology(Topology, Generic[T]):
             f"It provides what all its members provide, and {' and '.join(reasons)}: {provided}; "
             f"together {names(self.capabilities())}. Use members that provide {what}, or do not ask for it here."
         )
+
+
+def _heirs_first(classes: Iterable[type]) -> list[type]:
+    """Sort classes as Python wants bases: one that inherits another has more ancestors, and comes before it."""
+    return sorted(classes, key=lambda cls: -len(cls.__mro__))
