@@ -189,7 +189,7 @@ class _Conversation:
         process = self.process
         with selectors.DefaultSelector() as selector:
             for key in ("stdout", "stderr"):
-                pipe = cast("Any", getattr(process, key))
+                pipe = getattr(process, key)
                 os.set_blocking(pipe.fileno(), False)
                 selector.register(pipe, selectors.EVENT_READ, key)
             stdin = cast("IO[bytes]", process.stdin)

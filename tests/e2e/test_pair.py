@@ -70,8 +70,8 @@ def test_replication_is_by_certificate_over_tls_and_everything_else_is_refused(s
     seen = subprocess.run(
         [
             "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *superuser, "-c",
-            "SELECT r.application_name, r.state, s.ssl, s.version, s.client_dn FROM pg_stat_replication r "
-            "JOIN pg_stat_ssl s USING (pid)",
+            ("SELECT r.application_name, r.state, s.ssl, s.version, s.client_dn FROM pg_stat_replication r "
+            "JOIN pg_stat_ssl s USING (pid)"),
         ],
         capture_output=True, text=True, check=True, timeout=30,
     )  # fmt: skip

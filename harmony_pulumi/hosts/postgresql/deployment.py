@@ -16,13 +16,15 @@ from typing import Any
 from harmony_pulumi.capabilities.postgresql_config import REPLICATION_ROLE
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import certificates, files
+from harmony_pulumi.hosts.postgresql import adoption, certificates, files
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.wait import wait_for
 
 _FIRST_PORT = 5432
+ADOPTED_SETTINGS = ("ssl", "wal_level", "listen_addresses", "port", "max_wal_senders", "max_replication_slots")
+"""What is compared, and shown, before an existing server is taken over."""
 _WAL_GONE = "has already been removed"
 
 
@@ -87,7 +89,8 @@ class Deployment:
 
     def layout(self) -> Layout:
         """Return where things are."""
-        return Layout(self.root, self.props.get("adopt") or f"{self.root}/data")
+        adopted = self.props.get("adopt") if not self.props.get("source") else None
+        return Layout(self.root, adopted or f"{self.root}/data")
 
     def server(self, binaries: Binaries) -> Server:
         """Return the server, run by an installed PostgreSQL."""
@@ -114,17 +117,20 @@ class Deployment:
         self._refuse_foreign(marker)
         if marker is not None:
             marker = self._set_aside_if_unfit(marker)
-        binaries = choose_binaries(self.connection, marker.major if marker else self.props.get("version"))
-        server = self.server(binaries)
+        existing = self._to_adopt(marker)
+        major = marker.major if marker else existing.major if existing else self.props.get("version")
+        server = self.server(choose_binaries(self.connection, major))
         if marker is None:
-            marker = self._begin(server)
+            marker = self._begin(server, existing)
         else:
             self._log_here(server)
             self._settle_port(server, marker)
         self._certificates(server)
         credentials = self._credentials(server)
         fresh = marker.state == "making"
-        if fresh:
+        if existing:
+            self._take_over(server, marker, existing)
+        elif fresh:
             self._fill(server, marker)
         else:
             self.journal.note(f"found its data in {server.layout.data}, made before: taken over", step="adopt")
@@ -134,7 +140,6 @@ class Deployment:
             self._follow(server, marker, fresh=fresh)
         else:
             self._populate(server, marker, credentials)
-        marker.system_identifier = server.control_data()["Database system identifier"]
         marker.state = "ready"
         self._write_marker(server, marker)
         return self.outputs(server, marker, credentials)
@@ -197,7 +202,32 @@ class Deployment:
             server.move(marker.data, kept)
         return kept
 
-    def _begin(self, server: Server) -> Marker:
+    def _to_adopt(self, marker: Marker | None) -> adoption.Existing | None:
+        """Return the existing server that is still to be taken over."""
+        data = self.props.get("adopt")
+        if not data or self.props.get("source") or (marker is not None and marker.state != "making"):
+            return None
+        return adoption.find(self.connection, data, self.user, ADOPTED_SETTINGS)
+
+    def _take_over(self, server: Server, marker: Marker, existing: adoption.Existing) -> None:
+        """Restart an existing server under harmony's configuration; if it does not start, as it was."""
+        marker.port = int(self.props.get("port") or existing.port)
+        server.write(f"{server.layout.config}/adopted_hba.conf", existing.hba_rules)
+        server.write(f"{server.layout.config}/adopted.conf", f"include {files.quote_setting(existing.config_file)}\n")
+        self.configure(server, marker)
+        with self.journal.step("take-over", f"restarting the server in {existing.data} under harmony"):
+            server.stop(self._deadline("start"))
+            try:
+                server.start(self._deadline("start"))
+            except SiteError:
+                self.journal.note("it did not start: starting it again as it was", step="give-back")
+                adoption.give_back(server, existing, self._deadline("start"))
+                raise
+        marker.system_identifier = server.control_data()["Database system identifier"]
+        marker.state = "whole"
+        self._write_marker(server, marker)
+
+    def _begin(self, server: Server, existing: adoption.Existing | None) -> Marker:
         if self.connection.is_root():
             self._make_root()
         server.make_folders(server.layout.folders())
@@ -212,7 +242,7 @@ class Deployment:
                 locale=self.props["locale"],
                 machine_id=self.props["host"]["machine_id"],
             )
-            marker.port = self._choose_port(server)
+            marker.port = existing.port if existing else self._choose_port(server)
             self._write_marker(server, marker)
         return marker
 
@@ -308,8 +338,6 @@ class Deployment:
 
     def _fill(self, server: Server, marker: Marker) -> None:
         """Make the data directory: initdb, or a base backup of the source."""
-        if self.props.get("adopt"):
-            return
         if self.connection.exists(server.layout.data, self.user):
             with self.journal.step("set-aside", "moving aside what an interrupted run left unfinished"):
                 self._move_aside(server, marker)
@@ -319,6 +347,7 @@ class Deployment:
                 server.initdb(self.props["locale"])
         else:
             self._clone(server, source)
+        marker.system_identifier = server.control_data()["Database system identifier"]
         marker.state = "whole"
         self._write_marker(server, marker)
 
@@ -353,11 +382,16 @@ class Deployment:
         server.write(path, "\n".join(lines) + "\n")
 
     def _drop_slot(self, server: Server, conninfo: str, slot: str) -> None:
-        """Drop the slot that an earlier run left at the source; one that is in use is somebody's, and refused."""
-        took, said = server.replication_command(conninfo, f"DROP_REPLICATION_SLOT {slot}")
-        if not took and "does not exist" not in said:
-            msg = f"{self.connection.name}: cannot drop the old replication slot {slot} at the source: {said}"
-            raise SiteError(msg)
+        """Drop the slot that an earlier run left at the source; one that stays in use is somebody's, and refused."""
+        wait_for(
+            f"{self.connection.name}: dropping the old replication slot {slot} at the source",
+            lambda: server.replication_command(conninfo, f"DROP_REPLICATION_SLOT {slot}"),
+            lambda answer: answer[0] or "does not exist" in answer[1],
+            # A copy that was killed holds its slot until the source notices: `wal_sender_timeout`, 60 s by default.
+            deadline=90,
+            advice="See what uses it, and end that: SELECT * FROM pg_replication_slots JOIN pg_stat_activity "
+            "ON pid = active_pid.",
+        )
 
     # -- configuration, start, content ---------------------------------------------------------------------------
 
@@ -371,10 +405,13 @@ class Deployment:
                 address=self.props["host"]["address"],
                 port=marker.port,
                 slot_size_bound=self.props["slot_size_bound"],
-                adopted=None,
+                adopted=self.connection.exists(f"{layout.config}/adopted.conf", self.user),
             ),
             "settings.conf": files.settings_config(self.props["settings"]),
-            "pg_hba.conf": files.hba(self.props["authentication"]["networks"], ""),
+            "pg_hba.conf": files.hba(
+                self.props["authentication"]["networks"],
+                self.connection.read_file(f"{layout.config}/adopted_hba.conf", self.user) or "",
+            ),
             "pg_ident.conf": files.ident(self.user),
         }
         if source or not self.connection.exists(f"{layout.config}/replication.conf", self.user):

@@ -62,9 +62,11 @@ _DEFAULTS: Mapping[str, object] = {
 }
 
 
-def main_config(
-    layout: Layout, *, name: str, address: str, port: int, slot_size_bound: str, adopted: str | None
-) -> str:
+# A server that was not made by us may have no checksums, and then pg_rewind needs the hints in the WAL.
+_ADOPTED = "include 'adopted.conf'\nwal_log_hints = on\nwal_level = replica\n"
+
+
+def main_config(layout: Layout, *, name: str, address: str, port: int, slot_size_bound: str, adopted: bool) -> str:
     """Return postgresql.conf: defaults, then what the user set, then what harmony sets and what replication sets.
 
     Args:
@@ -73,7 +75,7 @@ def main_config(
         address: the host name or IP to listen on, beside the Unix socket.
         port: the TCP port.
         slot_size_bound: of WAL kept for replicas, for instance `10GB`.
-        adopted: the configuration file of a server that was taken over, which applies where ours is silent.
+        adopted: whether the server was taken over; its own configuration then applies where ours is silent.
     """
     managed: dict[str, object] = {
         "cluster_name": name,
@@ -94,7 +96,7 @@ def main_config(
     return "".join(
         (
             HEADER,
-            f"include {quote_setting(adopted)}\n" if adopted else _lines(_DEFAULTS),
+            _ADOPTED if adopted else _lines(_DEFAULTS),
             "include 'settings.conf'\n",
             _lines(managed),
             "include 'replication.conf'\n",
@@ -141,7 +143,8 @@ def hba(networks: Sequence[str], adopted: str) -> str:
 
     Args:
         networks: where clients may connect from, CIDR.
-        adopted: the rules of a server that was taken over; they come last, so none of them can let replication in.
+        adopted: the rules of a server that was taken over. They come after those for replication, so none of them can
+            let it in by other means, and before ours for clients, so that its clients log in as before.
     """
     rules = [
         "local all postgres peer map=harmony",
@@ -149,9 +152,9 @@ def hba(networks: Sequence[str], adopted: str) -> str:
         "local replication all reject",
         "host replication all all reject",
         f"host all {REPLICATION_ROLE} all reject",
-        *(f"hostssl all all {network} scram-sha-256" for network in networks),
     ]
-    return HEADER + "\n".join(rules) + "\n" + adopted
+    clients = [f"hostssl all all {network} scram-sha-256" for network in networks]
+    return HEADER + "\n".join([*rules, *adopted.splitlines(), *clients]) + "\n"
 
 
 def ident(os_user: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity
+from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity, setting
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.postgresql import adoption
 from harmony_pulumi.hosts.postgresql.deployment import (
     Marker,
     listening_ports,
@@ -29,6 +30,8 @@ def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return in words what `up` will do; the old words if nothing changes, so that the diff settles."""
     if not old:
         names = ", ".join(database["name"] for database in new["databases"])
+        if new.get("adopt") and not new.get("source"):
+            return _plan_to_adopt(new)
         if new.get("source"):
             return f"create: copy the primary's data over TLS, start, stream ({names})"
         return f"create: initdb with checksums, certificates, start, make databases {names}"
@@ -51,6 +54,26 @@ def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         f"keep databases {', '.join(gone)}, no longer declared: drop them by hand" if gone else "",
     ]
     return "; ".join(part for part in parts if part) or old.get("plan", "")
+
+
+def _plan_to_adopt(new: Mapping[str, Any]) -> str:
+    try:
+        connection = connect(new["host"])
+        user = os_user(connection, new["host"])
+        marker = Marker.read(connection, root_of(connection, new), user)
+        if marker is not None and marker.state != "making":
+            return f"create: take over {new['adopt']} again, as destroy left it"
+        wanted = {
+            "ssl": "on",
+            "wal_level": "replica",
+            "listen_addresses": str(new["host"]["address"]),
+            **({"port": str(new["port"])} if new.get("port") else {}),
+            **{name: str(value) for name, value in new["settings"].items() if setting(name) is not None},
+        }
+        existing = adoption.find(connection, new["adopt"], user, tuple(wanted))
+    except SiteError as error:
+        return f"create: take over {new['adopt']}; what would change cannot be told: {error}"
+    return "create: " + "; ".join(adoption.changes(existing, wanted))
 
 
 def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], major: int | None) -> tuple[list[str], list[str]]:
@@ -107,6 +130,13 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
     except SiteError as error:
         return [("directory", str(error))]
     ours = marker is not None and marker.owner == new["owner"]
+    if not old and marker is not None and ours:
+        findings += _kept_problems(connection, new, root, marker)
+    if create and new.get("adopt") and not new.get("source") and (marker is None or marker.state == "making"):
+        try:
+            adoption.find(connection, new["adopt"], user, ())
+        except SiteError as error:
+            return [*findings, ("adopt", str(error))]
     major = marker.major if marker and ours and not create else new.get("version")
     try:
         choose_binaries(connection, major)
@@ -120,6 +150,21 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
     if create and not ours:
         findings += room_problems(connection, root, user)
     findings += _port_problems(connection, old, new, marker if ours else None)
+    return findings
+
+
+def _kept_problems(connection: Connection, new: Mapping[str, Any], root: str, marker: Marker) -> list[Finding]:
+    """Return why a kept database cannot be what is declared: it is not put aside without a word."""
+    if new.get("source") or marker.state == "making":
+        return []
+    findings: list[Finding] = []
+    for name, value in {"version": marker.major, "locale": marker.locale}.items():
+        if new.get(name) and new[name] != value:
+            message = (
+                f"{connection.name}: {root} holds this database already, with {name} {value}, and {new[name]} is "
+                f"declared; declare {value} to take it over, or move the folder away if its data is not needed"
+            )
+            findings.append((name, message))
     return findings
 
 

@@ -1,0 +1,220 @@
+"""Bad inputs: each with its clear message and its path, all of them together, and nothing registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pulumi
+import pytest
+
+from harmony_pulumi import (
+    Authentication,
+    Database,
+    FailoverTopology,
+    InputError,
+    LinuxHostTopology,
+    MemberPlacement,
+    PostgreSQLConfig,
+)
+
+
+class Recorder(pulumi.runtime.Mocks):
+    """Records what a program registers."""
+
+    def __init__(self) -> None:
+        self.registered: list[str] = []
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[Any, Any]]:
+        self.registered.append(args.typ)
+        return args.name, dict(args.inputs)
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> dict[Any, Any]:
+        raise AssertionError(args.token)
+
+
+@pytest.fixture
+def mocks() -> Iterator[Recorder]:
+    recorder = Recorder()
+    pulumi.runtime.set_mocks(recorder, project="project", stack="stack")
+    yield recorder
+    pulumi.runtime.set_mocks(Recorder(), project="project", stack="stack")
+
+
+def config(**values: Any) -> Callable[[], object]:
+    return lambda: PostgreSQLConfig(**{"databases": ["orders"], **values})
+
+
+BAD_VALUES: dict[str, tuple[Callable[[], object], str, str]] = {
+    "no database": (config(databases=[]), "databases", "there are none; name at least one"),
+    "an empty name": (config(databases=[""]), "databases.0.name", "is empty; expected a name of 1 to 63 bytes"),
+    "a long name": (config(databases=["é" * 32]), "databases.0.name", "has 64 bytes; PostgreSQL takes at most 63"),
+    "a control character": (config(databases=["a\nb"]), "databases.0.name", "has a control character"),
+    "PostgreSQL's own database": (config(databases=["template1"]), "databases.0.name", "is PostgreSQL's own"),
+    "a database twice": (config(databases=["a", "b", "a"]), "databases.2.name", "is databases.0 already"),
+    "a reserved owner": (
+        lambda: PostgreSQLConfig(databases=(Database(name="a", owner="pg_monitor"),)),
+        "owner",
+        "is a reserved role",
+    ),
+    "a default owner that is reserved": (config(databases=["pg_x"]), "databases.0.owner", "is a reserved role"),
+    "an unknown field": (config(database="orders"), "database", "did you mean databases?"),
+    "a privileged port": (config(port=80), "port", "greater than or equal to 1024"),
+    "a port beyond the last": (config(port=70000), "port", "less than or equal to 65535"),
+    "an unsupported version": (config(version=12), "version", "greater than or equal to 13"),
+    "an unknown setting": (config(settings={"work_men": "8MB"}), "settings.work_men", "work_mem"),
+    "a setting of another version": (
+        config(version=14, settings={"recovery_prefetch": "try"}),
+        "settings.recovery_prefetch",
+        "15",
+    ),
+    "a value that is no number": (config(settings={"work_mem": "lots"}), "settings.work_mem", "'lots' is not a"),
+    "a value out of range": (config(settings={"max_connections": 0}), "settings.max_connections", "1"),
+    "a managed setting": (config(settings={"port": 5433}), "settings.port", "use the field `port`"),
+    "fsync off": (config(settings={"fsync": False}), "settings.fsync", "a crash of the host would corrupt the data"),
+    "full_page_writes off": (config(settings={"full_page_writes": "no"}), "settings.full_page_writes", "corrupt"),
+    "wal_level minimal": (config(settings={"wal_level": "minimal"}), "settings.wal_level", "no replica can be made"),
+    "broken TLS": (
+        config(settings={"ssl_min_protocol_version": "TLSv1.1"}),
+        "settings.ssl_min_protocol_version",
+        "TLS below 1.2 is broken",
+    ),
+    "no senders for replicas": (
+        config(settings={"max_wal_senders": 0}),
+        "settings.max_wal_senders",
+        "expected at least 4",
+    ),
+    "a restore's setting": (
+        config(settings={"recovery_target_lsn": "0/0"}),
+        "settings.recovery_target_lsn",
+        "belongs to a restore",
+    ),
+    "a new line in a setting": (config(settings={"search_path": "a\nfsync=off"}), "settings.search_path", "control"),
+    "synchronous that is not": (
+        config(replication="synchronous", settings={"synchronous_commit": "local"}),
+        "settings.synchronous_commit",
+        "acknowledges a commit before the replica has it",
+    ),
+    "an unknown mode": (config(replication="semi"), "replication", "'asynchronous' or 'synchronous'"),
+    "a relative directory": (config(directory="data"), "directory", "expected an absolute path"),
+    "a directory that a shell would read": (config(directory="/srv/$(id)"), "directory", "expected an absolute path"),
+    "a directory with ..": (config(directory="/srv/../etc"), "directory", "without a trailing slash, '.' or '..'"),
+    "a network that is none": (
+        lambda: PostgreSQLConfig(databases=("a",), authentication=Authentication(networks=("10.0.0.0/33",))),  # type: ignore[arg-type]
+        "networks.0",
+        "is not a network",
+    ),
+    "a small slot bound": (config(slot_size_bound="1MB"), "slot_size_bound", "is not a size of at least 64MB"),
+    "a slot bound that is no size": (config(slot_size_bound="big"), "slot_size_bound", "is not a size"),
+    "a short password": (
+        config(passwords={"orders": "abc"}),
+        "passwords.orders",
+        "has 3 characters; expected at least",
+    ),
+    "a password of nobody": (config(passwords={"nobody": "long enough"}), "passwords.nobody", "owns no database"),
+    "a lifetime of nothing": (config(certificate_lifetime_days=0), "certificate_lifetime_days", "greater than"),
+    "a locale with a shell's text": (config(locale="C; rm"), "locale", "is not a locale's name"),
+    "a deadline of nothing": (config(deadlines={"start": 0}), "deadlines.start", "greater than or equal to 1"),
+    "an adopted folder inside the own": (
+        config(adopt="/srv/a/data", directory="/srv/a"),
+        "directory",
+        "overlap; keep them apart",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_a_bad_value_is_refused_with_its_path_and_what_to_do(case: str) -> None:
+    make, path, message = BAD_VALUES[case]
+    with pytest.raises(InputError) as caught:
+        make()
+    found = [problem for problem in caught.value.problems if problem.path == path]
+    assert len(found) == 1, caught.value
+    assert message in found[0].message
+    assert "nothing was registered" in str(caught.value)
+
+
+def test_a_password_is_in_no_message() -> None:
+    with pytest.raises(InputError) as caught:
+        PostgreSQLConfig(databases=("orders",), passwords={"orders": "hunter2"})  # type: ignore[arg-type]
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in repr(PostgreSQLConfig.model_construct(passwords={"orders": "hunter2"}))
+
+
+def test_all_problems_are_told_together() -> None:
+    with pytest.raises(InputError) as caught:
+        PostgreSQLConfig(
+            databases=["template1", "x" * 64],  # type: ignore[arg-type]
+            port=1,
+            settings={"fsync": False, "work_men": 1},
+        )
+    assert {p.path for p in caught.value.problems} >= {"databases.0.name", "databases.1.name", "port"}
+    with pytest.raises(InputError) as caught:
+        PostgreSQLConfig(databases=["a", "a"], settings={"fsync": False, "work_men": 1})  # type: ignore[list-item]
+    assert [p.path for p in caught.value.problems] == ["databases.1.name", "settings.fsync", "settings.work_men"]
+
+
+BAD_PAIRS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "one port for both": ({"port": 5499}, "port", "two members on one host cannot both have port 5499"),
+    "one directory for both": (
+        {"directory": "/srv/pg"},
+        "directory",
+        "two members on one host cannot both have directory",
+    ),
+    "one port for both, by member": (
+        {"members": {"montreal": MemberPlacement(port=5499), "toronto": MemberPlacement(port=5499)}},
+        "members.toronto.port",
+        "which members.montreal.port asks for, too",
+    ),
+    "a member that is not there": (
+        {"members": {"ottawa": MemberPlacement(port=5499)}},
+        "members.ottawa",
+        "no topology of that name runs this database; known: montreal, toronto",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PAIRS)
+def test_a_bad_pair_is_refused_before_anything_is_registered(case: str, mocks: Recorder) -> None:
+    values, path, message = BAD_PAIRS[case]
+    site = FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+    with pytest.raises(InputError) as caught:
+        site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], **values))  # type: ignore[list-item]
+    found = [problem for problem in caught.value.problems if problem.path == path]
+    assert len(found) == 1, caught.value
+    assert message in found[0].message
+    assert not [kind for kind in mocks.registered if "dynamic" in kind]
+
+
+def test_members_with_their_own_places_are_taken(mocks: Recorder) -> None:
+    site = FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+    placements = {"montreal": MemberPlacement(port=5498), "toronto": MemberPlacement(port=5499)}
+    plan = site.plan_postgresql("orders", PostgreSQLConfig(databases=("orders",), members=placements))  # type: ignore[arg-type]
+    assert not plan.problems
+    assert {claim.value for claim in plan.claims} == {"5498", "5499"}
+
+
+BAD_HOSTS: dict[str, tuple[Callable[[], object], str, str]] = {
+    "a name with spaces": (lambda: LinuxHostTopology("my host"), "name", "'my host' is not taken"),
+    "an address that is none": (lambda: LinuxHostTopology("a", address="http://x"), "address", "neither a host name"),
+    "root as the server's user": (
+        lambda: LinuxHostTopology("a", user="root"),
+        "user",
+        "PostgreSQL refuses to run as root",
+    ),
+    "a machine-id that is none": (
+        lambda: LinuxHostTopology("a", machine_id="x"),
+        "machine_id",
+        "32 hexadecimal digits",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_HOSTS)
+def test_a_bad_host_is_refused_before_anything_is_registered(case: str, mocks: Recorder) -> None:
+    make, path, message = BAD_HOSTS[case]
+    with pytest.raises(InputError) as caught:
+        make()
+    assert [p.path for p in caught.value.problems] == [path]
+    assert message in caught.value.problems[0].message
+    assert not mocks.registered
