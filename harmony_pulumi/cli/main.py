@@ -1,0 +1,42 @@
+"""The `harmony` command. Knows its commands and nothing else: each loads what it needs when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from harmony_pulumi.cli import doctor, status
+
+app = typer.Typer(
+    name="harmony",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # Locals may hold secrets.
+    add_completion=True,
+)
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 -- as Typer calls it.
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("harmony-pulumi"))
+        raise typer.Exit
+
+
+@app.callback()
+def harmony(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Look at what harmony_pulumi has deployed. Nothing here changes anything.
+
+    Something is wrong? Start with `harmony status`. Nothing works? Start with `harmony doctor`.
+    """
+
+
+app.command(epilog=status.EPILOG)(status.status)
+app.command(epilog=doctor.EPILOG)(doctor.doctor)

@@ -1,0 +1,428 @@
+"""What was seen of the databases, judged. Pure: observations in, a report out.
+
+`harmony status --json` prints a `Report` as one JSON document; its fields are the fields here, under the same names.
+Times are ISO 8601 in UTC, sizes are bytes, durations are seconds. Fields may be added; none changes its meaning while
+`schema` stays the same. What is not known is null, or empty text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from harmony_pulumi.cli.deployed import Database, Handle, Member
+
+SCHEMA = 1
+
+CERTIFICATE_WARNING_DAYS = 30
+CERTIFICATE_PROBLEM_DAYS = 7
+SLOT_WARNING = 0.8
+"""The part of its bound from which on a slot is worth a warning."""
+
+Severity = Literal["problem", "warning"]
+Code = Literal[
+    "absent",
+    "active_differs",
+    "certificate",
+    "commits_wait",
+    "different_database",
+    "no_primary",
+    "not_encrypted",
+    "not_streaming",
+    "slot",
+    "stopped",
+    "two_primaries",
+    "unknown",
+    "unreachable",
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be."""
+
+    severity: Severity
+    """`problem`: the database is not healthy. `warning`: it is, and will not be if nothing is done."""
+    code: Code
+    database: str
+    member: str
+    """Empty if it is about the database as a whole."""
+    message: str
+    """What was found, and what to do."""
+
+
+@dataclass(frozen=True)
+class ReplicationStatus:
+    """A standby, as the member that it streams from sees it."""
+
+    source: str
+    """The name of that member."""
+    state: str
+    """`streaming` once it has caught up: PostgreSQL, "pg_stat_replication"."""
+    sync_state: str
+    """`async`, `sync`, `potential` or `quorum`."""
+    lag_bytes: int
+    """WAL that it has not replayed yet."""
+    lag_seconds: float
+    """How old the last commit was when it replayed it."""
+    tls: str
+    """For instance `TLSv1.3`; empty without TLS."""
+    client: str
+    """The subject of its certificate."""
+
+
+@dataclass(frozen=True)
+class SlotStatus:
+    """A physical replication slot."""
+
+    name: str
+    active: bool
+    retained_bytes: int
+    bound_bytes: int | None
+    """How much it may keep; null without a bound."""
+    wal_status: str
+    """`reserved`, `extended`, `unreserved` or `lost`: PostgreSQL, "pg_replication_slots"."""
+
+
+@dataclass(frozen=True)
+class CertificateStatus:
+    """A certificate at the member's site."""
+
+    name: str
+    """`ca`, `server`, `replication` (what replicas show to it) or `source-client` (what it shows to its source)."""
+    expires: str
+    days_left: int
+    """Whole days; negative once it has expired."""
+
+
+@dataclass(frozen=True)
+class MemberStatus:
+    """One server."""
+
+    name: str
+    position: str
+    """`primary` or `replica` as declared, with `/` between levels; empty for a server that stands alone."""
+    state: str
+    """`running`, `stopped`, `absent`, `unreachable`; or `unknown`, if it answers and could not be looked at."""
+    detail: str
+    """Why, if it is not running."""
+    active: bool
+    """Whether it is a running primary."""
+    role: str
+    """`primary` or `standby`; empty if it does not run."""
+    endpoint: str
+    version: str
+    system_identifier: str
+    timeline: int | None
+    lsn: str
+    """Written, on a primary; replayed, on a standby."""
+    receiver: str
+    """On a standby: the state of its connection to its source; empty without one."""
+    replayed_at: str
+    """On a standby: when the last transaction that it replayed was committed."""
+    waits_for: str
+    """On a primary: the replicas that commits wait for (`synchronous_standby_names`)."""
+    replication: ReplicationStatus | None
+    """Null if no member sees it stream: its lag is unknown then."""
+    slots: list[SlotStatus]
+    certificates: list[CertificateStatus]
+
+
+@dataclass(frozen=True)
+class DatabaseStatus:
+    """A pair, another group, or a server that stands alone."""
+
+    name: str
+    urn: str
+    """Of its resource; empty if its handle came from a file."""
+    topology: str
+    """The kind and name of the topology that deployed it, for instance `FailoverTopology orders`; or empty."""
+    declared_active: str
+    """The position that is to be active; empty for a server that stands alone."""
+    observed_active: str
+    """The position of the running primary; empty if there is none, or more than one."""
+    healthy: bool
+    members: list[MemberStatus]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was seen, at one time."""
+
+    schema: int
+    time: str
+    project: str
+    """Empty if handles came from a file."""
+    stack: str
+    healthy: bool
+    """False if there is a finding of severity `problem`."""
+    findings: list[Finding]
+    databases: list[DatabaseStatus]
+
+
+Seen = Mapping[str, Any]
+"""An `Observation`; what a site of another package leaves out counts as not known."""
+
+
+def unseen(handle: Handle, state: str, detail: str) -> dict[str, Any]:
+    """Return the observation of a server that could not be observed."""
+    return {"name": handle["name"], "state": state, "detail": detail}
+
+
+def report(
+    databases: Sequence[tuple[Database, Sequence[Seen]]], *, now: datetime, project: str = "", stack: str = ""
+) -> Report:
+    """Judge what was seen.
+
+    Args:
+        databases: each with the observations of its members, in their order.
+        now: aware.
+        project: of the stack, if the handles came from one.
+        stack: its name.
+    """
+    findings: list[Finding] = []
+    statuses: list[DatabaseStatus] = []
+    for database, seen in databases:
+        members = [_member(m, o, database.members, seen, now) for m, o in zip(database.members, seen, strict=True)]
+        found = _findings(database, members)
+        findings += found
+        statuses.append(_database(database, members, healthy=all(f.severity != "problem" for f in found)))
+    return Report(
+        schema=SCHEMA,
+        time=now.astimezone(UTC).isoformat(timespec="milliseconds"),
+        project=project,
+        stack=stack,
+        healthy=all(database.healthy for database in statuses),
+        findings=findings,
+        databases=statuses,
+    )
+
+
+def _database(database: Database, members: Sequence[MemberStatus], *, healthy: bool) -> DatabaseStatus:
+    active = [m.position for m in members if m.active]
+    declared = [m.position for m in database.members if m.declared_active]
+    return DatabaseStatus(
+        name=database.name,
+        urn=database.urn,
+        topology=f"{database.topology.kind} {database.topology.name}" if database.topology else "",
+        declared_active=declared[0] if declared else "",
+        observed_active=active[0] if len(active) == 1 else "",
+        healthy=healthy,
+        members=list(members),
+    )
+
+
+def _member(
+    member: Member, seen: Seen, members: Sequence[Member], all_seen: Sequence[Seen], now: datetime
+) -> MemberStatus:
+    def text(key: str) -> str:
+        return str(seen.get(key) or "")
+
+    sources = ((source.name, o) for source, o in zip(members, all_seen, strict=True) if source is not member)
+    running = text("state") == "running"
+    return MemberStatus(
+        name=member.name,
+        position=member.position,
+        state=text("state"),
+        detail=text("detail"),
+        active=running and seen.get("role") == "primary",
+        role=text("role"),
+        endpoint=text("endpoint"),
+        version=text("version"),
+        system_identifier=text("system_identifier"),
+        timeline=seen.get("timeline") or None,
+        lsn=text("lsn"),
+        receiver=text("receiver"),
+        replayed_at=_in_utc(text("replayed_at")),
+        waits_for=text("waits_for"),
+        replication=_replication(member.name, sources) if running else None,
+        slots=[_slot(slot) for slot in seen.get("slots") or ()],
+        certificates=[_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()],
+    )
+
+
+def _replication(name: str, sources: Iterator[tuple[str, Seen]]) -> ReplicationStatus | None:
+    for source, seen in sources:
+        for replica in seen.get("replicas") or ():
+            if replica["name"] == name:
+                return ReplicationStatus(
+                    source=source,
+                    state=replica["state"],
+                    sync_state=replica["sync_state"],
+                    lag_bytes=int(replica["lag_bytes"]),
+                    lag_seconds=float(replica["lag_seconds"]),
+                    tls=replica["tls"],
+                    client=replica["client"],
+                )
+    return None
+
+
+def _slot(slot: Mapping[str, Any]) -> SlotStatus:
+    bound = slot.get("bound_bytes")
+    return SlotStatus(
+        name=slot["name"],
+        active=bool(slot["active"]),
+        retained_bytes=int(slot["retained_bytes"]),
+        bound_bytes=None if bound is None else int(bound),
+        wal_status=slot["wal_status"],
+    )
+
+
+def _certificate(name: str, expires: str, now: datetime) -> CertificateStatus:
+    left = datetime.fromisoformat(expires) - now
+    return CertificateStatus(name, _in_utc(expires), left // timedelta(days=1))
+
+
+def _in_utc(time: str) -> str:
+    return datetime.fromisoformat(time).astimezone(UTC).isoformat() if time else ""
+
+
+# -- judging -----------------------------------------------------------------------------------------------------------
+
+
+def _findings(database: Database, members: Sequence[MemberStatus]) -> list[Finding]:
+    found = list(_role_findings(database, members))
+    for member, declared in zip(members, database.members, strict=True):
+        if member.state != "running":
+            found.append(_not_running(database.name, member, declared.handle))
+        elif member.role == "standby":
+            found += _standby_findings(database.name, member, declared.handle, members)
+        found += _slot_findings(database.name, member)
+        found += _certificate_findings(database.name, member)
+    return sorted(found, key=lambda f: f.severity != "problem")
+
+
+def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Iterator[Finding]:
+    if not database.is_group:
+        return
+    primaries = [m for m in members if m.active]
+    meant = next((m.name for m in database.members if m.declared_active), "none")
+    if len(primaries) > 1:
+        message = (
+            f"{' and '.join(m.name for m in primaries)} take writes, each its own, so their data grows apart; {meant} "
+            f"is declared to be active. Keep clients away from the other now; then find out which has the writes that "
+            f"you need"
+        )
+        yield Finding("problem", "two_primaries", database.name, "", message)
+    elif not primaries:
+        asked = all(m.state in {"running", "stopped", "absent"} for m in members)
+        what = "no member takes writes" if asked else "no member is known to take writes: not all could be asked"
+        yield Finding("problem", "no_primary", database.name, "", f"{what}; {meant} is declared to be active")
+    elif meant != primaries[0].name:
+        message = f"{primaries[0].name} takes the writes, but {meant} is declared to be active"
+        yield Finding("problem", "active_differs", database.name, "", message)
+    if len(identifiers := {m.system_identifier for m in members if m.system_identifier}) > 1:
+        message = (
+            f"its members are not copies of one database: their system identifiers differ "
+            f"({', '.join(sorted(identifiers))}). Keep both until you know which holds your data"
+        )
+        yield Finding("problem", "different_database", database.name, "", message)
+    for primary in primaries:
+        streams = [m.replication for m in members if m.replication and m.replication.source == primary.name]
+        if primary.waits_for and not any(stream.sync_state in {"sync", "quorum"} for stream in streams):
+            message = (
+                f"has every commit wait for a replica ({primary.waits_for}), and none streams: writes hang until one "
+                f"does"
+            )
+            yield Finding("problem", "commits_wait", database.name, primary.name, message)
+
+
+def _not_running(database: str, member: MemberStatus, handle: Handle) -> Finding:
+    detail = member.detail or "no reason was given"
+    known: dict[str, tuple[Code, str]] = {
+        "stopped": (
+            "stopped",
+            f"is stopped: {detail}. `pulumi up --refresh` starts it; read its log{_place(handle)} first",
+        ),
+        "absent": (
+            "absent",
+            f"is gone: {detail}. `pulumi up --refresh` makes it anew; look for its data first",
+        ),
+        "unreachable": ("unreachable", f"is unreachable, so it may run or not: {detail}"),
+    }
+    code, message = known.get(member.state, ("unknown", f"could not be looked at: {detail}"))
+    return Finding("problem", code, database, member.name, message)
+
+
+def _standby_findings(
+    database: str, member: MemberStatus, handle: Handle, members: Sequence[MemberStatus]
+) -> Iterator[Finding]:
+    replication = member.replication
+    # The source of a server that stands alone is not in view, so its own word must do.
+    alone = len(members) == 1 and member.receiver == "streaming"
+    if not alone and (replication is None or replication.state != "streaming"):
+        state = replication.state if replication else "no connection"
+        source = replication.source if replication else " or ".join(m.name for m in members if m.active)
+        timelines = sorted({m.timeline for m in members if m.timeline})
+        message = (
+            f"does not stream from {source or 'any member'} ({state}), so it falls behind"
+            + (f"; the timelines differ: {' and '.join(map(str, timelines))}" if len(timelines) > 1 else "")
+            + f". Its log{_place(handle)} says why"
+        )
+        yield Finding("problem", "not_streaming", database, member.name, message)
+    if replication and not replication.tls:
+        message = f"streams from {replication.source} without TLS; look at pg_hba.conf of {replication.source}"
+        yield Finding("problem", "not_encrypted", database, member.name, message)
+
+
+def _place(handle: Handle) -> str:
+    """Return where a server's files are, if its handle says so."""
+    return f" below {handle['root']}" if handle.get("root") else ""
+
+
+def _slot_findings(database: str, member: MemberStatus) -> Iterator[Finding]:
+    for slot in member.slots:
+        bound = "without a bound" if slot.bound_bytes is None else f"of at most {size(slot.bound_bytes)}"
+        kept = f"keeps {size(slot.retained_bytes)} of WAL, {bound}, in slot {slot.name}"
+        if slot.wal_status in {"lost", "unreserved"}:
+            gone = "has given up" if slot.wal_status == "lost" else "is about to give up"
+            message = f"{gone} WAL of slot {slot.name}; a replica that lacks it must be cloned again"
+            yield Finding("problem", "slot", database, member.name, message)
+        elif slot.bound_bytes is not None and slot.retained_bytes >= SLOT_WARNING * slot.bound_bytes:
+            message = (
+                f"{kept}; beyond that, the replica must be cloned again. Bring it back soon, or raise slot_size_bound"
+            )
+            yield Finding("warning", "slot", database, member.name, message)
+        elif not slot.active and slot.retained_bytes:
+            yield Finding("warning", "slot", database, member.name, f"{kept}, for a replica that is not connected")
+
+
+def _certificate_findings(database: str, member: MemberStatus) -> Iterator[Finding]:
+    for certificate in member.certificates:
+        left = certificate.days_left
+        severity = severity_of(left)
+        if severity is None:
+            continue
+        when = f"expires in {days(left)}" if left >= 0 else "has expired"
+        advice = (
+            "" if certificate.name == "ca" else "; a changed certificate_lifetime_days makes new ones at `pulumi up`"
+        )
+        message = f"has the certificate {certificate.name!r}, which {when} ({certificate.expires[:10]}){advice}"
+        yield Finding(severity, "certificate", database, member.name, message)
+
+
+def severity_of(days_left: int) -> Severity | None:
+    """Return how bad it is that a certificate has so many days left."""
+    if days_left < CERTIFICATE_PROBLEM_DAYS:
+        return "problem"
+    return "warning" if days_left < CERTIFICATE_WARNING_DAYS else None
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def size(count: int) -> str:
+    """Return bytes as PostgreSQL writes them: `24 MB` is 24 times 1024 times 1024."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 1024 or unit == "TB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 10 or value.is_integer() else f"{value:.1f} {unit}"
+
+
+def days(count: int) -> str:
+    """Return a number of days as words."""
+    return "less than a day" if count == 0 else f"{count} day{'' if count == 1 else 's'}"

@@ -1,0 +1,164 @@
+"""`harmony status`: looks at every deployed server now. Thin: what it means is decided in `report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harmony_pulumi.cli.terminal import Cwd, Json, Stack, console, plainly, print_json, refuse
+
+if TYPE_CHECKING:
+    from harmony_pulumi.cli.deployed import Database, Handle
+    from harmony_pulumi.cli.report import Report, Seen
+
+_SECONDS = 20
+"""For one server to answer; more than it takes a server that is slow and less than patience lasts."""
+
+EPILOG = (
+    "Exit status: 0, every database is healthy. 1, one is not: what is wrong is listed, with what to do. 2, there is "
+    "nothing to look at: wrong usage, no such stack, nothing deployed. Warnings (yellow, !) leave it at 0.\n\n"
+    "It only looks, changes nothing and needs no passphrase. If the backend is down, use --site with a file that was "
+    "saved before: pulumi stack output --json > sites.json"
+)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What to look at."""
+
+    databases: Sequence[Database]
+    project: str = ""
+    stack: str = ""
+
+
+def status(
+    seconds: Annotated[
+        float | None,
+        typer.Argument(metavar="SECONDS", min=0.1, help="With --watch: the time between two looks. Default: 2."),
+    ] = None,
+    *,
+    stack: Stack = None,
+    cwd: Cwd = Path(),
+    site: Annotated[
+        str | None,
+        typer.Option(
+            "--site",
+            metavar="FILE",
+            help="Take the sites from a JSON file instead of a stack: a `site` output, or all outputs. - is standard "
+            "input. Needs neither Pulumi nor a backend.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
+) -> None:
+    """Show how every database is right now: who is active, how far replicas are behind, what is wrong.
+
+    Asks each server itself, all at once, and waits for none longer than 20 seconds.
+    """
+    if seconds is not None and not watch:
+        refuse(f"{seconds:g} goes with --watch; to name a stack, use --stack")
+    if watch and as_json:
+        refuse("--watch is for people and --json for scripts; use one, and call `harmony status --json` repeatedly")
+    if site is not None and (stack is not None or cwd != Path()):
+        refuse("--site needs no stack; leave out --stack and --cwd")
+    with plainly():
+        subject = _from_file(site) if site is not None else _from_stack(cwd, stack)
+    if watch:
+        _watch(subject, seconds or 2)
+        return
+    report = look(subject)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        from harmony_pulumi.cli.status_view import view
+
+        console().print(view(report))
+    raise typer.Exit(0 if report.healthy else 1)
+
+
+def look(subject: _Subject) -> Report:
+    """Observe every server, all at once, and judge what was seen."""
+    from harmony_pulumi.cli.background import run_all
+    from harmony_pulumi.cli.report import report
+
+    members = [database.members for database in subject.databases]
+    calls: list[Callable[[], Seen]] = [_observation_of(m.handle) for group in members for m in group]
+    answers = iter(run_all(calls, seconds=_SECONDS))
+    seen = [[_seen(next(answers), m.handle) for m in group] for group in members]
+    pairs = list(zip(subject.databases, seen, strict=True))
+    return report(pairs, now=datetime.now(UTC), project=subject.project, stack=subject.stack)
+
+
+def _observation_of(handle: Handle) -> Callable[[], Seen]:
+    from harmony_pulumi.capabilities.site import load_site
+
+    return lambda: load_site(handle).observe()
+
+
+def _seen(answer: Future[Seen], handle: Handle) -> Seen:
+    """Return what was observed, or why nothing was: a status must survive any site, also one of another package."""
+    from harmony_pulumi.cli.report import unseen
+
+    if not answer.done():
+        return unseen(handle, "unreachable", f"it did not answer within {_SECONDS} s")
+    error = answer.exception()
+    return answer.result() if error is None else unseen(handle, "unknown", str(error) or type(error).__name__)
+
+
+def _from_stack(cwd: Path, stack: str | None) -> _Subject:
+    from harmony_pulumi.cli.stack import NothingToShowError, read_stack
+
+    state = read_stack(cwd.resolve(), stack)
+    databases = state.resources.databases()
+    if not databases:
+        msg = f"stack {state.stack} has no database that could be observed; `pulumi up` deploys what the program says"
+        raise NothingToShowError(msg)
+    return _Subject(databases, state.project, state.stack)
+
+
+def _from_file(file: str) -> _Subject:
+    from harmony_pulumi.cli.deployed import databases_in
+    from harmony_pulumi.cli.stack import NothingToShowError
+
+    name = "standard input" if file == "-" else file
+    try:
+        document: Any = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except OSError as error:
+        msg = f"cannot read {file}: {error.strerror}"
+        raise NothingToShowError(msg) from None
+    except ValueError as error:
+        msg = f"{name} is not JSON ({error}); expected what `pulumi stack output --json` prints"
+        raise NothingToShowError(msg) from None
+    databases = databases_in(document)
+    if not databases:
+        msg = f"{name} has no site in it: expected a `site` output of a database, with `kind` and `name`"
+        raise NothingToShowError(msg)
+    return _Subject(databases)
+
+
+def _watch(subject: _Subject, seconds: float) -> None:
+    """Show what is seen, again and again; Ctrl-C is the way out and no failure."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from harmony_pulumi.cli.status_view import view
+
+    try:
+        with Live(console=console(), auto_refresh=False) as live:
+            while True:
+                report = look(subject)
+                title = f"{report.time[11:19]} UTC, every {seconds:g} s; Ctrl-C ends"
+                live.update(Group(Text(title, "dim"), view(report, verdict_first=True)), refresh=True)
+                time.sleep(seconds)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
