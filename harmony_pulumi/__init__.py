@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harmony_pulumi.capabilities.base import Capability
-    from harmony_pulumi.capabilities.docker import Docker, DockerConfig, DockerService
+    from harmony_pulumi.capabilities.docker import Docker, DockerService
+    from harmony_pulumi.capabilities.docker_config import DockerConfig
     from harmony_pulumi.capabilities.postgresql import (
         PostgreSQL,
         PostgreSQLCluster,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "capabilities.base": ("Capability",),
-    "capabilities.docker": ("Docker", "DockerConfig", "DockerService"),
+    "capabilities.docker": ("Docker", "DockerService"),
+    "capabilities.docker_config": ("DockerConfig",),
     "capabilities.postgresql": (
         "PostgreSQL",
         "PostgreSQLCluster",

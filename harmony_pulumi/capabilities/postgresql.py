@@ -8,14 +8,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 from urllib.parse import quote
 
 import pulumi
 
 from harmony_pulumi.capabilities.base import Capability
-from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 from harmony_pulumi.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 
 
 class Endpoint(TypedDict):

@@ -23,42 +23,12 @@ from pydantic import (
 )
 
 from harmony_pulumi.capabilities.config import Config
+from harmony_pulumi.capabilities.postgresql_facts import MANAGED, REPLICATION_ROLE, SUPPORTED_MAJORS
 from harmony_pulumi.capabilities.postgresql_settings import problem_with, quantity
 from harmony_pulumi.errors import Problem
 
-SUPPORTED_MAJORS = range(13, 19)
-"""The major versions of PostgreSQL that are supported: 13 to 18."""
-
-REPLICATION_ROLE = "harmony_replication"
-"""The role that replicas connect as, by certificate alone."""
-
 _RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
 _LONGEST_IDENTIFIER = 63  # NAMEDATALEN - 1 bytes: PostgreSQL, "Identifiers and Key Words".
-
-MANAGED: Mapping[str, str] = {
-    "allow_alter_system": "leave it to PostgreSQL's default",
-    "cluster_name": "it is the member's name, which replication uses",
-    "config_file": "it is inside the server's directory",
-    "data_directory": "use the field `directory`",
-    "external_pid_file": "it is not used",
-    "hba_file": "use the field `authentication`",
-    "hot_standby": "a replica answers queries",
-    "ident_file": "it is inside the server's directory",
-    "listen_addresses": "use the topology's `address`",
-    "max_slot_wal_keep_size": "use the field `slot_size_bound`",
-    "password_encryption": "it is scram-sha-256",
-    "port": "use the field `port`",
-    "primary_conninfo": "replication is wired by the topology",
-    "primary_slot_name": "replication is wired by the topology",
-    "promote_trigger_file": "promotion is an act of orchestration",
-    "ssl": "it is on",
-    "ssl_ca_file": "certificates are made by the topology",
-    "ssl_cert_file": "certificates are made by the topology",
-    "ssl_key_file": "certificates are made by the topology",
-    "synchronous_standby_names": "use `replication='synchronous'`",
-    "unix_socket_directories": "it is inside the server's directory",
-}
-"""Settings that harmony sets itself, and what to use instead."""
 
 _DANGEROUS: Mapping[tuple[str, str], str] = {
     ("allow_in_place_tablespaces", "on"): "it is for PostgreSQL's own developers",

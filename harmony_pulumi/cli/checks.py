@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harmony_pulumi.capabilities.postgresql_config import SUPPORTED_MAJORS
+from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
 
 LEAST_PYTHON = (3, 11)
 LEAST_PULUMI = (3, 259, 0)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from harmony_pulumi.capabilities.docker import Docker, DockerConfig, DockerService
+from typing import TYPE_CHECKING
+
+from harmony_pulumi.capabilities.docker import Docker, DockerService
 from harmony_pulumi.failover.base import Failover
 from harmony_pulumi.topologies.base import T
+
+if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.docker_config import DockerConfig
 
 
 @Failover.derive(Docker)

@@ -19,11 +19,11 @@ from harmony_pulumi.capabilities.postgresql import (
     insist,
     uri,
 )
-from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 from harmony_pulumi.failover.base import Failover
 from harmony_pulumi.topologies.base import T
 
 if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
     from harmony_pulumi.providers.postgresql_pair import PostgreSQLPairResource
 
 

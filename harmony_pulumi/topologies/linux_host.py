@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
@@ -19,9 +19,11 @@ from harmony_pulumi.capabilities.postgresql import (
     insist,
     uri,
 )
-from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 from harmony_pulumi.errors import InputError, Problem
 from harmony_pulumi.topologies.base import Topology
+
+if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 
 
 class LinuxHostTopology(Topology, PostgreSQL):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harmony_pulumi.capabilities.postgresql_config import SUPPORTED_MAJORS
+from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
 from harmony_pulumi.hosts.postgresql.layout import Layout

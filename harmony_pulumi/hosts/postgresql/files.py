@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_config import MANAGED, REPLICATION_ROLE
+from harmony_pulumi.capabilities.postgresql_facts import MANAGED, REPLICATION_ROLE
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
 MANAGED_NAMES = frozenset(MANAGED)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_config import SUPPORTED_MAJORS
+from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
 from harmony_pulumi.hosts.postgresql.layout import Layout
