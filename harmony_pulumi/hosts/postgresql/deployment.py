@@ -169,38 +169,28 @@ class Deployment:
 
     def _set_aside_if_unfit(self, marker: Marker) -> Marker | None:
         """Keep a whole data directory that fits; move another aside and begin anew."""
-        layout = Layout(self.root, marker.data)
-        reason = self._unfit(marker)
+        if marker.state != "making" and not self.connection.exists(f"{marker.data}/PG_VERSION", self.user):
+            msg = (
+                f"{self.connection.name}: {self.root}/harmony.json says that {marker.data} holds database "
+                f"{marker.system_identifier}, but there is none. Is a disk not mounted? If the data is really gone, "
+                f"move {self.root} away, and it is made anew"
+            )
+            raise SiteError(msg)
+        reason = unfit(marker, self.props)
         if reason is None:
             return marker
+        if marker.data != self.layout().data:
+            msg = f"{self.connection.name}: {marker.data} was taken over, so it is not moved aside, but {reason}"
+            raise SiteError(msg)
         server = self.server(choose_binaries(self.connection, marker.major))
         self._log_here(server)
         with self.journal.step("set-aside", f"moving {marker.data} aside: {reason}"):
-            Server(self.connection, layout, server.binaries, self.user).stop(self._deadline("start"))
-            self._move_aside(server, marker)
+            server.stop(self._deadline("start"))
+            self._move_aside(server)
         return None
 
-    def _unfit(self, marker: Marker) -> str | None:
-        if not self.connection.exists(f"{marker.data}/PG_VERSION", self.user):
-            return None if marker.state == "making" else "it holds no database"
-        if marker.state == "making":
-            return None
-        version, source = self.props.get("version"), self.props.get("source")
-        if version and marker.major != version:
-            return f"it is of PostgreSQL {marker.version}, and {version} is declared"
-        if marker.locale != self.props["locale"] and not source:
-            return f"its locale is {marker.locale}, and {self.props['locale']} is declared"
-        if source and marker.system_identifier != source["system_identifier"]:
-            return (
-                f"it is a copy of database {marker.system_identifier}, and its source is {source['system_identifier']}"
-            )
-        return None
-
-    def _move_aside(self, server: Server, marker: Marker) -> str:
-        kept = f"{server.layout.kept}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-        if self.connection.exists(marker.data, self.user):
-            server.move(marker.data, kept)
-        return kept
+    def _move_aside(self, server: Server) -> None:
+        server.move(server.layout.data, f"{server.layout.kept}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
 
     def _to_adopt(self, marker: Marker | None) -> adoption.Existing | None:
         """Return the existing server that is still to be taken over."""
@@ -340,7 +330,7 @@ class Deployment:
         """Make the data directory: initdb, or a base backup of the source."""
         if self.connection.exists(server.layout.data, self.user):
             with self.journal.step("set-aside", "moving aside what an interrupted run left unfinished"):
-                self._move_aside(server, marker)
+                self._move_aside(server)
         source = self.props.get("source")
         if source is None:
             with self.journal.step("initdb", f"making an empty database in {server.layout.data}"):
@@ -453,7 +443,7 @@ class Deployment:
             return
         with self.journal.step("set-aside", "the source no longer has the WAL that this copy needs: copying anew"):
             server.stop(self._deadline("start"))
-            self._move_aside(server, marker)
+            self._move_aside(server)
         self._fill(server, marker)
         self._start(server)
         if not self._streams(server, marker):
@@ -655,6 +645,20 @@ def listening_ports(connection: Connection) -> set[int]:
             if words[3] == "0A":
                 ports.add(int(words[1].rpartition(":")[2], 16))
     return ports
+
+
+def unfit(marker: Marker, props: Mapping[str, Any]) -> str | None:
+    """Return why a data directory that was made before is not what is declared, or None if it is."""
+    if marker.state == "making":
+        return None
+    version, source = props.get("version"), props.get("source")
+    if version and marker.major != version:
+        return f"it is of PostgreSQL {marker.version}, and {version} is declared"
+    if marker.locale != props["locale"] and not source:
+        return f"its locale is {marker.locale}, and {props['locale']} is declared"
+    if source and marker.system_identifier != source["system_identifier"]:
+        return f"it is a copy of database {marker.system_identifier}, and its source is {source['system_identifier']}"
+    return None
 
 
 def ownership_problems(

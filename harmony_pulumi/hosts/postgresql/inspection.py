@@ -15,6 +15,7 @@ from harmony_pulumi.hosts.postgresql.deployment import (
     os_user,
     ownership_problems,
     root_of,
+    unfit,
 )
 from harmony_pulumi.hosts.postgresql.layout import Layout, socket_problem
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
@@ -29,12 +30,7 @@ Finding = tuple[str, str]
 def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return in words what `up` will do; the old words if nothing changes, so that the diff settles."""
     if not old:
-        names = ", ".join(database["name"] for database in new["databases"])
-        if new.get("adopt") and not new.get("source"):
-            return _plan_to_adopt(new)
-        if new.get("source"):
-            return f"create: copy the primary's data over TLS, start, stream ({names})"
-        return f"create: initdb with checksums, certificates, start, make databases {names}"
+        return "create: " + _plan_to_create(new)
     restart, reload_ = _changed_settings(old["settings"], new["settings"], new.get("version"))
     if old.get("port") != new.get("port") and new.get("port"):
         restart.append("port")
@@ -56,24 +52,50 @@ def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part) or old.get("plan", "")
 
 
-def _plan_to_adopt(new: Mapping[str, Any]) -> str:
+def _plan_to_create(new: Mapping[str, Any]) -> str:
+    """Return what making the server will do; the engine asks for this also when it replaces one."""
+    anew = _plan_to_fill(new)
     try:
         connection = connect(new["host"])
         user = os_user(connection, new["host"])
-        marker = Marker.read(connection, root_of(connection, new), user)
-        if marker is not None and marker.state != "making":
-            return f"create: take over {new['adopt']} again, as destroy left it"
-        wanted = {
-            "ssl": "on",
-            "wal_level": "replica",
-            "listen_addresses": str(new["host"]["address"]),
-            **({"port": str(new["port"])} if new.get("port") else {}),
-            **{name: str(value) for name, value in new["settings"].items() if setting(name) is not None},
-        }
-        existing = adoption.find(connection, new["adopt"], user, tuple(wanted))
+        root = root_of(connection, new)
+        marker = Marker.read(connection, root, user) if connection.exists(root, user) else None
+        if marker is not None and marker.state != "making" and marker.owner == new["owner"]:
+            reason = unfit(marker, new) if is_settled(new.get("source")) else None
+            if reason is None:
+                return f"take over the database that is in {marker.data}, kept from before"
+            return f"move {marker.data} aside, since {reason}; then {anew}"
+        if new.get("adopt") and not new.get("source"):
+            return _plan_to_adopt(connection, user, new)
     except SiteError as error:
-        return f"create: take over {new['adopt']}; what would change cannot be told: {error}"
-    return "create: " + "; ".join(adoption.changes(existing, wanted))
+        return f"{anew} (its site was not looked at: {error})" if new.get("adopt") else anew
+    return anew
+
+
+def _plan_to_fill(new: Mapping[str, Any]) -> str:
+    names = ", ".join(database["name"] for database in new["databases"])
+    if new.get("source"):
+        return f"copy the primary's data over TLS, start, stream ({names})"
+    if new.get("adopt"):
+        return f"take over the server in {new['adopt']}"
+    return f"initdb with checksums, certificates, start, make databases {names}"
+
+
+def is_settled(source: Mapping[str, Any] | None) -> bool:
+    """Tell whether a replica's source is known well enough to compare: at preview it may not be."""
+    return source is None or isinstance(source.get("system_identifier"), str)
+
+
+def _plan_to_adopt(connection: Connection, user: str, new: Mapping[str, Any]) -> str:
+    wanted = {
+        "ssl": "on",
+        "wal_level": "replica",
+        "listen_addresses": str(new["host"]["address"]),
+        **({"port": str(new["port"])} if new.get("port") else {}),
+        **{name: str(value) for name, value in new["settings"].items() if setting(name) is not None},
+    }
+    existing = adoption.find(connection, new["adopt"], user, tuple(wanted))
+    return "; ".join(adoption.changes(existing, wanted))
 
 
 def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], major: int | None) -> tuple[list[str], list[str]]:
@@ -93,13 +115,17 @@ def _equal(name: str, old: Any, new: Any) -> bool:
     return None not in numbers and numbers[0] == numbers[1]
 
 
+def _identities_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Tell whether a server becomes another one, as far as is known at preview."""
+    identities = (old.get("identity"), new.get("identity"))
+    return all(isinstance(text, str) for text in identities) and identities[0] != identities[1]
+
+
 def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
     """Return what is wrong with a change, told from the old and new inputs alone."""
-    identities = (old.get("identity"), new.get("identity"))
-    replaced = bool(old) and all(isinstance(text, str) for text in identities) and identities[0] != identities[1]
-    if replaced and old.get("on_destroy") == "delete":
+    if _identities_differ(old, new) and old.get("on_destroy") == "delete":
         message = (
-            f"this change replaces the server ({identities[0]} becomes {identities[1]}), and what was deployed says "
+            f"this change replaces the server ({old['identity']} becomes {new['identity']}), and what is deployed says "
             f"on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first"
         )
         return [("on_destroy", message)]
@@ -155,7 +181,7 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
 
 def _kept_problems(connection: Connection, new: Mapping[str, Any], root: str, marker: Marker) -> list[Finding]:
     """Return why a kept database cannot be what is declared: it is not put aside without a word."""
-    if new.get("source") or marker.state == "making":
+    if new.get("source") or marker.state != "kept":  # One that serves is being replaced, and the diff says so.
         return []
     findings: list[Finding] = []
     for name, value in {"version": marker.major, "locale": marker.locale}.items():

@@ -1,0 +1,91 @@
+"""The sessions of the documentation, run: every command does what its page says, on a real stack."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, changed
+from tests.e2e.conftest import Stack, base_folder, with_machine
+
+pytestmark = pytest.mark.e2e
+SITE_PAGES = [page for page in PAGES if page.is_relative_to(ROOT / "docs")]
+SESSIONS = [page for page in SITE_PAGES if any(b.language == "console" and b.is_run for b in blocks_of(page))]
+DEADLINE = 300
+
+
+@dataclass
+class Session:
+    """A reader who does what a page says, in a shell in the stack's folder."""
+
+    stack: Stack
+
+    def names(self, text: str) -> str:
+        """Put this run's project and folder where the page has its own."""
+        text = text.replace("/var/lib/harmony/", f"{base_folder()}/")
+        return re.sub(r"\bshop\b", self.stack.project, text)
+
+    def take(self, block: Block) -> None:
+        if block.language == "console":
+            if block.is_run:
+                for command, expected in block.commands():
+                    self.run(block, self.names(command), self.names(expected))
+        elif block.title:
+            path = self.stack.folder / block.title
+            text = self.names(block.text)
+            path.write_text(changed(path.read_text(), text) if block.language == "diff" else text)
+
+    def run(self, block: Block, command: str, expected: str) -> None:
+        """Run a command; what it exports is there for those that follow."""
+        wrapper: list[str] = []
+        if block.how == "on another machine":
+            wrapper = with_machine("f" * 32, self.stack.folder, hide_postgresql=True)
+        environment = self.stack.folder / "environment"
+        script = f'{command}\nstatus=$?\nexport -p > "{environment}"\nexit $status\n'
+        if environment.exists():
+            script = f". {shlex.quote(str(environment))}\n{script}"
+        done = subprocess.run(
+            [*wrapper, "bash", "-c", script],
+            cwd=self.stack.folder,
+            env={**self.stack.env, "PULUMI_SKIP_CONFIRMATIONS": "true", "NO_COLOR": "1", "COLUMNS": "120"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+        fails = re.search(r"^\s*(error|psql: error)\b", expected, re.MULTILINE) is not None
+        assert (done.returncode != 0) == fails, f"{block.place}: {command}\n{done.stdout}"
+        assert_shown(expected, done.stdout, f"{block.place}: {command}")
+
+
+def assert_shown(expected: str, found: str, place: str) -> None:
+    """Check that the expected lines are there in their order. Numbers differ from run to run, and so does space."""
+    lines = [flat(line) for line in found.splitlines()]
+    at = 0
+    for line in expected.splitlines():
+        wanted = flat(line)
+        if not wanted or wanted == "…":
+            continue
+        pattern = re.compile(".*".join(re.escape(part.strip()) for part in wanted.split("…")))
+        there = (i for i in range(at, len(lines)) if pattern.fullmatch(lines[i]))
+        at = next(there, -1) + 1
+        assert at > 0, f"{place}\nexpected: {line}\nfound:\n{found}"
+
+
+def flat(line: str) -> str:
+    """Return a line without what differs from run to run."""
+    return re.sub(r"\d+", "0", " ".join(line.split()))
+
+
+@pytest.mark.parametrize("page", SESSIONS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_does_what_it_says(page: Path, stack: Stack) -> None:
+    session = Session(stack)
+    for block in blocks_of(page):
+        session.take(block)

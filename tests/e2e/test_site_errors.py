@@ -1,0 +1,138 @@
+"""What only the site can tell is found before anything is done, at preview and at `up`, and told clearly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Stack, base_folder, os_user, with_machine
+
+pytestmark = pytest.mark.e2e
+
+SINGLE = """
+site = LinuxHostTopology("montreal", {host})
+site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], {config}))
+"""
+
+
+def write(stack: Stack, config: str = "", host: str = "") -> None:
+    stack.program(SINGLE.format(config=config, host=host))
+
+
+def assert_refused(stack: Stack, *messages: str) -> None:
+    """Both preview and an `up` without preview refuse, and nothing is deployed."""
+    for shown in (stack.preview(expect=1), stack.up(expect=1)):
+        for message in messages:
+            assert message in shown
+        # Pulumi interrupts the program once a check has failed, and Python then shows where it was: not our frames.
+        assert "/harmony_pulumi/" not in shown
+    assert not stack.resources("PostgreSQLServer")
+    assert not list(stack.markers())
+
+
+def test_a_port_in_use_is_found(stack: Stack) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        write(stack, f"port={port}")
+        assert_refused(stack, f"something listens on {port} already; choose another, or leave it out")
+
+
+def test_a_folder_that_cannot_be_written_is_found(stack: Stack) -> None:
+    closed = stack.folder / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "pg").mkdir(mode=0o755)
+    write(stack, f'directory="{closed}/pg"')
+    assert_refused(stack, f"{os_user()} cannot")
+
+
+def test_a_folder_of_something_else_is_found(stack: Stack) -> None:
+    folder = stack.folder / "full"
+    folder.mkdir()
+    (folder / "thesis.tex").touch()
+    shutil.chown(folder, os_user())
+    write(stack, f'directory="{folder}"')
+    assert_refused(stack, "is not empty and is not harmony's (thesis.tex)")
+
+
+def test_a_folder_of_another_deployment_is_found(stack: Stack) -> None:
+    write(stack)
+    stack.up()
+    root = Path(stack.resources("PostgreSQLServer")[0]["outputs"]["root"])
+    stack.destroy()
+    marker = json.loads((root / "harmony.json").read_text())
+    (root / "harmony.json").write_text(json.dumps({**marker, "owner": "other/dev/montreal-orders"}))
+    for shown in (stack.preview(expect=1), stack.up(expect=1)):
+        assert "belongs to other/dev/montreal-orders" in shown
+
+
+def test_a_kept_database_that_is_not_what_is_declared_is_not_put_aside(stack: Stack) -> None:
+    write(stack)
+    stack.up()
+    stack.destroy()
+    write(stack, 'locale="C"')
+    for shown in (stack.preview(expect=1), stack.up(expect=1)):
+        assert "holds this database already, with locale C.UTF-8, and C is declared" in shown
+    assert (base_folder() / stack.project / "dev/montreal-orders/data/PG_VERSION").is_file()
+
+
+def test_a_path_too_long_for_a_socket_is_found(stack: Stack) -> None:
+    write(stack, f'directory="/srv/{"x" * 100}"')
+    assert_refused(stack, "a server's Unix socket is inside it, so it may have at most")
+
+
+def test_a_missing_postgresql_is_found(stack: Stack) -> None:
+    write(stack)
+    machine = Path("/etc/machine-id").read_text().strip()
+    stack.wrapper = with_machine(machine, stack.folder, hide_postgresql=True)
+    assert_refused(stack, "PostgreSQL 13 to 18 is needed, found none", "apt-get install postgresql")
+
+
+def test_a_version_that_is_not_there_is_found(stack: Stack) -> None:
+    write(stack, "version=13")
+    assert_refused(stack, "PostgreSQL 13 is needed, found 15.")
+
+
+def test_an_os_user_that_is_not_there_is_found(stack: Stack) -> None:
+    write(stack, host='user="nobody-here"')
+    assert_refused(stack, "has no OS user 'nobody-here'")
+
+
+def test_a_disk_that_is_too_small_is_found(stack: Stack) -> None:
+    small = stack.folder / "small"
+    small.mkdir()
+    stack.wrapper = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        f'mount -t tmpfs -o size=100m,mode=777 none {small}; exec "$@"',
+        "sh",
+    ]
+    write(stack, f'directory="{small}/pg"')
+    assert_refused(stack, "MB free; expected at least 512 MB")
+
+
+def test_all_of_a_site_s_problems_are_told_together(stack: Stack) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        write(stack, f'port={taken.getsockname()[1]}, version=13, directory="/srv/{"x" * 100}"')
+        assert_refused(stack, "something listens on", "PostgreSQL 13 is needed", "Unix socket")
+
+
+def test_every_bad_value_of_a_program_is_one_clean_message_and_nothing_is_deployed(stack: Stack) -> None:
+    stack.program(
+        """
+site = FailoverTopology("orders", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+site.deploy_postgresql("orders", PostgreSQLConfig(
+    databases=["template1"], port=80, settings={"fsync": False}, slot_size_bound="x"))
+"""
+    )
+    for shown in (stack.preview(expect=1), stack.up(expect=1)):
+        for path in ("databases.0.name", "port", "slot_size_bound"):
+            assert f"- {path}: " in shown
+        assert "Traceback" not in shown
+    assert not stack.resources("PostgreSQLServer")
