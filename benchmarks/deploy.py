@@ -26,7 +26,7 @@ from harmony_pulumi.hosts.postgresql.server import Binaries, choose_binaries
 RUNS = 5
 _LIMIT = 3.0
 _MEMBERS = ("primary", "replica")
-_SHOWN = (
+SHOWN = (
     "fsync",
     "data_checksums",
     "full_page_writes",
@@ -78,7 +78,7 @@ def measure(runs: int) -> dict[str, Any]:
         "harmony": lambda: _harmony(binaries),
     }
     samples = common.in_turn(sides, runs, what="deploy")
-    servers = _equal([run.servers for side in ("bare", "harmony") for run in samples[side]])
+    servers = equal([run.servers for side in ("bare", "harmony") for run in samples[side]])
     rows = {side: common.summaries([run.sample for run in found]) for side, found in samples.items()}
     added = rows["harmony"]["seconds"]["median"] - rows["bare"]["seconds"]["median"]
     pulumi = rows["Pulumi alone"]["seconds"]["median"]
@@ -193,7 +193,7 @@ def _median_spans(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, fl
     return {name: common.summary([run[name] for run in runs if name in run]) for name in runs[0]}
 
 
-def _equal(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def equal(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what is equal on all servers of all runs.
 
     Raises:
@@ -213,7 +213,7 @@ def _equal(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not replica["recovery"] or primary["recovery"] or stream["state"] != "streaming" or not stream["certificate"]:
         raise SystemExit(f"the pair does not stream with a client certificate: {stream}")
     return {
-        "settings": {name: settings[name] for name in _SHOWN},
+        "settings": {name: settings[name] for name in SHOWN},
         "equal settings": len(settings),
         "access rules": primary["access"],
         "databases": primary["databases"],
