@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import pulumi
 from pydantic import (
@@ -167,6 +167,12 @@ def _as_database(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+if TYPE_CHECKING:  # What may be written. A text is a sequence of texts, too, and must not pass for a list of names.
+    Databases = list[str] | list[Database] | list[str | Database] | tuple[str | Database, ...]
+else:
+    Databases = tuple[Annotated[Database, BeforeValidator(_as_database)], ...]
+
+
 class PostgreSQLConfig(Config):
     """What a PostgreSQL database is to be.
 
@@ -174,7 +180,7 @@ class PostgreSQLConfig(Config):
         `PostgreSQLConfig(databases=["orders"], settings={"work_mem": "16MB"}, replication="synchronous")`
     """
 
-    databases: tuple[Annotated[Database, BeforeValidator(_as_database)], ...]
+    databases: Databases
     """The databases, at least one; a name alone is `Database(name=...)`. Databases left out later are kept."""
     passwords: Mapping[Role, Annotated[str | pulumi.Output[str], AfterValidator(_password)]] = Field(
         default_factory=dict[str, str | pulumi.Output[str]], repr=False
@@ -207,7 +213,10 @@ class PostgreSQLConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> PostgreSQLConfig:
-        problems = [*_database_problems(self.databases), *_password_problems(self.databases, self.passwords)]
+        problems = [
+            *_database_problems(self.declared_databases),
+            *_password_problems(self.declared_databases, self.passwords),
+        ]
         for name, value in self.settings.items():
             if message := _setting_problem(name, value, self.version):
                 problems.append(Problem(f"settings.{name}", message))
@@ -224,6 +233,11 @@ class PostgreSQLConfig(Config):
         if problems:
             raise ValueError(problems)
         return self
+
+    @property
+    def declared_databases(self) -> tuple[Database, ...]:
+        """The databases, those given by name alone, too."""
+        return cast("tuple[Database, ...]", self.databases)
 
     def for_member(self, name: str) -> PostgreSQLConfig:
         """Return the configuration as it is for one member, by the name of its topology."""

@@ -121,7 +121,7 @@ def _pair(
     resource: PostgreSQLPairResource,
 ) -> PostgreSQLPair:
     """Return the pair as a cluster: what a client needs spans both members, the rest is the active one's."""
-    first = config.databases[0]
+    first = config.declared_databases[0]
     endpoints = [member.endpoint for member in members.values()]
 
     def joined_uri(known: Sequence[Any]) -> str:

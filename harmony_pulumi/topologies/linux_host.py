@@ -107,7 +107,7 @@ class LinuxHostTopology(Topology, PostgreSQL):
             },
             pulumi.ResourceOptions(parent=self, depends_on=[source.resource] if source else []),
         )
-        first = placement.databases[0]
+        first = placement.declared_databases[0]
         return PostgreSQLCluster(
             name=name,
             endpoint=server.endpoint,
@@ -145,7 +145,9 @@ class LinuxHostTopology(Topology, PostgreSQL):
 def _declared(config: PostgreSQLConfig) -> dict[str, Any]:
     """Return a configuration as the inputs of a server."""
     passwords = {role: pulumi.Output.secret(value) for role, value in config.passwords.items()}
-    databases = [{"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.databases]
+    databases = [
+        {"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.declared_databases
+    ]
     values = config.model_dump(mode="json", exclude={"databases", "members", "passwords"})
     return {**values, "databases": databases, "passwords": passwords}
 
