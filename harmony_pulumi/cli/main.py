@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harmony_pulumi.cli import doctor, status
+from harmony_pulumi.cli import doctor, graph, status
 
 app = typer.Typer(
     name="harmony",
@@ -40,3 +40,4 @@ def harmony(
 
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
+app.command(epilog=graph.EPILOG)(graph.graph)

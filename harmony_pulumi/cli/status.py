@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harmony_pulumi.cli.terminal import Cwd, Json, Stack, console, plainly, print_json, refuse
+from harmony_pulumi.cli.terminal import Cwd, Json, Stack, console, plainly, print_json, progress, refuse
 
 if TYPE_CHECKING:
     from harmony_pulumi.cli.deployed import Database, Handle
@@ -70,12 +70,13 @@ def status(
         refuse("--watch is for people and --json for scripts; use one, and call `harmony status --json` repeatedly")
     if site is not None and (stack is not None or cwd != Path()):
         refuse("--site needs no stack; leave out --stack and --cwd")
-    with plainly():
+    with plainly(), progress("reading what is deployed"):
         subject = _from_file(site) if site is not None else _from_stack(cwd, stack)
     if watch:
         _watch(subject, seconds or 2)
         return
-    report = look(subject)
+    with progress(f"asking {sum(len(database.members) for database in subject.databases)} servers"):
+        report = look(subject)
     if as_json:
         print_json(asdict(report))
     else:

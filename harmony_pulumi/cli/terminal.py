@@ -44,6 +44,13 @@ def _console(stream: Any, *, stderr: bool) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
 
 
+@contextmanager
+def progress(text: str) -> Generator[None]:
+    """Say on standard error what is being waited for, while it is; nothing where that is no terminal."""
+    with _console(sys.stderr, stderr=True).status(text):
+        yield
+
+
 def print_json(document: Any) -> None:
     """Print a JSON document on the standard output."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")

@@ -1,0 +1,184 @@
+"""What was seen is judged: healthy only if it is, and every finding says what and what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.cli.deployed import Database, Resources
+from harmony_pulumi.cli.report import Finding, Report, report, size
+from tests.cli.sites import replica, seen, slot
+from tests.cli.states import handle, one_pair, pair_of_pairs
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+PRIMARY = seen("montreal", replicas=[replica("toronto")], slots=[slot("harmony_toronto")])
+STANDBY = seen("toronto", "standby")
+LONELY = seen("montreal")
+STOPPED: dict[str, Any] = {"name": "toronto", "state": "stopped", "detail": "no server process in /srv/toronto/data"}
+
+
+def judge(*observations: dict[str, Any], resources: Sequence[dict[str, Any]] = ()) -> Report:
+    databases = Resources.of(resources or one_pair()).databases()
+    assert len(databases) == 1
+    return report([(databases[0], observations)], now=NOW, project="shop", stack="dev")
+
+
+def only(judged: Report) -> Finding:
+    assert len(judged.findings) == 1, judged.findings
+    return judged.findings[0]
+
+
+def test_a_streaming_pair_is_healthy_and_its_lag_is_what_its_source_sees() -> None:
+    judged = judge(PRIMARY, STANDBY)
+    assert (judged.healthy, judged.findings) == (True, [])
+    (database,) = judged.databases
+    assert (database.declared_active, database.observed_active) == ("primary", "primary")
+    montreal, toronto = database.members
+    assert (montreal.active, montreal.replication) == (True, None)
+    assert toronto.replication is not None
+    assert (toronto.replication.source, toronto.replication.lag_bytes) == ("montreal", 2048)
+
+
+@pytest.mark.parametrize("state", ["stopped", "absent", "unreachable", "unknown"])
+def test_a_member_that_does_not_run_is_a_problem_that_names_it_and_its_reason(state: str) -> None:
+    judged = judge(LONELY, {**STOPPED, "state": state})
+    finding = only(judged)
+    assert (judged.healthy, finding.severity, finding.code, finding.member) == (False, "problem", state, "toronto")
+    assert "no server process in /srv/toronto/data" in finding.message
+    assert judged.databases[0].members[1].replication is None
+
+
+def test_without_a_primary_nobody_takes_writes() -> None:
+    judged = judge({**STOPPED, "name": "montreal"}, STANDBY)
+    assert {f.code for f in judged.findings} == {"no_primary", "stopped", "not_streaming"}
+    assert judged.databases[0].observed_active == ""
+
+
+def test_an_unreachable_member_proves_nothing_about_who_takes_writes() -> None:
+    judged = judge({**STOPPED, "name": "montreal", "state": "unreachable"}, STANDBY)
+    message = next(f.message for f in judged.findings if f.code == "no_primary")
+    assert "not all could be asked" in message
+
+
+def test_two_primaries_are_a_problem_that_names_both_and_the_declared_one() -> None:
+    judged = judge(LONELY, seen("toronto"))
+    finding = only(judged)
+    assert finding.code == "two_primaries"
+    assert "montreal and toronto take writes" in finding.message
+    assert "montreal is declared" in finding.message
+    assert judged.databases[0].observed_active == ""
+
+
+def test_a_primary_that_is_not_the_declared_one_is_a_problem() -> None:
+    judged = judge(seen("montreal", "standby"), seen("toronto", replicas=[replica("montreal")]))
+    assert only(judged).code == "active_differs"
+    assert judged.databases[0].observed_active == "replica"
+
+
+def test_a_standby_that_no_member_sees_streaming_is_a_problem_and_its_timeline_is_told() -> None:
+    finding = only(judge(seen("montreal", timeline=2), seen("toronto", "standby", receiver="")))
+    assert finding.code == "not_streaming"
+    assert "does not stream from montreal" in finding.message
+    assert "1 and 2" in finding.message
+    assert "/srv/toronto-orders" in finding.message
+
+
+def test_replication_that_is_catching_up_is_not_streaming_yet() -> None:
+    source = seen("montreal", replicas=[replica("toronto", state="catchup")])
+    assert only(judge(source, STANDBY)).code == "not_streaming"
+
+
+def test_replication_without_tls_is_a_problem() -> None:
+    assert only(judge(seen("montreal", replicas=[replica("toronto", tls="")]), STANDBY)).code == "not_encrypted"
+
+
+def test_members_that_are_not_one_database_are_a_problem() -> None:
+    other = seen("toronto", "standby", system_identifier="7000000000000000002")
+    assert only(judge(PRIMARY, other)).code == "different_database"
+
+
+def test_commits_that_wait_for_a_replica_that_is_away_are_a_problem_of_the_primary() -> None:
+    waiting = seen("montreal", waits_for='FIRST 1 ("toronto")')
+    judged = judge(waiting, STOPPED)
+    assert [(f.code, f.member) for f in judged.findings] == [("commits_wait", "montreal"), ("stopped", "toronto")]
+    synchronous = {**waiting, "replicas": [replica("toronto", sync_state="sync")]}
+    assert judge(synchronous, STANDBY).healthy
+
+
+@pytest.mark.parametrize(
+    ("state", "severity"),
+    [
+        (slot("s", retained_bytes=2**30), None),
+        (slot("s", retained_bytes=9 * 2**30), "warning"),
+        (slot("s", active=False), None),
+        (slot("s", active=False, retained_bytes=2**20), "warning"),
+        (slot("s", wal_status="unreserved"), "problem"),
+        (slot("s", wal_status="lost"), "problem"),
+        (slot("s", retained_bytes=2**40, bound_bytes=None), None),
+    ],
+)
+def test_a_slot_is_judged_by_what_it_has_lost_and_by_what_it_keeps(state: dict[str, Any], severity: str) -> None:
+    judged = judge({**PRIMARY, "slots": [state]}, STANDBY)
+    assert [f.severity for f in judged.findings] == ([severity] if severity else [])
+    assert judged.healthy == (severity != "problem")
+
+
+@pytest.mark.parametrize(
+    ("left", "severity"),
+    [
+        (timedelta(days=30), None),
+        (timedelta(days=29, hours=23), "warning"),
+        (timedelta(days=7), "warning"),
+        (timedelta(days=6, hours=23), "problem"),
+        (timedelta(seconds=-1), "problem"),
+    ],
+)
+def test_a_certificate_is_judged_by_the_days_it_has_left(left: timedelta, severity: str | None) -> None:
+    judged = judge({**PRIMARY, "certificates": {"server": (NOW + left).isoformat()}}, STANDBY)
+    assert [f.severity for f in judged.findings] == ([severity] if severity else [])
+    assert judged.databases[0].members[0].certificates[0].days_left == left.days
+    assert judged.healthy == (severity != "problem")
+
+
+def test_a_server_that_stands_alone_is_healthy_as_a_primary_and_as_a_streaming_standby() -> None:
+    alone = Database("audit", handle("dublin", "audit"))
+    for observation, healthy in ((seen("dublin"), True), (seen("dublin", "standby"), True)):
+        assert report([(alone, [observation])], now=NOW).healthy == healthy
+    assert not report([(alone, [seen("dublin", "standby", receiver="")])], now=NOW).healthy
+
+
+def test_in_a_pair_of_pairs_each_standby_is_judged_by_the_member_it_streams_from() -> None:
+    montreal = seen("montreal", replicas=[replica("toronto"), replica("dublin", lag_bytes=7)])
+    judged = judge(montreal, STANDBY, seen("dublin", "standby"), resources=pair_of_pairs())
+    assert judged.healthy
+    assert [m.replication and m.replication.lag_bytes for m in judged.databases[0].members] == [None, 2048, 7]
+    assert judged.databases[0].observed_active == "primary/primary"
+
+
+def test_a_site_of_another_package_may_leave_out_what_it_does_not_know() -> None:
+    judged = judge({"name": "montreal", "state": "running", "role": "primary"}, STOPPED)
+    assert judged.databases[0].members[0].timeline is None
+    assert only(judged).code == "stopped"
+
+
+def test_the_json_document_has_iso_times_in_utc_and_plain_numbers() -> None:
+    source = {**PRIMARY, "certificates": {"server": "2030-12-01T07:00:00-05:00"}}
+    document = json.loads(json.dumps(asdict(judge(source, STANDBY))))
+    assert (document["schema"], document["time"]) == (1, "2030-01-01T12:00:00.000+00:00")
+    montreal, toronto = document["databases"][0]["members"]
+    assert montreal["certificates"] == [{"name": "server", "expires": "2030-12-01T12:00:00+00:00", "days_left": 334}]
+    assert montreal["slots"][0]["bound_bytes"] == 10 * 2**30
+    assert toronto["replication"]["lag_seconds"] == 0.25
+    assert toronto["replayed_at"] == "2030-01-01T11:59:30+00:00"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 kB"), (10 * 2**30, "10 GB"), (5 * 2**50, "5120 TB")]
+)
+def test_sizes_read_as_postgresql_writes_them(count: int, text: str) -> None:
+    assert size(count) == text
