@@ -20,7 +20,7 @@ import pytest
 
 from harmony_pulumi.hosts.connection import LocalConnection
 from harmony_pulumi.hosts.postgresql.server import choose_binaries
-from tests.e2e.conftest import Stack, eventually, os_user
+from tests.e2e.conftest import Stack, os_user
 
 pytestmark = pytest.mark.e2e
 
