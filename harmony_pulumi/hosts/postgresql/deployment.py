@@ -202,8 +202,12 @@ class Deployment:
     def _take_over(self, server: Server, marker: Marker, existing: adoption.Existing) -> None:
         """Restart an existing server under harmony's configuration; if it does not start, as it was."""
         marker.port = int(self.props.get("port") or existing.port)
-        server.write(f"{server.layout.config}/adopted_hba.conf", existing.hba_rules)
-        server.write(f"{server.layout.config}/adopted.conf", f"include {files.quote_setting(existing.config_file)}\n")
+        server.write(
+            {
+                f"{server.layout.config}/adopted_hba.conf": existing.hba_rules,
+                f"{server.layout.config}/adopted.conf": f"include {files.quote_setting(existing.config_file)}\n",
+            }
+        )
         self.configure(server, marker)
         with self.journal.step("take-over", f"restarting the server in {existing.data} under harmony"):
             server.stop(self._deadline("start"))
@@ -262,51 +266,45 @@ class Deployment:
         """Return the ports of servers that are stopped, or still being made, in the folders beside this one."""
         base = base_folder(self.connection)
         find = ["find", base, self.root.rpartition("/")[0], "-maxdepth", "6", "-name", "harmony.json"]
-        ports: set[int] = set()
-        for path in self.connection.run([*find, "-not", "-path", "*/data/*"]).stdout.splitlines():
-            text = self.connection.read_file(path)
-            if path != server.layout.marker and text:
-                ports.add(int(json.loads(text).get("port", 0)))
-        return ports
+        markers = self.connection.run([*find, "-not", "-path", "*/data/*"]).stdout.splitlines()
+        texts = self.connection.read_files([path for path in markers if path != server.layout.marker])
+        return {int(json.loads(text).get("port", 0)) for text in texts.values() if text}
 
     def _log_here(self, server: Server) -> None:
         self.journal.write_to(lambda lines: self.connection.append_file(server.layout.events, lines, user=self.user))
 
     def _write_marker(self, server: Server, marker: Marker) -> None:
-        server.write(server.layout.marker, json.dumps(marker.__dict__, indent=1) + "\n")
+        server.write({server.layout.marker: json.dumps(marker.__dict__, indent=1) + "\n"})
 
     # -- certificates and credentials ----------------------------------------------------------------------------
 
     def _certificates(self, server: Server, *, renew: bool = False) -> None:
         """Make what is missing: the site's authority, the server's certificate, the replicas' certificate."""
-        tls, days = server.layout.tls, int(self.props["certificate_lifetime_days"])
-        authority = self._key_pair(server, "ca")
-        if authority is None:
-            authority = certificates.make_authority(f"harmony {self.props['owner']}"[:64])
-            self._write_key_pair(server, "ca", authority)
-        address = self.props["host"]["address"]
-        current = self._key_pair(server, "server")
-        if renew or current is None or not certificates.is_for(current.certificate, address):
-            self._write_key_pair(server, "server", certificates.make_server(authority, address, days))
-        if renew or self._key_pair(server, "replication") is None:
-            pair = certificates.make_client(authority, REPLICATION_ROLE, days)
-            self._write_key_pair(server, "replication", pair)
-        server.write(f"{tls}/trusted.crt", authority.certificate)
+        days, address = int(self.props["certificate_lifetime_days"]), self.props["host"]["address"]
+        there = self._key_pairs(server)
+        authority = there.get("ca") or certificates.make_authority(f"harmony {self.props['owner']}"[:64])
+        pairs = {"ca": authority, **there}
+        renew = renew or "ca" not in there
+        if renew or "server" not in there or not certificates.is_for(there["server"].certificate, address):
+            pairs["server"] = certificates.make_server(authority, address, days)
+        if renew or "replication" not in there:
+            pairs["replication"] = certificates.make_client(authority, REPLICATION_ROLE, days)
+        texts: dict[str, str] = {}
+        for name, pair in pairs.items():  # The key last: a pair that was cut off has no key and is made anew.
+            texts |= {f"{name}.crt": pair.certificate, f"{name}.key": pair.key}
+        texts["trusted.crt"] = authority.certificate
         if source := self.props.get("source"):
-            server.write(f"{tls}/source-ca.crt", source["certs"]["ca_certificate"])
-            server.write(f"{tls}/source-client.crt", source["certs"]["client_certificate"])
-            server.write(f"{tls}/source-client.key", source["certs"]["client_key"])
+            texts["source-ca.crt"] = source["certs"]["ca_certificate"]
+            texts["source-client.crt"] = source["certs"]["client_certificate"]
+            texts["source-client.key"] = source["certs"]["client_key"]
+        server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
 
-    def _key_pair(self, server: Server, name: str) -> certificates.KeyPair | None:
-        tls = server.layout.tls
-        certificate = self.connection.read_file(f"{tls}/{name}.crt", self.user)
-        key = self.connection.read_file(f"{tls}/{name}.key", self.user)
-        return certificates.KeyPair(certificate, key) if certificate and key else None
-
-    def _write_key_pair(self, server: Server, name: str, pair: certificates.KeyPair) -> None:
-        # The key last: a pair that was cut off has no key and is made anew.
-        server.write(f"{server.layout.tls}/{name}.crt", pair.certificate)
-        server.write(f"{server.layout.tls}/{name}.key", pair.key)
+    def _key_pairs(self, server: Server) -> dict[str, certificates.KeyPair]:
+        """Return the key pairs that are there, of `ca`, `server` and `replication`."""
+        names = ("ca", "server", "replication")
+        texts = server.read(server.layout.tls, [f"{name}.{suffix}" for name in names for suffix in ("crt", "key")])
+        found = {name: (texts[f"{name}.crt"], texts[f"{name}.key"]) for name in names}
+        return {name: certificates.KeyPair(crt, key) for name, (crt, key) in found.items() if crt and key}
 
     def _credentials(self, server: Server) -> dict[str, str]:
         """Return the passwords by role: declared, else those of before, else new ones."""
@@ -321,7 +319,7 @@ class Deployment:
                 **before,
                 **{o: declared.get(o) or before.get(o) or secrets.token_urlsafe(24) for o in owners},
             }
-        server.write(server.layout.credentials, json.dumps(credentials, sort_keys=True))
+        server.write({server.layout.credentials: json.dumps(credentials, sort_keys=True)})
         return credentials
 
     # -- the data directory --------------------------------------------------------------------------------------
@@ -360,7 +358,7 @@ class Deployment:
         where = f"{source['endpoint']['host']}:{int(source['endpoint']['port'])}"
         with self.journal.step("clone", f"copying the data from {where} over TLS", slot=slot):
             server.base_backup(conninfo, slot, deadline=self._deadline("clone"), on_progress=progress)
-            server.write(f"{server.layout.data}/standby.signal", "")
+            server.write({f"{server.layout.data}/standby.signal": ""})
             self._forget_foreign_settings(server)
 
     def _forget_foreign_settings(self, server: Server) -> None:
@@ -369,7 +367,7 @@ class Deployment:
         text = self.connection.read_file(path, self.user) or ""
         own = files.MANAGED_NAMES
         lines = [line for line in text.splitlines() if line.partition("=")[0].strip().lower() not in own]
-        server.write(path, "\n".join(lines) + "\n")
+        server.write({path: "\n".join(lines) + "\n"})
 
     def _drop_slot(self, server: Server, conninfo: str, slot: str) -> None:
         """Drop the slot that an earlier run left at the source; one that stays in use is somebody's, and refused."""
@@ -388,6 +386,7 @@ class Deployment:
     def configure(self, server: Server, marker: Marker) -> bool:
         """Write the configuration files; tell whether any changed."""
         layout, source = server.layout, self.props.get("source")
+        there = server.read(layout.config, ("adopted.conf", "adopted_hba.conf", "replication.conf"))
         texts = {
             "postgresql.conf": files.main_config(
                 layout,
@@ -395,21 +394,20 @@ class Deployment:
                 address=self.props["host"]["address"],
                 port=marker.port,
                 slot_size_bound=self.props["slot_size_bound"],
-                adopted=self.connection.exists(f"{layout.config}/adopted.conf", self.user),
+                adopted=there["adopted.conf"] is not None,
             ),
             "settings.conf": files.settings_config(self.props["settings"]),
             "pg_hba.conf": files.hba(
                 self.props["authentication"]["networks"],
-                self.connection.read_file(f"{layout.config}/adopted_hba.conf", self.user) or "",
+                there["adopted_hba.conf"] or "",
             ),
             "pg_ident.conf": files.ident(self.user),
         }
-        if source or not self.connection.exists(f"{layout.config}/replication.conf", self.user):
+        if source or there["replication.conf"] is None:
             texts["replication.conf"] = files.replication_config(
                 source, slot_name(self.props["owner"]), layout, self._member()
             )
-        changed = [name for name, text in texts.items() if server.write(f"{layout.config}/{name}", text)]
-        return bool(changed)
+        return server.write({f"{layout.config}/{name}": text for name, text in texts.items()})
 
     def _start(self, server: Server) -> None:
         if server.running_pid() is not None:
@@ -567,11 +565,11 @@ class Deployment:
 
     def outputs(self, server: Server, marker: Marker, credentials: Mapping[str, str]) -> Mapping[str, Any]:
         """Return what the resource outputs beside its inputs."""
-        replication = self._key_pair(server, "replication")
-        authority = self.connection.read_file(f"{server.layout.tls}/ca.crt", self.user)
-        if replication is None or authority is None:
+        pairs = self._key_pairs(server)
+        if not {"ca", "replication"} <= set(pairs):
             msg = f"{self.connection.name}: certificates are missing in {server.layout.tls}"
             raise SiteError(msg)
+        authority, replication = pairs["ca"].certificate, pairs["replication"]
         host = self.props["host"]
         return {
             "status": "running",
@@ -639,8 +637,8 @@ def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
 def listening_ports(connection: Connection) -> set[int]:
     """Return the TCP ports that something listens on: proc(5), `/proc/net/tcp`."""
     ports: set[int] = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in (connection.read_file(table) or "").splitlines()[1:]:
+    for table in connection.read_files(["/proc/net/tcp", "/proc/net/tcp6"]).values():
+        for line in (table or "").splitlines()[1:]:
             words = line.split()
             if words[3] == "0A":
                 ports.add(int(words[1].rpartition(":")[2], 16))

@@ -14,6 +14,7 @@ from harmony_pulumi.hosts.postgresql.deployment import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 
+_CERTIFICATES = ("ca", "server", "replication", "source-client")
 _LOOK = """
 SELECT json_build_object(
   'role', CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
@@ -88,7 +89,7 @@ class HostPostgreSQL:
         server = self._server(connection, marker)
         names = ", ".join(files.quote_identifier(name) for name in replicas)
         settings = {"synchronous_standby_names": f"FIRST 1 ({names})"} if replicas else {}
-        if server.write(f"{server.layout.config}/synchronous.conf", files.settings_config(settings)):
+        if server.write({f"{server.layout.config}/synchronous.conf": files.settings_config(settings)}):
             server.reload()
 
     @property
@@ -104,12 +105,8 @@ class HostPostgreSQL:
         return Server(connection, Layout(self._root, marker.data), choose_binaries(connection, marker.major), user)
 
     def _expiries(self, server: Server) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name in ("ca", "server", "replication", "source-client"):
-            text = server.connection.read_file(f"{server.layout.tls}/{name}.crt", server.user)
-            if text:
-                found[name] = certificates.expires(text).isoformat()
-        return found
+        texts = server.read(server.layout.tls, [f"{name}.crt" for name in _CERTIFICATES])
+        return {name.removesuffix(".crt"): certificates.expires(text).isoformat() for name, text in texts.items() if text}
 
 
 def _unseen(name: str, state: str, detail: str) -> Observation:
