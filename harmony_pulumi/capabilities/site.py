@@ -80,6 +80,10 @@ class PostgreSQLSite(Protocol):
         """Look at the server. Must not raise for one that is stopped, absent or unreachable, but say so."""
         ...
 
+    def record(self, lines: str) -> None:
+        """Append whole lines to the site's log of events."""
+        ...
+
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits on this primary wait for one of these replicas; with none, for nobody."""
         ...

@@ -73,6 +73,7 @@ class FailoverPostgreSQL(Failover[T]):
                 },
                 "active": "primary",
                 "replication": config.replication,
+                "follows": outer.source is not None,
                 "deadline": config.deadlines.stream,
             },
             pulumi.ResourceOptions(parent=cast("Any", self), depends_on=[primary.resource, replica.resource]),

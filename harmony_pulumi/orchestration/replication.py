@@ -20,19 +20,32 @@ class Member:
 
 
 def establish(
-    members: Mapping[str, Member], *, active: str, synchronous: bool, deadline: float, journal: Journal
+    members: Mapping[str, Member],
+    *,
+    active: str,
+    synchronous: bool,
+    follows: bool,
+    deadline: float,
+    journal: Journal,
 ) -> None:
     """Wait until every other member streams from the active one, then have commits wait if declared so.
 
+    Args:
+        members: by role.
+        active: the role of the member that leads.
+        synchronous: whether commits are to wait for another member.
+        follows: whether the pair follows another cluster, so that its leader is a standby itself.
+        deadline: seconds for each wait.
+        journal: records the steps.
+
     Raises:
-        SiteError: the active member is not a primary, or a member does not stream within `deadline` seconds.
+        SiteError: the leader is not what it is to be, or a member does not stream in time.
     """
     source = members[active].site
-    others = [members[role].site.observe() for role in members if role != active]
-    names = [other["name"] for other in others]
-    if not synchronous:
+    names = [members[role].site.observe()["name"] for role in members if role != active]
+    if not synchronous or follows:
         source.require_synchronous([])
-    with journal.step("streaming", f"waiting until {' and '.join(names)} streams from {active}"):
+    with journal.step("streaming", f"waiting until {' and '.join(names)} streams from the {active}"):
         seen = wait_for(
             f"{' and '.join(names)} streaming",
             source.observe,
@@ -40,10 +53,11 @@ def establish(
             deadline=deadline,
             advice="Look at the members' logs.",
         )
-    if seen["role"] != "primary":
-        msg = f"{seen['name']} was to be the primary and is a {seen['role'] or seen['state']}"
+    wanted = "standby" if follows else "primary"
+    if seen["role"] != wanted:
+        msg = f"{seen['name']} was to be a {wanted} and is a {seen['role'] or seen['state']}; see `harmony status`"
         raise SiteError(msg)
-    if synchronous:
+    if synchronous and not follows:  # A standby has no commits of its own to wait with.
         with journal.step("synchronous", f"commits wait for {' or '.join(names)} from here on"):
             source.require_synchronous(names)
             wait_for(
@@ -61,14 +75,14 @@ def missing(source: Observation, names: list[str]) -> list[str]:
     return [name for name in names if name not in streaming]
 
 
-def primaries(members: Mapping[str, Member]) -> list[str]:
-    """Return the roles of the members that are running primaries.
+def leaders(members: Mapping[str, Member], *, follows: bool) -> list[str]:
+    """Return the roles of the members that lead: a running primary, or in a pair that follows, one with a replica.
 
     Raises:
         UnreachableError: none was seen, and one could not be asked.
     """
     seen = {role: member.site.observe() for role, member in members.items()}
-    found = [role for role, observation in seen.items() if observation["role"] == "primary"]
+    found = [role for role, o in seen.items() if (bool(o["replicas"]) if follows else o["role"] == "primary")]
     unreachable = [observation["detail"] for observation in seen.values() if observation["state"] == "unreachable"]
     if not found and unreachable:
         raise UnreachableError("; ".join(unreachable))

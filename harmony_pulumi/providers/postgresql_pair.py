@@ -10,8 +10,9 @@ from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Re
 
 from harmony_pulumi.capabilities.site import load_site
 from harmony_pulumi.errors import UnreachableError
+from harmony_pulumi.orchestration import pair
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.replication import Member, establish, primaries
+from harmony_pulumi.orchestration.replication import Member, establish, leaders
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
 
@@ -57,7 +58,7 @@ class PostgreSQLPairProvider(Provider):
         """See who is active. A member that cannot be reached proves nothing, so what was known of it stays."""
         state = plain(props)
         try:
-            active = primaries(_members(state))
+            active = leaders(_members(state), follows=state["follows"])
         except UnreachableError as error:
             show(f"warning: {state['name']}: {error}")
             return ReadResult(id_, state)
@@ -83,10 +84,12 @@ def _members(props: Mapping[str, Any]) -> dict[str, Member]:
 def _establish(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
     journal = Journal(props["name"], operation, show)
     members = _members(props)
+    journal.write_to(members[props["active"]].site.record)
     establish(
         members,
         active=props["active"],
         synchronous=props["replication"] == "synchronous",
+        follows=props["follows"],
         deadline=float(props["deadline"]),
         journal=journal,
     )
@@ -94,7 +97,7 @@ def _establish(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
         "observed_active": props["active"],
         "serving": props["active"],
         "site": {
-            "kind": "pair",
+            "kind": pair.KIND,
             "name": props["name"],
             "active": props["active"],
             "members": {role: member["site"] for role, member in props["members"].items()},

@@ -47,7 +47,13 @@ def test_one_up_makes_a_pair_that_streams_and_outlives_the_cli(stack: Stack) -> 
     stack.preview("--expect-no-changes")
 
     events = [json.loads(line) for line in Path(outputs["event_log"]).read_text().splitlines()]
-    assert [e["step"] for e in events if e["state"] == "done"] == ["prepare", "initdb", "start", "populate"]
+    assert [e["step"] for e in events if e["state"] == "done"] == [
+        "prepare",
+        "initdb",
+        "start",
+        "populate",
+        "streaming",
+    ]
     assert {"time", "subject", "operation", "step", "state", "text", "seconds"} <= set(events[-1])
 
 
@@ -132,3 +138,46 @@ def test_synchronous_replication_is_on_once_the_pair_is_up(stack: Stack) -> None
     stack.up()
     with connection(stack, outputs["uri"], outputs["ca_certificate"]) as client:
         assert client.execute("SHOW synchronous_standby_names").fetchone() == ("",)
+
+
+def test_many_pairs_on_one_machine_go_up_at_once(stack: Stack) -> None:
+    stack.program(
+        """
+primary, replica = LinuxHostTopology("montreal"), LinuxHostTopology("toronto")
+site = FailoverTopology("site", primary=primary, replica=replica)
+for name in ("a", "b", "c"):
+    database = site.deploy_postgresql(name, PostgreSQLConfig(databases=[name]))
+    pulumi.export(name, {"uri": database.uri, "ca": database.ca_certificate})
+"""
+    )
+    stack.up()
+    outputs = stack.outputs()
+    ports = set[int]()
+    for name in ("a", "b", "c"):
+        with connection(stack, outputs[name]["uri"], outputs[name]["ca"]) as client:
+            assert client.info.dbname == name
+            ports.add(client.info.port)
+    assert len(ports) == 3
+    stack.up("--expect-no-changes")
+
+
+def test_a_pair_of_pairs_streams_from_one_to_all(stack: Stack) -> None:
+    stack.program(
+        """
+east = FailoverTopology("east", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+west = FailoverTopology("west", primary=LinuxHostTopology("calgary"), replica=LinuxHostTopology("vancouver"))
+site = FailoverTopology("orders", primary=east, replica=west)
+database = site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"]))
+pulumi.export("uri", database.uri)
+pulumi.export("ca_certificate", database.ca_certificate)
+"""
+    )
+    stack.up()
+    outputs = stack.outputs()
+    with connection(stack, outputs["uri"], outputs["ca_certificate"]) as client:
+        client.execute("CREATE TABLE kept AS SELECT generate_series(1, 10) AS value")
+        assert client.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+    assert len({stack.server(n)["system_identifier"] for n in ("montreal", "toronto", "calgary", "vancouver")}) == 1
+    stack.up("--expect-no-changes")
+    assert "warning" not in stack.refresh()
+    stack.preview("--expect-no-changes")

@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_written_is_found(stack: Stack) -> None:
     closed.mkdir(mode=0o700)
     (closed / "pg").mkdir(mode=0o755)
     write(stack, f'directory="{closed}/pg"')
-    assert_refused(stack, f"{os_user()} cannot")
+    assert_refused(stack, f"{os_user()} cannot enter {closed}; chmod o+x it")
 
 
 def test_a_folder_of_something_else_is_found(stack: Stack) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ from harmony_pulumi.orchestration.wait import wait_for
 _FIRST_PORT = 5432
 ADOPTED_SETTINGS = ("ssl", "wal_level", "listen_addresses", "port", "max_wal_senders", "max_replication_slots")
 """What is compared, and shown, before an existing server is taken over."""
+_PORT_TAKEN, _PORT_TRIES = "Address already in use", 10
 _WAL_GONE = "has already been removed"
 
 
@@ -73,13 +74,10 @@ class Deployment:
     connection: Connection
     props: Mapping[str, Any]
     journal: Journal
-    user: str = field(init=False)
-    root: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Find the folder and the OS user."""
-        object.__setattr__(self, "user", os_user(self.connection, self.props["host"]))
-        object.__setattr__(self, "root", root_of(self.connection, self.props))
+    user: str
+    """The OS user that owns and runs the server."""
+    root: str
+    """The folder of the server."""
 
     # -- what is there -------------------------------------------------------------------------------------------
 
@@ -135,7 +133,7 @@ class Deployment:
         else:
             self.journal.note(f"found its data in {server.layout.data}, made before: taken over", step="adopt")
         self.configure(server, marker)
-        self._start(server)
+        self._start(server, marker)
         if self.props.get("source"):
             self._follow(server, marker, fresh=fresh)
         else:
@@ -242,8 +240,13 @@ class Deployment:
 
     def _make_root(self) -> None:
         """Make the folder as root, for the OS user that is to own it."""
+        missing: list[str] = []
         parent = self.root.rpartition("/")[0]
-        self.connection.check(["mkdir", "-p", "-m", "755", "--", parent])
+        while parent and not self.connection.exists(parent):
+            missing.insert(0, parent)
+            parent = parent.rpartition("/")[0]
+        if missing:  # One by one: `mkdir -p` gives its mode to the last one only.
+            self.connection.check(["mkdir", "-m", "755", "--", *missing])
         group = self.connection.check(["id", "-gn", self.user]).strip()
         self.connection.check(["install", "-d", "-m", "700", "-o", self.user, "-g", group, "--", self.root])
 
@@ -409,12 +412,23 @@ class Deployment:
             )
         return server.write({f"{layout.config}/{name}": text for name, text in texts.items()})
 
-    def _start(self, server: Server) -> None:
+    def _start(self, server: Server, marker: Marker) -> None:
+        """Start the server, if it does not run; a port that was chosen here is chosen anew if somebody was faster."""
         if server.running_pid() is not None:
             server.reload()
             return
-        with self.journal.step("start", f"starting PostgreSQL {server.binaries.version}"):
-            server.start(self._deadline("start"))
+        for left in reversed(range(_PORT_TRIES)):
+            try:
+                with self.journal.step("start", f"starting PostgreSQL {server.binaries.version} on port {marker.port}"):
+                    server.start(self._deadline("start"))
+                break
+            except SiteError as error:
+                if self.props.get("port") or _PORT_TAKEN not in str(error) or not left:
+                    raise
+            self.journal.note(f"port {marker.port} was taken meanwhile: choosing another", step="port")
+            marker.port = self._choose_port(server)
+            self._write_marker(server, marker)
+            self.configure(server, marker)
 
     def _populate(self, server: Server, marker: Marker, credentials: Mapping[str, str]) -> None:
         names = ", ".join(database["name"] for database in self.props["databases"])
@@ -443,7 +457,7 @@ class Deployment:
             server.stop(self._deadline("start"))
             self._move_aside(server)
         self._fill(server, marker)
-        self._start(server)
+        self._start(server, marker)
         if not self._streams(server, marker):
             msg = f"{self.connection.name}: a fresh copy could not follow its source either; see {server.layout.log}"
             raise SiteError(msg)
@@ -491,7 +505,7 @@ class Deployment:
         changed = self.configure(server, marker) or renew
         if server.running_pid() is None:
             self._write_marker(server, marker)
-            self._start(server)
+            self._start(server, marker)
         elif changed:
             self._apply(server, marker)
         if self.props.get("source") is None:
@@ -611,7 +625,9 @@ def open_deployment(props: Mapping[str, Any], operation: str, show: Any) -> Depl
         UnreachableError: the host does not answer, or is another machine.
     """
     journal = Journal(f"{props['host']['name']}/{props['name']}", operation, show)
-    return Deployment(connect(props["host"]), props, journal)
+    connection = connect(props["host"])
+    user = os_user(connection, props["host"])
+    return Deployment(connection, props, journal, user, root_of(connection, props))
 
 
 def os_user(connection: Connection, host: Mapping[str, Any]) -> str:
@@ -667,7 +683,8 @@ def ownership_problems(
         return [f"{root} belongs to {marker.owner}, not to {props['owner']}; choose another directory"]
     if marker is None:
         content = connection.run(["ls", "-A", "--", root], user=user).stdout.split()
-        if content and not set(content) <= {"config", "tls", "run", "log", "kept"}:
+        # `lost+found` is in every new file system; the others are ours, made before the marker.
+        if not set(content) <= {"lost+found", "config", "tls", "run", "log", "kept"}:
             found = ", ".join(content[:5])
             return [f"{root} is not empty and is not harmony's ({found}); choose another directory, or empty it"]
     return []

@@ -198,14 +198,13 @@ def room_problems(connection: Connection, root: str, user: str) -> list[Finding]
     """Return why a server's folder cannot be made: no permission on the way, or too little room."""
     folder = root
     while not connection.exists(folder) and folder != "/":
-        folder = folder.rpartition("/")[0] or "/"
+        folder = parent_of(folder)
     if connection.run(["test", "-d", folder]).status:
         return [("directory", f"{connection.name}: {folder} is not a folder, so {root} cannot be made")]
-    able = connection.run(["test", "-w", folder], user=None if connection.is_root() and folder != root else user)
-    if able.status:
-        message = f"{connection.name}: {user} cannot write {folder}; change its owner, or choose another directory"
+    if connection.run(["test", "-w", folder]).status:
+        message = f"{connection.name}: {folder} cannot be written; change its owner, or choose another directory"
         return [("directory", message)]
-    if connection.is_root() and (closed := _closed_to(connection, folder, user)):
+    if connection.is_root() and (closed := _closed_to(connection, folder if folder != root else parent_of(root), user)):
         message = f"{connection.name}: {user} cannot enter {closed}; chmod o+x it, or choose another directory"
         return [("directory", message)]
     free = int(connection.check(["df", "--output=avail", "-B1M", "--", folder]).splitlines()[-1])
@@ -213,6 +212,11 @@ def room_problems(connection: Connection, root: str, user: str) -> list[Finding]
         message = f"{connection.name}: {folder} has {free} MB free; expected at least {_LEAST_DISK_MB} MB"
         return [("directory", message)]
     return []
+
+
+def parent_of(path: str) -> str:
+    """Return the folder that a path is in."""
+    return path.rpartition("/")[0] or "/"
 
 
 def _closed_to(connection: Connection, folder: str, user: str) -> str | None:

@@ -79,18 +79,26 @@ class HostPostgreSQL:
             seen["state"], seen["detail"] = "running", ""
         return seen
 
+    def record(self, lines: str) -> None:
+        """Append whole lines to the server's log of events."""
+        server = self._existing()
+        server.connection.append_file(server.layout.events, lines, user=server.user)
+
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits wait for one of these replicas; with none, for nobody."""
-        connection = connect(self.handle["host"])
-        marker = self._marker(connection)
-        if marker is None:
-            msg = f"{connection.name} has no server of {self.handle['owner']} in {self._root}"
-            raise UnreachableError(msg)
-        server = self._server(connection, marker)
+        server = self._existing()
         names = ", ".join(files.quote_identifier(name) for name in replicas)
         settings = {"synchronous_standby_names": f"FIRST 1 ({names})"} if replicas else {}
         if server.write({f"{server.layout.config}/synchronous.conf": files.settings_config(settings)}):
             server.reload()
+
+    def _existing(self) -> Server:
+        connection = connect(self.handle["host"])
+        marker = self._marker(connection)
+        if marker is None:
+            msg = f"{connection.name} has no server of {self.handle['owner']} in {self._root}"
+            raise SiteError(msg)
+        return self._server(connection, marker)
 
     @property
     def _root(self) -> str:

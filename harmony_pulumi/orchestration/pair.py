@@ -1,0 +1,39 @@
+"""A pair as a site: it offers what a server offers, through its active member, so that pairs nest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, load_site
+
+KIND = "harmony_pulumi.orchestration.pair:PairSite"
+
+
+@dataclass(frozen=True)
+class PairSite:
+    """A pair of PostgreSQL clusters, by its handle: `members` by role, and the `active` role."""
+
+    handle: Mapping[str, Any]
+
+    @classmethod
+    def from_handle(cls, handle: Mapping[str, Any]) -> PairSite:
+        """Make the site."""
+        return cls(handle)
+
+    @property
+    def _leader(self) -> PostgreSQLSite:
+        return load_site(self.handle["members"][self.handle["active"]])
+
+    def observe(self) -> Observation:
+        """Look at the active member."""
+        return self._leader.observe()
+
+    def record(self, lines: str) -> None:
+        """Append lines to the active member's log of events."""
+        self._leader.record(lines)
+
+    def require_synchronous(self, replicas: list[str]) -> None:
+        """Have commits on the active member wait for one of these replicas."""
+        self._leader.require_synchronous(replicas)
