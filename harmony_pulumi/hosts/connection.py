@@ -136,7 +136,8 @@ class Connection(ABC):
         be in the order given, and none before the contents of all are on disk.
         """
         sizes = [word for path, text in texts.items() for word in (path, str(len(text.encode())))]
-        return self.check(["sh", "-c", _WRITE, "sh", *sizes], user=user, stdin="".join((*texts.values(), "whole\n"))).splitlines()
+        stdin = "".join((*texts.values(), "whole\n"))
+        return self.check(["sh", "-c", _WRITE, "sh", *sizes], user=user, stdin=stdin).splitlines()
 
     def append_file(self, path: str, text: str, *, user: str | None = None) -> None:
         """Append whole lines to a file."""
@@ -173,8 +174,9 @@ class LocalConnection(Connection):
         command = ["setpriv", "--pdeathsig", "KILL"]
         home = None
         if user and user != _login_name():
-            command += [f"--reuid={user}", f"--regid={user}", "--init-groups"]
-            home = _home(user)
+            account = pwd.getpwnam(user)
+            command += [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups"]
+            home = account.pw_dir
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("PG")},
             **({"HOME": home} if home else {}),
@@ -314,7 +316,3 @@ def connect(host: Mapping[str, Any]) -> Connection:
 
 def _login_name() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
-
-
-def _home(user: str) -> str:
-    return pwd.getpwnam(user).pw_dir

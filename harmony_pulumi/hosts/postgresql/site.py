@@ -114,7 +114,8 @@ class HostPostgreSQL:
 
     def _expiries(self, server: Server) -> dict[str, str]:
         texts = server.read(server.layout.tls, [f"{name}.crt" for name in _CERTIFICATES])
-        return {name.removesuffix(".crt"): certificates.expires(text).isoformat() for name, text in texts.items() if text}
+        there = {name.removesuffix(".crt"): text for name, text in texts.items() if text}
+        return {name: certificates.expires(text).isoformat() for name, text in there.items()}
 
 
 def _unseen(name: str, state: str, detail: str) -> Observation:
