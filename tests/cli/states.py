@@ -33,7 +33,12 @@ def handle(host: str, database: str = "orders") -> dict[str, Any]:
 
 
 def pair_handle(name: str, primary: Mapping[str, Any], replica: Mapping[str, Any], active: str = "primary") -> Resource:
-    return {"kind": "harmony_pulumi.orchestration.pair:PairSite", "name": name, "active": active, "members": {"primary": primary, "replica": replica}}
+    return {
+        "kind": "harmony_pulumi.orchestration.pair:PairSite",
+        "name": name,
+        "active": active,
+        "members": {"primary": primary, "replica": replica},
+    }
 
 
 def server(host: str, database: str = "orders", port: int = 5432) -> Resource:
