@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity, setting
@@ -23,14 +23,18 @@ from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_bina
 _LEAST_DISK_MB = 512
 """An empty database takes 40 MB, and its WAL up to `max_wal_size`, of which half is soon used."""
 
+_LONGEST_TEXT = 140
+"""In characters. `pulumi preview --diff` shows no more than 150 of a text."""
+
 Finding = tuple[str, str]
 """A property's path and a message."""
 
 
-def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | list[str]:
     """Return in words what `up` will do; the old words if nothing changes, so that the diff settles."""
     if not old:
-        return "create: " + _plan_to_create(new)
+        first, *rest = _plan_to_create(new)
+        return _legible([f"create: {first}", *rest])
     restart, reload_ = _changed_settings(old["settings"], new["settings"], new.get("version"))
     if old.get("port") != new.get("port") and new.get("port"):
         restart.append("port")
@@ -49,10 +53,16 @@ def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         f"make databases {', '.join(made)}" if made and not new.get("source") else "",
         f"keep databases {', '.join(gone)}, no longer declared: drop them by hand" if gone else "",
     ]
-    return "; ".join(part for part in parts if part) or old.get("plan", "")
+    return _legible([part for part in parts if part]) or old.get("plan", "")
 
 
-def _plan_to_create(new: Mapping[str, Any]) -> str:
+def _legible(parts: Sequence[str]) -> str | list[str]:
+    """Return words as one text, or as a list where Pulumi would cut the text short."""
+    text = "; ".join(parts)
+    return text if len(text) <= _LONGEST_TEXT else list(parts)
+
+
+def _plan_to_create(new: Mapping[str, Any]) -> list[str]:
     """Return what making the server will do; the engine asks for this also when it replaces one."""
     anew = _plan_to_fill(new)
     try:
@@ -63,13 +73,13 @@ def _plan_to_create(new: Mapping[str, Any]) -> str:
         if marker is not None and marker.state != "making" and marker.owner == new["owner"]:
             reason = unfit(marker, new) if is_settled(new.get("source")) else None
             if reason is None:
-                return f"take over the database that is in {marker.data}, kept from before"
-            return f"move {marker.data} aside, since {reason}; then {anew}"
+                return [f"take over the database that is in {marker.data}, kept from before"]
+            return [f"move {marker.data} aside, since {reason}", f"then {anew}"]
         if new.get("adopt") and not new.get("source"):
             return _plan_to_adopt(connection, user, new)
     except SiteError as error:
-        return f"{anew} (its site was not looked at: {error})" if new.get("adopt") else anew
-    return anew
+        return [anew, f"its site was not looked at: {error}"] if new.get("adopt") else [anew]
+    return [anew]
 
 
 def _plan_to_fill(new: Mapping[str, Any]) -> str:
@@ -86,7 +96,7 @@ def is_settled(source: Mapping[str, Any] | None) -> bool:
     return source is None or isinstance(source.get("system_identifier"), str)
 
 
-def _plan_to_adopt(connection: Connection, user: str, new: Mapping[str, Any]) -> str:
+def _plan_to_adopt(connection: Connection, user: str, new: Mapping[str, Any]) -> list[str]:
     wanted = {
         "ssl": "on",
         "wal_level": "replica",
@@ -95,7 +105,7 @@ def _plan_to_adopt(connection: Connection, user: str, new: Mapping[str, Any]) ->
         **{name: str(value) for name, value in new["settings"].items() if setting(name) is not None},
     }
     existing = adoption.find(connection, new["adopt"], user, tuple(wanted))
-    return "; ".join(adoption.changes(existing, wanted))
+    return adoption.changes(existing, wanted)
 
 
 def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], major: int | None) -> tuple[list[str], list[str]]:
