@@ -6,7 +6,6 @@ finds nothing to do; the size of the state is that of the file backend's file.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -75,10 +74,11 @@ def report(result: dict[str, Any]) -> str:
         rows.append([pairs, "state", *cells, f"{size['state_ratio']:.2f}", ""])
     growth = result["growth from 10 to 100 pairs"]
     head = ["pairs", "", *SIDES, "ratio", "ratio of CPU time"]
-    grown = [[what.replace("_", " "), *(f"{growth[side][what]:.2f}" for side in SIDES)] for what in growth["plain"]]
+    grown = [[what.replace("_", " "), *(_times(growth[side][what]) for side in SIDES)] for what in growth["plain"]]
     return (
         f"## overhead\n\nA pair is {result['a pair is']}.\n\n{common.table(head, rows)}\n"
-        f"Cost of a further pair between 10 and 100, times that of one between 1 and 10 (1 is linear growth):\n\n"
+        f"Cost of a further pair between 10 and 100, times that of one between 1 and 10. 1 is linear growth; Pulumi "
+        f"itself writes the whole state at every step, so its `up` grows faster than that:\n\n"
         f"{common.table(['', *SIDES], grown)}\n{common.verdict(result['aim'])}"
     )
 
@@ -93,16 +93,23 @@ def ratios(plain: Mapping[str, Any], harmony: Mapping[str, Any]) -> dict[str, di
     }
 
 
-def growths(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the cost of a further pair between the two greater numbers, times that between the two smaller ones."""
+def growths(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the cost of a further pair between the two greater numbers, times that between the two smaller ones.
+
+    None where the smaller numbers differ too little to be told apart.
+    """
     numbers = [int(pairs) for pairs in costs]
 
-    def growth(values: Sequence[float]) -> float:
+    def growth(values: Sequence[float]) -> float | None:
         early, late = ((values[i + 1] - values[i]) / (numbers[i + 1] - numbers[i]) for i in (0, 1))
-        return round(late / early, 3) if early > 0 else math.inf
+        return round(late / early, 3) if early > 0 else None
 
     found = {what: growth([cost[what]["seconds"]["median"] for cost in costs.values()]) for what in _TIMED}
     return {**found, "state_bytes": growth([cost["state_bytes"] for cost in costs.values()])}
+
+
+def _times(factor: float | None) -> str:
+    return "too little to tell" if factor is None else f"{factor:.2f}"
 
 
 def _summaries(costs: Sequence[Costs]) -> dict[str, Any]:
