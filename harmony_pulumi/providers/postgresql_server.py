@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 from pulumi.dynamic import (
@@ -16,11 +16,15 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
+from harmony_pulumi.capabilities.postgresql import PostgreSQLCluster, Replication, uri
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import machine_id
 from harmony_pulumi.hosts.postgresql import inspection
 from harmony_pulumi.hosts.postgresql.deployment import open_deployment
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
+
+if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 
 REPLACED_BY = ("owner", "identity")
 """Inputs whose change makes another server. Everything that cannot change in place is part of `identity`."""
@@ -130,7 +134,7 @@ class PostgreSQLServer(Resource, module="harmony", name="PostgreSQLServer"):
     plan: pulumi.Output[Any]
 
     def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
-        """Declare the server. `props` is what `LinuxHostTopology` makes of a configuration."""
+        """Declare the server. `props` is what `deploy_server` makes of a configuration."""
         outputs = (
             "endpoint data_directory event_log postgresql_version system_identifier identity ca_certificate "
             "replication_certs credentials site status root plan"
@@ -145,4 +149,79 @@ class PostgreSQLServer(Resource, module="harmony", name="PostgreSQLServer"):
         )
 
 
-__all__ = ["PostgreSQLServer", "PostgreSQLServerProvider", "SiteError"]
+def deploy_server(
+    name: str,
+    config: PostgreSQLConfig,
+    *,
+    host: Mapping[str, Any],
+    owner: str,
+    replication: Replication | None = None,
+    opts: pulumi.ResourceOptions | None = None,
+) -> PostgreSQLCluster:
+    """Deploy one server on a host, and return it as a cluster: what topologies of hosts build on, anyone's.
+
+    Args:
+        name: of the database, for people.
+        config: as it is for this member: `config.for_member(topology.name)`.
+        host: `connection` (`local`), `name` (the topology's; replication calls the member so), `address` (that others
+            connect to), `user` (of the OS, where Pulumi runs as root), and `machine_id` if the host is bound already.
+        owner: whose server it is, `<project>/<stack>/<resource>`; as in the plan's `homes`.
+        replication: what a higher-order topology says of the source to follow, and of the peers.
+        opts: of the resource; give the topology as `parent`.
+    """
+    replication = replication or Replication()
+    source = replication.source
+    server = PostgreSQLServer(
+        owner.rpartition("/")[2],
+        {
+            "host": host,
+            "name": name,
+            "owner": owner,
+            **_declared(config),
+            "source": None if source is None else _source(source, replication),
+            "peers": [dict(peer) for peer in replication.peers],
+        },
+        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[source.resource] if source else [])),
+    )
+    first = config.declared_databases[0]
+    return PostgreSQLCluster(
+        name=name,
+        endpoint=server.endpoint,
+        uri=pulumi.Output.all(server.endpoint, server.credentials).apply(
+            lambda known: uri([known[0]], first.name, first.owner_role, known[1][first.owner_role])
+        ),
+        ca_certificate=server.ca_certificate,
+        data_directory=server.data_directory,
+        version=server.postgresql_version,
+        site=server.site,
+        replication_certs=server.replication_certs,
+        credentials=server.credentials,
+        identity=server.identity,
+        system_identifier=server.system_identifier,
+        event_log=server.event_log,
+        resource=server,
+    )
+
+
+def _declared(config: PostgreSQLConfig) -> dict[str, Any]:
+    """Return a configuration as the inputs of a server."""
+    passwords = {role: pulumi.Output.secret(value) for role, value in config.passwords.items()}
+    databases = [
+        {"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.declared_databases
+    ]
+    values = config.model_dump(mode="json", exclude={"databases", "members", "passwords"})
+    return {**values, "databases": databases, "passwords": passwords}
+
+
+def _source(source: PostgreSQLCluster, replication: Replication) -> dict[str, Any]:
+    """Return what a replica needs of its source."""
+    return {
+        "identity": source.identity,
+        "endpoint": source.endpoint,
+        "system_identifier": source.system_identifier,
+        "certs": pulumi.Output.secret(replication.certs or source.replication_certs),
+        "credentials": pulumi.Output.secret(source.credentials),
+    }
+
+
+__all__ = ["PostgreSQLServer", "PostgreSQLServerProvider", "SiteError", "deploy_server"]

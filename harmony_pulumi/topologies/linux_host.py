@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pulumi
 
@@ -17,7 +17,6 @@ from harmony_pulumi.capabilities.postgresql import (
     Replication,
     ReplicationCerts,
     insist,
-    uri,
 )
 from harmony_pulumi.errors import InputError, Problem
 from harmony_pulumi.topologies.base import Topology
@@ -89,41 +88,16 @@ class LinuxHostTopology(Topology, PostgreSQL):
         self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
     ) -> PostgreSQLCluster:
         """Deploy a server here: a new primary, or a replica of `replication.source`."""
-        from harmony_pulumi.providers.postgresql_server import PostgreSQLServer
+        from harmony_pulumi.providers.postgresql_server import deploy_server
 
         insist(f"PostgreSQL {name!r} on {self.name!r}", self.plan_postgresql(name, config), config)
-        replication = replication or Replication()
-        placement = config.for_member(self.name)
-        source = replication.source
-        server = PostgreSQLServer(
-            f"{self.name}-{name}",
-            {
-                "host": self._host,
-                "name": name,
-                "owner": self._owner(name),
-                **_declared(placement),
-                "source": None if source is None else _source(source, replication),
-                "peers": [dict(peer) for peer in replication.peers],
-            },
-            pulumi.ResourceOptions(parent=self, depends_on=[source.resource] if source else []),
-        )
-        first = placement.declared_databases[0]
-        return PostgreSQLCluster(
-            name=name,
-            endpoint=server.endpoint,
-            uri=pulumi.Output.all(server.endpoint, server.credentials).apply(
-                lambda known: uri([known[0]], first.name, first.owner_role, known[1][first.owner_role])
-            ),
-            ca_certificate=server.ca_certificate,
-            data_directory=server.data_directory,
-            version=server.postgresql_version,
-            site=server.site,
-            replication_certs=server.replication_certs,
-            credentials=server.credentials,
-            identity=server.identity,
-            system_identifier=server.system_identifier,
-            event_log=server.event_log,
-            resource=server,
+        return deploy_server(
+            name,
+            config.for_member(self.name),
+            host=self._host,
+            owner=self._owner(name),
+            replication=replication,
+            opts=pulumi.ResourceOptions(parent=self),
         )
 
     def get_replication_certs(self, cluster: PostgreSQLCluster) -> pulumi.Output[ReplicationCerts]:
@@ -140,27 +114,6 @@ class LinuxHostTopology(Topology, PostgreSQL):
 
     def _owner(self, name: str) -> str:
         return f"{pulumi.get_project()}/{pulumi.get_stack()}/{self.name}-{name}"
-
-
-def _declared(config: PostgreSQLConfig) -> dict[str, Any]:
-    """Return a configuration as the inputs of a server."""
-    passwords = {role: pulumi.Output.secret(value) for role, value in config.passwords.items()}
-    databases = [
-        {"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.declared_databases
-    ]
-    values = config.model_dump(mode="json", exclude={"databases", "members", "passwords"})
-    return {**values, "databases": databases, "passwords": passwords}
-
-
-def _source(source: PostgreSQLCluster, replication: Replication) -> dict[str, Any]:
-    """Return what a replica needs of its source."""
-    return {
-        "identity": source.identity,
-        "endpoint": source.endpoint,
-        "system_identifier": source.system_identifier,
-        "certs": pulumi.Output.secret(replication.certs or source.replication_certs),
-        "credentials": pulumi.Output.secret(source.credentials),
-    }
 
 
 def _problems(name: object, address: str, user: str, machine_id: str | None) -> list[Problem]:
