@@ -13,7 +13,8 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -46,6 +47,15 @@ for new; do
   mv -f "$new" "${new%.new}"
   printf '%s\\n' "${new%.new}"
 done
+"""
+# A long command's children must die with us, too (pg_basebackup has one, which would hold its slot for good): when our
+# end of its standard input closes, however we end, the whole process group is killed.
+_LIFELINE = """
+exec 3<&0
+"$@" </dev/null 3<&- & command=$!
+{ cat <&3; kill -KILL 0; } >/dev/null 2>&1 &
+exec 3<&-
+wait "$command"
 """
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")  # machine-id(5)
 
@@ -83,12 +93,21 @@ class Connection(ABC):
             user: the OS user to run as, if not the login user.
             stdin: what the command reads.
             timeout: seconds; the command is killed after it.
-            on_stderr: given each line of standard error, and each carriage-return update, as it comes.
+            on_stderr: given each line of standard error, and each carriage-return update, as it comes. The command is
+                then taken to be long: it reads nothing, and with this process, all that it has started dies.
             env: variables to add.
 
         Raises:
             SiteError: the command is not there, or took longer than `timeout`.
             UnreachableError: the host does not answer.
+        """
+
+    @abstractmethod
+    def holding(self, path: str, *, user: str | None = None, deadline: float) -> AbstractContextManager[None]:
+        """Hold an exclusive lock on a file, until the block ends or this process dies, however it dies.
+
+        Raises:
+            SiteError: somebody else held it for `deadline` seconds.
         """
 
     @abstractmethod
@@ -170,11 +189,32 @@ class LocalConnection(Connection):
         env: Mapping[str, str] | None = None,
     ) -> Completed:
         """Run a command here; it dies with this process, unless it makes itself a daemon."""
+        process = self._start(["sh", "-c", _LIFELINE, "sh", *argv] if on_stderr else argv, user, env)
+        return _Conversation(self.name, argv, process, on_stderr).finish(stdin, timeout)
+
+    @contextmanager
+    def holding(self, path: str, *, user: str | None = None, deadline: float) -> Generator[None]:
+        """Hold an exclusive lock on a file, until the block ends or this process dies, however it dies."""
+        # The lock is held by a process that ends with its standard input, which is ours.
+        argv = ["flock", "--exclusive", "--wait", str(deadline), "--", path, "sh", "-c", "echo held; exec cat"]
+        with self._start(argv, user, None) as process:
+            stdin, stdout, stderr = (cast("IO[bytes]", p) for p in (process.stdin, process.stdout, process.stderr))
+            if stdout.readline() != b"held\n":
+                said = stderr.read().decode(errors="replace").strip()
+                found = said or f"another operation has held it for the last {deadline:g} s"
+                msg = f"{self.name}: cannot lock {path}: {found}; let it end, or see who it is: fuser -v {path}"
+                raise SiteError(msg)
+            try:
+                yield
+            finally:
+                stdin.close()
+
+    def _start(self, argv: Sequence[str], user: str | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
         # A base backup must not go on into a directory that the next run has taken over.
         command = ["setpriv", "--pdeathsig", "KILL"]
         home = None
         if user and user != _login_name():
-            account = pwd.getpwnam(user)
+            account = _account(user)
             command += [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups"]
             home = account.pw_dir
         environment = {
@@ -183,7 +223,7 @@ class LocalConnection(Connection):
             **(env or {}),
         }
         try:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [*command, "--", *argv],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -195,7 +235,6 @@ class LocalConnection(Connection):
         except FileNotFoundError as error:
             msg = f"{self.name}: {error.filename} is not installed; on Debian it is in the package util-linux"
             raise SiteError(msg) from error
-        return _Conversation(self.name, argv, process, on_stderr).finish(stdin, timeout)
 
 
 class _Conversation:
@@ -238,8 +277,9 @@ class _Conversation:
                 os.set_blocking(pipe.fileno(), False)
                 selector.register(pipe, selectors.EVENT_READ, key)
             stdin = cast("IO[bytes]", process.stdin)
-            os.set_blocking(stdin.fileno(), False)
-            selector.register(stdin, selectors.EVENT_WRITE, "stdin")
+            if not self.on_stderr:  # Of a long command, it is the lifeline, and stays open.
+                os.set_blocking(stdin.fileno(), False)
+                selector.register(stdin, selectors.EVENT_WRITE, "stdin")
             while selector.get_map():
                 if (left := end - time.monotonic()) <= 0:
                     raise TimeoutError
@@ -312,6 +352,14 @@ def connect(host: Mapping[str, Any]) -> Connection:
     connection = LocalConnection()
     connection.name = str(host["name"])
     return connection
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        msg = f"this machine has no OS user {user!r}"
+        raise SiteError(msg) from None
 
 
 def _login_name() -> str:

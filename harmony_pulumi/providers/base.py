@@ -7,7 +7,12 @@ module and name.
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import socket
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
@@ -39,6 +44,7 @@ def clean_errors(operation: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(operation)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        end_with_engine()
         try:
             return operation(*args, **kwargs)
         except SiteError as error:
@@ -48,6 +54,30 @@ def clean_errors(operation: Callable[P, R]) -> Callable[P, R]:
         raise failure
 
     return wrapped
+
+
+@functools.cache
+def end_with_engine() -> None:
+    """Have this process end once the engine that started it is gone.
+
+    A plugin whose engine was killed would go on with its operation, unseen, while the next `up` begins its own. The
+    engine's address is a plugin's argument; a plugin's process ends all that it runs.
+    """
+    host, _, port = sys.argv[-1].rpartition(":")
+    if not port.isdigit():  # Not a plugin: a test, or the conformance kit, calls the provider itself.
+        return
+    threading.Thread(target=_watch, args=(host, int(port)), name="watch the engine", daemon=True).start()
+
+
+def _watch(host: str, port: int) -> None:
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except ConnectionRefusedError:
+            os.kill(os.getpid(), signal.SIGKILL)
+        except OSError as error:
+            show(f"warning: the engine at {host}:{port} does not answer: {error}")
+        time.sleep(1)
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,9 @@ class Stack:
 
     def close(self) -> None:
         """Stop every server of this stack and remove what they left, whatever the test did."""
+        for pid in started_by(self).values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for _, marker in list(self.markers()):
             stop_postmaster(Path(marker["data"]), signal.SIGINT)
         shutil.rmtree(base_folder() / self.project, ignore_errors=True)
@@ -145,6 +148,16 @@ def postmaster(data: Path) -> int | None:
         return pid if Path(f"/proc/{pid}/cwd").resolve() == data.resolve() else None
     except (OSError, ValueError, IndexError):
         return None
+
+
+def started_by(stack: Stack) -> dict[str, int]:
+    """Return the processes of a stack that are not servers, by name: its passphrase is in their environment."""
+    found: dict[str, int] = {}
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if stack.env["PULUMI_CONFIG_PASSPHRASE"].encode() in (folder / "environ").read_bytes():
+                found[f"{(folder / 'comm').read_text().strip()} {folder.name}"] = int(folder.name)
+    return {name: pid for name, pid in found.items() if not name.startswith("postgres ")}
 
 
 def stop_postmaster(data: Path, how: signal.Signals) -> None:

@@ -18,6 +18,7 @@ from tests.e2e.conftest import (
     eventually,
     port_of,
     postmaster,
+    started_by,
     stop_postmaster,
     with_machine,
 )
@@ -324,3 +325,22 @@ def test_a_dead_member_blocks_neither_preview_nor_destroy(stack: Stack) -> None:
 
 def marker_of(root: Path) -> dict[str, Any]:
     return json.loads((root / "harmony.json").read_text())
+
+
+def test_no_process_outlives_a_killed_up_but_the_servers(stack: Stack) -> None:
+    stack.pair()
+    process = stack.start("up", "--yes", "--skip-preview")
+    try:
+        eventually(lambda: any("copying the data" in log for log in logs(stack)), "the copy to begin")
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(30)
+    # Pulumi's own language host is not ours to end.
+    eventually(
+        lambda: not [name for name in started_by(stack) if not name.startswith("pulumi")], "its processes to end"
+    )
+
+
+def logs(stack: Stack) -> list[str]:
+    files = [root / "log/events.jsonl" for root, _ in stack.markers()]
+    return [file.read_text() for file in files if file.exists()]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +26,8 @@ from harmony_pulumi.orchestration.wait import wait_for
 _FIRST_PORT = 5432
 ADOPTED_SETTINGS = ("ssl", "wal_level", "listen_addresses", "port", "max_wal_senders", "max_replication_slots")
 """What is compared, and shown, before an existing server is taken over."""
+_LOCK_DEADLINE = 60
+_END_DEADLINE = 30
 _PORT_TAKEN, _PORT_TRIES = "Address already in use", 10
 _WAL_GONE = "has already been removed"
 
@@ -111,18 +114,30 @@ class Deployment:
 
     def create(self) -> Mapping[str, Any]:
         """Make the server, or take over what an interrupted run or `destroy` left; return its outputs."""
-        marker = self.marker()
-        self._refuse_foreign(marker)
-        if marker is not None:
-            marker = self._set_aside_if_unfit(marker)
-        existing = self._to_adopt(marker)
-        major = marker.major if marker else existing.major if existing else self.props.get("version")
-        server = self.server(choose_binaries(self.connection, major))
-        if marker is None:
-            marker = self._begin(server, existing)
-        else:
-            self._log_here(server)
-            self._settle_port(server, marker)
+        self._refuse_foreign(self.marker())
+        self._make_folders()
+        with self._alone():
+            marker = self.marker()
+            if marker is not None:
+                marker = self._set_aside_if_unfit(marker)
+            existing = self._to_adopt(marker)
+            major = marker.major if marker else existing.major if existing else self.props.get("version")
+            server = self.server(choose_binaries(self.connection, major))
+            if marker is None:
+                marker = self._begin(server, existing)
+            else:
+                self._settle_port(server, marker)
+            return self._make(server, marker, existing)
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """Keep every other operation on this server out: that of a run which was killed may still be at work."""
+        layout = self.layout()
+        with self.connection.holding(layout.lock, user=self.user, deadline=_LOCK_DEADLINE):
+            self.journal.write_to(lambda lines: self.connection.append_file(layout.events, lines, user=self.user))
+            yield
+
+    def _make(self, server: Server, marker: Marker, existing: adoption.Existing | None) -> Mapping[str, Any]:
         self._certificates(server)
         credentials = self._credentials(server)
         fresh = marker.state == "making"
@@ -181,7 +196,6 @@ class Deployment:
             msg = f"{self.connection.name}: {marker.data} was taken over, so it is not moved aside, but {reason}"
             raise SiteError(msg)
         server = self.server(choose_binaries(self.connection, marker.major))
-        self._log_here(server)
         with self.journal.step("set-aside", f"moving {marker.data} aside: {reason}"):
             server.stop(self._deadline("start"))
             self._move_aside(server)
@@ -220,10 +234,6 @@ class Deployment:
         self._write_marker(server, marker)
 
     def _begin(self, server: Server, existing: adoption.Existing | None) -> Marker:
-        if self.connection.is_root():
-            self._make_root()
-        server.make_folders(server.layout.folders())
-        self._log_here(server)
         with self.journal.step("prepare", f"preparing {self.root} for PostgreSQL {server.binaries.version}"):
             marker = Marker(
                 owner=self.props["owner"],
@@ -238,8 +248,13 @@ class Deployment:
             self._write_marker(server, marker)
         return marker
 
+    def _make_folders(self) -> None:
+        """Make the server's folder, and those in it, for the OS user that is to own them."""
+        if self.connection.is_root():
+            self._make_root()
+        self.connection.check(["mkdir", "-p", "-m", "700", "--", *self.layout().folders()], user=self.user)
+
     def _make_root(self) -> None:
-        """Make the folder as root, for the OS user that is to own it."""
         missing: list[str] = []
         parent = self.root.rpartition("/")[0]
         while parent and not self.connection.exists(parent):
@@ -272,9 +287,6 @@ class Deployment:
         markers = self.connection.run([*find, "-not", "-path", "*/data/*"]).stdout.splitlines()
         texts = self.connection.read_files([path for path in markers if path != server.layout.marker])
         return {int(json.loads(text).get("port", 0)) for text in texts.values() if text}
-
-    def _log_here(self, server: Server) -> None:
-        self.journal.write_to(lambda lines: self.connection.append_file(server.layout.events, lines, user=self.user))
 
     def _write_marker(self, server: Server, marker: Marker) -> None:
         server.write({server.layout.marker: json.dumps(marker.__dict__, indent=1) + "\n"})
@@ -495,22 +507,34 @@ class Deployment:
 
     def update(self, before: Mapping[str, Any]) -> Mapping[str, Any]:
         """Bring a server to what is declared now; restart it only if PostgreSQL says that it must."""
-        marker, server = self.existing()
-        self._log_here(server)
-        renew = before["certificate_lifetime_days"] != self.props["certificate_lifetime_days"]
-        self._certificates(server, renew=renew)
-        credentials = self._credentials(server)
-        if self.props.get("port") and int(self.props["port"]) != marker.port:
-            marker.port = int(self.props["port"])
-        changed = self.configure(server, marker) or renew
-        if server.running_pid() is None:
+        self.existing()
+        with self._alone():
+            marker, server = self.existing()
+            renew = before["certificate_lifetime_days"] != self.props["certificate_lifetime_days"]
+            self._certificates(server, renew=renew)
+            credentials = self._credentials(server)
+            if self.props.get("port") and int(self.props["port"]) != marker.port:
+                marker.port = int(self.props["port"])
+            changed = self.configure(server, marker) or renew
+            if server.running_pid() is None:
+                self._write_marker(server, marker)
+                self._start(server, marker)
+            elif changed:
+                self._apply_or_start(server, marker)
+            if self.props.get("source") is None:
+                self._populate(server, marker, credentials)
+            return self.outputs(server, marker, credentials)
+
+    def _apply_or_start(self, server: Server, marker: Marker) -> None:
+        try:
+            self._apply(server, marker)
+        except SiteError:
+            # A standby of PostgreSQL 13 ends when it replays that its primary's limits (max_connections, say) were
+            # raised over its own: PostgreSQL 13, "Hot Standby", "Administrator's Overview". Ours are written now.
+            if not self.props.get("source") or not server.ended_within(_END_DEADLINE):
+                raise
             self._write_marker(server, marker)
             self._start(server, marker)
-        elif changed:
-            self._apply(server, marker)
-        if self.props.get("source") is None:
-            self._populate(server, marker, credentials)
-        return self.outputs(server, marker, credentials)
 
     def _apply(self, server: Server, marker: Marker) -> None:
         old_port = int(json.loads(self.connection.read_file(server.layout.marker, self.user) or "{}")["port"])
@@ -548,19 +572,19 @@ class Deployment:
         if marker is None or marker.owner != self.props["owner"]:
             self.journal.note(f"{self.root} holds nothing of {self.props['owner']}: nothing to do", step="destroy")
             return
-        marker, server = self.existing()
-        self._log_here(server)
-        if source := self.props.get("source"):
-            self._leave(server, source)
-        with self.journal.step("stop", "stopping PostgreSQL"):
-            server.stop(self._deadline("start"))
-        if self.props["on_destroy"] == "delete":
-            self.journal.note(f"deleting {self.root}, as on_destroy='delete' says", step="delete")
-            self.connection.check(["rm", "-rf", "--one-file-system", "--", self.root], timeout=600)
-        else:
-            marker.state = "kept"
-            self._write_marker(server, marker)
-            self.journal.note(f"its data is kept in {server.layout.data}", step="keep")
+        with self._alone():
+            marker, server = self.existing()
+            if source := self.props.get("source"):
+                self._leave(server, source)
+            with self.journal.step("stop", "stopping PostgreSQL"):
+                server.stop(self._deadline("start"))
+            if self.props["on_destroy"] == "delete":
+                self.journal.note(f"deleting {self.root}, as on_destroy='delete' says", step="delete")
+                self.connection.check(["rm", "-rf", "--one-file-system", "--", self.root], timeout=600)
+            else:
+                marker.state = "kept"
+                self._write_marker(server, marker)
+                self.journal.note(f"its data is kept in {server.layout.data}", step="keep")
 
     def _leave(self, server: Server, source: Mapping[str, Any]) -> None:
         """Stop following and drop the slot at the source, which would keep WAL for a replica that is gone."""
@@ -684,7 +708,7 @@ def ownership_problems(
     if marker is None:
         content = connection.run(["ls", "-A", "--", root], user=user).stdout.split()
         # `lost+found` is in every new file system; the others are ours, made before the marker.
-        if not set(content) <= {"lost+found", "config", "tls", "run", "log", "kept"}:
+        if not set(content) <= {"lost+found", "config", "tls", "run", "log", "kept", "lock"}:
             found = ", ".join(content[:5])
             return [f"{root} is not empty and is not harmony's ({found}); choose another directory, or empty it"]
     return []

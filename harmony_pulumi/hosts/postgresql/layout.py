@@ -55,6 +55,11 @@ class Layout:
         return f"{self.root}/log/events.jsonl"
 
     @property
+    def lock(self) -> str:
+        """The file that an operation holds a lock on while it is at work."""
+        return f"{self.root}/lock"
+
+    @property
     def kept(self) -> str:
         """Where data directories that were replaced are kept."""
         return f"{self.root}/kept"

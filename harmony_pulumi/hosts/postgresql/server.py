@@ -19,6 +19,7 @@ from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
 from harmony_pulumi.hosts.postgresql.layout import Layout
+from harmony_pulumi.orchestration.wait import wait_for
 
 # `postgres` on PATH first, then where Debian, Red Hat's PGDG, source builds and others put it.
 _FIND = """
@@ -125,6 +126,14 @@ class Server:
             case _:
                 return None
 
+    def ended_within(self, deadline: float) -> bool:
+        """Tell whether the server ends, or has ended, within so many seconds."""
+        try:
+            wait_for("the server's end", self.running_pid, lambda pid: pid is None, deadline=deadline, advice="")
+        except SiteError:
+            return False
+        return True
+
     def start(self, deadline: float) -> None:
         """Start the server as a daemon and wait until it accepts connections.
 
@@ -135,7 +144,7 @@ class Server:
         argv = [self.program("pg_ctl"), "start", "-D", self.layout.config, "-l", self.layout.log, "-s", "-w"]
         done = self.connection.run([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
         if done.status:
-            said = self.log_since(size).strip()[-1500:] or done.stderr.strip()
+            said = f"{done.stderr.strip()} {self.log_since(size).strip()[-1500:]}"
             msg = (
                 f"{self.connection.name}: the server in {self.layout.root} did not start within {deadline:g} s: {said}"
             )
@@ -223,7 +232,3 @@ class Server:
     def move(self, path: str, to: str) -> None:
         """Move a file or folder."""
         self.connection.check(["mv", "-T", "--", path, to], user=self.user)
-
-    def make_folders(self, folders: Sequence[str]) -> None:
-        """Make folders that only the server's OS user can read."""
-        self.connection.check(["mkdir", "-p", "-m", "700", "--", *folders], user=self.user)
