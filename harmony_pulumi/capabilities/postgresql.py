@@ -79,6 +79,8 @@ class PostgreSQLPair(PostgreSQLCluster):
     """The desired active member's role."""
     observed_active: pulumi.Output[str]
     """The role of the member that was seen to be active; `none`, or both, is trouble."""
+    lag_bytes: pulumi.Output[Mapping[str, int]]
+    """By member: the WAL in bytes that it had not replayed as the last run ended; `harmony status` has more."""
     serving: pulumi.Output[str]
     """The role of the member that was last seen to be active alone: where queries go."""
 

@@ -145,4 +145,5 @@ def _pair(
         active="primary",
         observed_active=resource.observed_active,
         serving=resource.serving,
+        lag_bytes=resource.lag_bytes,
     )

@@ -27,8 +27,10 @@ def establish(
     follows: bool,
     deadline: float,
     journal: Journal,
-) -> None:
+) -> Observation:
     """Wait until every other member streams from the active one, then have commits wait if declared so.
+
+    Returns what was seen of the leader at the end.
 
     Args:
         members: by role.
@@ -60,13 +62,14 @@ def establish(
     if synchronous and not follows:  # A standby has no commits of its own to wait with.
         with journal.step("synchronous", f"commits wait for {' or '.join(names)} from here on"):
             source.require_synchronous(names)
-            wait_for(
+            seen = wait_for(
                 "a synchronous replica",
                 source.observe,
                 lambda observation: any(r["sync_state"] == "sync" for r in observation["replicas"]),
                 deadline=deadline,
                 advice="Look at the primary's log.",
             )
+    return seen
 
 
 def missing(source: Observation, names: list[str]) -> list[str]:

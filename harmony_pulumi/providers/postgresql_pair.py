@@ -85,7 +85,7 @@ def _establish(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
     journal = Journal(props["name"], operation, show)
     members = _members(props)
     journal.write_to(members[props["active"]].site.record)
-    establish(
+    seen = establish(
         members,
         active=props["active"],
         synchronous=props["replication"] == "synchronous",
@@ -96,6 +96,7 @@ def _establish(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
     return {
         "observed_active": props["active"],
         "serving": props["active"],
+        "lag_bytes": {replica["name"]: replica["lag_bytes"] for replica in seen["replicas"]},
         "site": {
             "kind": pair.KIND,
             "name": props["name"],
@@ -111,10 +112,15 @@ class PostgreSQLPairResource(Resource, module="harmony", name="PostgreSQLPair"):
     observed_active: pulumi.Output[str]
     serving: pulumi.Output[str]
     """The member that was last seen to be active: where queries go."""
+    lag_bytes: pulumi.Output[Any]
+    """By member: the WAL that it had not replayed as the run ended. Not refreshed: it changes from minute to minute."""
     site: pulumi.Output[Any]
 
     def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         """Declare the pair. `props` is what `FailoverPostgreSQL` makes of its members."""
         super().__init__(
-            PostgreSQLPairProvider(), name, {"observed_active": None, "serving": None, "site": None, **props}, opts
+            PostgreSQLPairProvider(),
+            name,
+            {"observed_active": None, "serving": None, "lag_bytes": None, "site": None, **props},
+            opts,
         )

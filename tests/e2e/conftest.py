@@ -38,6 +38,7 @@ pulumi.export("certs", site.get_replication_certs(database))
 pulumi.export("endpoint", site.get_endpoint(database))
 pulumi.export("event_log", database.event_log)
 pulumi.export("active", database.observed_active)
+pulumi.export("lag", database.lag_bytes)
 """
 
 
@@ -177,11 +178,11 @@ def eventually(look: Callable[[], object], what: str, deadline: float = 60) -> N
 
 
 @contextmanager
-def connection(stack: Stack, uri: str, ca: str, **extra: str) -> Generator[psycopg.Connection[tuple[Any, ...]]]:
+def connection(stack: Stack, uri: str, ca: str) -> Generator[psycopg.Connection[tuple[Any, ...]]]:
     """Connect as a user would: verify-full, with the exported CA certificate."""
     path = stack.folder / "ca.crt"
     path.write_text(ca)
-    with psycopg.connect(uri, sslrootcert=str(path), connect_timeout=10, autocommit=True, **extra) as client:
+    with psycopg.connect(uri, sslrootcert=str(path), connect_timeout=10, autocommit=True) as client:
         yield client
 
 

@@ -46,6 +46,7 @@ def test_one_up_makes_a_pair_that_streams_and_outlives_the_cli(stack: Stack) -> 
     assert "7 unchanged" in stack.refresh()
     stack.preview("--expect-no-changes")
 
+    assert outputs["lag"].keys() == {"toronto"}
     events = [json.loads(line) for line in Path(outputs["event_log"]).read_text().splitlines()]
     assert [e["step"] for e in events if e["state"] == "done"] == [
         "prepare",
@@ -87,9 +88,14 @@ def test_replication_is_by_certificate_over_tls_and_everything_else_is_refused(s
         psycopg.connect(uri.replace("verify-full", "disable"), connect_timeout=10)
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(uri, password="wrong", sslrootcert=str(tmp_path / "ca.crt"), connect_timeout=10)
-    replication = {"user": "harmony_replication", "replication": "true", "sslrootcert": str(tmp_path / "ca.crt")}
     with pytest.raises(psycopg.OperationalError, match="requires a valid client certificate"):
-        psycopg.connect(uri, connect_timeout=10, **replication)
+        psycopg.connect(
+            uri,
+            connect_timeout=10,
+            user="harmony_replication",
+            replication="true",
+            sslrootcert=str(tmp_path / "ca.crt"),
+        )
     # The database's owner is a good client, and still no replica.
     with pytest.raises(psycopg.OperationalError, match="rejects replication connection"):
         psycopg.connect(uri, connect_timeout=10, replication="true", sslrootcert=str(tmp_path / "ca.crt"))
