@@ -1,4 +1,7 @@
-"""The Pulumi resource that is one PostgreSQL server on a host. Thin: the acts are in `hosts.postgresql`."""
+"""The Pulumi resource that is one PostgreSQL server on a host. Thin: the acts are in `hosts.postgresql`.
+
+They are imported where they are done. The program's process needs this module, too, but only to declare resources.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,6 @@ from pulumi.dynamic import (
 from harmony_pulumi.capabilities.postgresql import PostgreSQLCluster, Replication, uri
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import machine_id
-from harmony_pulumi.hosts.postgresql import inspection
-from harmony_pulumi.hosts.postgresql.deployment import open_deployment
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class PostgreSQLServerProvider(Provider):
     @clean_errors
     def check(self, _olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
         """Complete the inputs, and find what only the site can tell."""
+        from harmony_pulumi.hosts.postgresql import inspection
+
         old, new = plain(_olds), plain(news)
         new = _bound(old, new)
         new = _with_settled_source(old, new)
@@ -59,6 +62,8 @@ class PostgreSQLServerProvider(Provider):
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Make the server."""
+        from harmony_pulumi.hosts.postgresql.deployment import open_deployment
+
         props = plain(props)
         outputs = open_deployment(props, "create", show).create()
         return CreateResult(f"{props['host']['machine_id']}:{outputs['root']}", {**props, **outputs})
@@ -66,12 +71,16 @@ class PostgreSQLServerProvider(Provider):
     @clean_errors
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
         """Change the server in place."""
+        from harmony_pulumi.hosts.postgresql.deployment import open_deployment
+
         old, new = plain(_olds), plain(_news)
         return UpdateResult({**old, **new, **open_deployment(new, "update", show).update(old)})
 
     @clean_errors
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """See whether the server runs, is stopped, cannot be reached, or is proven absent."""
+        from harmony_pulumi.hosts.postgresql import inspection
+
         state = plain(props)
         status = inspection.status(state)
         if status == "absent":
@@ -84,6 +93,8 @@ class PostgreSQLServerProvider(Provider):
     @clean_errors
     def delete(self, _id: str, _props: dict[str, Any]) -> None:
         """Stop the server; its data is kept unless `on_destroy` says otherwise."""
+        from harmony_pulumi.hosts.postgresql.deployment import open_deployment
+
         open_deployment(plain(_props), "destroy", show).destroy()
 
 
