@@ -17,10 +17,12 @@ STATEMENTS = {
     "import pulumi": "import pulumi",
     "import harmony_pulumi": "import harmony_pulumi",
     "what a program imports": (
-        "import pulumi; from harmony_pulumi import FailoverTopology, LinuxHostTopology, PostgreSQLConfig"
+        "import pulumi; from harmony_pulumi import FailoverTopology, LinuxHostTopology, PostgreSQLConfig; "
+        "from harmony_pulumi.providers import postgresql_pair, postgresql_server"
     ),
     "what the provider process imports": (
-        "import pulumi.dynamic, harmony_pulumi.providers.postgresql_server, harmony_pulumi.providers.postgresql_pair"
+        "import pulumi.dynamic; from harmony_pulumi.providers import postgresql_pair, postgresql_server; "
+        "from harmony_pulumi.hosts.postgresql import deployment, inspection, site"
     ),
 }
 RUNS = 15

@@ -56,8 +56,14 @@ def test_a_higher_order_topology_alone_needs_no_configuration(tmp_path: Path) ->
     assert not found & {*HEAVY, "pydantic", "cryptography"}
 
 
-def test_the_provider_process_does_not_import_what_only_programs_need(tmp_path: Path) -> None:
+def test_declaring_a_server_does_not_load_what_makes_one(tmp_path: Path) -> None:
     found = imported_by("from harmony_pulumi.providers import postgresql_pair, postgresql_server", tmp_path)
+    assert "pulumi" in found
+    assert not found & {*HEAVY, "pydantic", "cryptography", "typer", "rich"}
+
+
+def test_making_a_server_does_not_load_what_only_programs_need(tmp_path: Path) -> None:
+    found = imported_by("from harmony_pulumi.hosts.postgresql import deployment, inspection, site", tmp_path)
     assert "cryptography" in found
     assert not found & {*HEAVY, "pydantic", "typer", "rich"}
 
