@@ -80,18 +80,19 @@ def measure(runs: int) -> dict[str, Any]:
     samples = common.in_turn(sides, runs, what="deploy")
     servers = equal([run.servers for side in ("bare", "harmony") for run in samples[side]])
     rows = {side: common.summaries([run.sample for run in found]) for side, found in samples.items()}
-    added = rows["harmony"]["seconds"]["median"] - rows["bare"]["seconds"]["median"]
+    added, fastest = (rows["harmony"]["seconds"][key] - rows["bare"]["seconds"][key] for key in ("median", "min"))
     pulumi = rows["Pulumi alone"]["seconds"]["median"]
     return {
         "aim": {
             "what": f"the package and Pulumi together add at most {_LIMIT:g} s to the bare script",
-            "found": f"{added:.2f} s, of which Pulumi alone takes {pulumi:.2f} s",
+            "found": f"{added:.2f} s (fastest runs: {fastest:.2f} s), of which Pulumi alone takes {pulumi:.2f} s",
             "met": added <= _LIMIT,
         },
         "postgresql": binaries.version,
         "sides": rows,
         "added seconds": {
             "in all": round(added, 3),
+            "in all, by the fastest runs": round(fastest, 3),
             "by Pulumi alone": pulumi,
             "by the package": round(added - pulumi, 3),
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -103,16 +104,22 @@ def test_each_benchmark_says_how_it_is_run(name: str) -> None:
 
 
 @pytest.mark.e2e
-def test_the_stub_pairs_of_both_sides_are_as_many_resources(tmp_path: Path) -> None:
-    def resources(side: str) -> list[str]:
+def test_the_stub_pairs_of_both_sides_are_as_many_resources_and_hold_no_code(tmp_path: Path) -> None:
+    def dynamic_resources(side: str) -> list[dict[str, Any]]:
         project = common.Project(tmp_path / side, overhead.SIDES[side], {"BENCHMARK_PAIRS": "2"})
         project.up()
         state = json.loads(project.state().read_text(encoding="utf-8"))
-        return [r["type"] for r in state["checkpoint"]["latest"]["resources"] if "pulumi:p" not in r["type"]]
+        made = [r for r in state["checkpoint"]["latest"]["resources"] if not r["type"].startswith("pulumi:")]
+        assert len(made) == 2 * 6
+        return [resource for resource in made if ":dynamic/" in resource["type"]]
 
-    plain, harmony = resources("plain"), resources("harmony")
-    assert len(plain) == len(harmony) == 2 * 6
-    assert sum("dynamic" in kind for kind in plain) == sum("dynamic" in kind for kind in harmony) == 2 * 3
+    for side in overhead.SIDES:
+        resources = dynamic_resources(side)
+        assert len(resources) == 2 * 3
+        for resource in resources:
+            stored = base64.b64decode(resource["inputs"]["__provider"])
+            assert len(stored) < 200
+            assert overhead.SIDES[side].encode() in stored
 
 
 @pytest.mark.e2e
