@@ -39,6 +39,7 @@ def main() -> None:
     if options.save:
         for suffix, text in texts.items():
             place = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}.{suffix}"
+            place.parent.mkdir(exist_ok=True)
             place.write_text(text, encoding="utf-8")
     print(texts["json" if options.json else "md"], end="")
 
