@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, changed
-from tests.e2e.conftest import Stack, base_folder, with_machine
+from tests.e2e.conftest import Stack, base_folder, stop_postmaster, with_machine
 
 pytestmark = pytest.mark.e2e
 SITE_PAGES = [page for page in PAGES if page.is_relative_to(ROOT / "docs")]
@@ -27,16 +28,25 @@ class Session:
 
     def names(self, text: str) -> str:
         """Put this run's project and folder where the page has its own."""
-        text = text.replace("/var/lib/harmony/", f"{base_folder()}/")
+        text = text.replace("/var/lib/harmony/", f"{base_folder()}/").replace("/srv/", f"{self.stack.folder}/srv/")
         return re.sub(r"\bshop\b", self.stack.project, text)
+
+    def ports(self, command: str) -> str:
+        """Put the ports that the servers got where the page has those of an empty machine."""
+        for folder, marker in self.stack.markers():
+            for name, port in {"montreal": "5432", "toronto": "5433"}.items():
+                if folder.name.startswith(name):
+                    command = re.sub(rf"\b{port}\b", str(marker["port"]), command)
+        return command
 
     def take(self, block: Block) -> None:
         if block.language == "console":
             if block.is_run:
                 for command, expected in block.commands():
-                    self.run(block, self.names(command), self.names(expected))
+                    self.run(block, self.ports(self.names(command)), self.names(expected))
         elif block.title:
             path = self.stack.folder / block.title
+            path.parent.mkdir(parents=True, exist_ok=True)
             text = self.names(block.text)
             path.write_text(changed(path.read_text(), text) if block.language == "diff" else text)
 
@@ -76,7 +86,7 @@ def assert_shown(expected: str, found: str, place: str) -> None:
         pattern = re.compile(".*".join(re.escape(part.strip()) for part in wanted.split("…")))
         there = (i for i in range(at, len(lines)) if pattern.fullmatch(lines[i]))
         at = next(there, -1) + 1
-        assert at > 0, f"{place}\nexpected: {line}\nfound:\n{found}"
+        assert at > 0, f"{place}\nexpected: {line}\nafter those before it, in:\n{found}"
 
 
 def flat(line: str) -> str:
@@ -87,5 +97,9 @@ def flat(line: str) -> str:
 @pytest.mark.parametrize("page", SESSIONS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page: Path, stack: Stack) -> None:
     session = Session(stack)
-    for block in blocks_of(page):
-        session.take(block)
+    try:
+        for block in blocks_of(page):
+            session.take(block)
+    finally:
+        for file in stack.folder.rglob("postmaster.pid"):  # A server that the page made without harmony.
+            stop_postmaster(file.parent, signal.SIGINT)
