@@ -31,6 +31,10 @@ REPLACED_BY = ("owner", "identity")
 """Inputs whose change makes another server. Everything that cannot change in place is part of `identity`."""
 
 
+SETTLED = ("plan", "peers")
+"""Inputs whose change asks for nothing: words, and what is only looked at as a server is made."""
+
+
 class PostgreSQLServerProvider(Provider):
     """Makes, changes, reads and removes one server."""
 
@@ -55,7 +59,7 @@ class PostgreSQLServerProvider(Provider):
         """Tell an update from a replacement. A server that was seen stopped is to be started."""
         old, new = plain(_olds), plain(_news)
         replaces = [key for key in REPLACED_BY if is_known(new[key]) and old.get(key) != new[key]]
-        changed = any(old.get(key) != value for key, value in new.items() if key != "plan")
+        changed = any(old.get(key) != value for key, value in new.items() if key not in SETTLED)
         stopped = old.get("status") == "stopped"
         return DiffResult(changes=bool(replaces) or changed or stopped, replaces=replaces, delete_before_replace=True)
 
@@ -99,20 +103,31 @@ class PostgreSQLServerProvider(Provider):
 
 
 def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Bind a host that names no machine to this one, once; and say what makes this server this one."""
-    host = dict(new["host"])
-    if not host.get("machine_id"):
-        host["machine_id"] = (old.get("host") or {}).get("machine_id") or machine_id()
+    """Settle what the program leaves open, once: machine, folder, version. Say what makes the server this one."""
+    before = {"machine_id": (old.get("host") or {}).get("machine_id") or machine_id()}
+    settled: dict[str, Any] = {**new, "host": {**before, **new["host"]}}
+    declared = {key: new.get(key) for key in ("directory", "version")}
+    chosen = old or _choices(settled)
+    settled |= {key: value or chosen.get(key) for key, value in declared.items()}
+    source = (new.get("source") or {}).get("identity", "")
     identity = {
-        "machine": host["machine_id"],
-        "directory": new.get("directory") or "",
-        "adopt": new.get("adopt") or "",
-        "version": new.get("version") or "",
+        "machine": settled["host"]["machine_id"],
+        "directory": settled["directory"],
+        "version": settled["version"],
         "locale": new["locale"],
-        "source": (new.get("source") or {}).get("identity", ""),
+        "source": source,
     }
-    text = " ".join(f"{key}={value}" for key, value in identity.items() if value or key == "machine")
-    return {**new, "host": host, "identity": text if is_known(identity) else new["source"]["identity"]}
+    text = " ".join(f"{key}={value}" for key, value in identity.items() if value)
+    return {**settled, "identity": text if is_known(source) else source}
+
+
+def _choices(props: Mapping[str, Any]) -> dict[str, Any]:
+    from harmony_pulumi.hosts.postgresql.deployment import open_deployment
+
+    try:
+        return open_deployment(props, "check", show).choices()
+    except SiteError:
+        return {}  # `inspection.site_problems` tells why.
 
 
 def _with_settled_source(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +245,7 @@ def _source(source: PostgreSQLCluster, replication: Replication) -> dict[str, An
         "identity": source.identity,
         "endpoint": source.endpoint,
         "system_identifier": source.system_identifier,
+        "version": source.version,
         "certs": pulumi.Output.secret(replication.certs or source.replication_certs),
         "credentials": pulumi.Output.secret(source.credentials),
     }

@@ -50,7 +50,9 @@ def show(stack: Stack, name: str, member: str = "primary") -> str:
         return str(row[0])
 
 
-def data(stack: Stack, name: str) -> Path:
+def data(stack: Stack, name: str, *, kept: bool = False) -> Path:
+    if kept:
+        return next(root / "data" for root, _ in stack.markers() if root.name == f"{name}-orders")
     return Path(stack.server(name)["data_directory"])
 
 
@@ -344,3 +346,40 @@ def test_no_process_outlives_a_killed_up_but_the_servers(stack: Stack) -> None:
 def logs(stack: Stack) -> list[str]:
     files = [root / "log/events.jsonl" for root, _ in stack.markers()]
     return [file.read_text() for file in files if file.exists()]
+
+
+def test_naming_what_the_site_chose_changes_nothing(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    server = stack.server("montreal")
+    roots = {name: stack.server(name)["root"] for name in ("montreal", "toronto")}
+    places = ", ".join(f'"{name}": MemberPlacement(directory="{root}")' for name, root in roots.items())
+    stack.pair(f"version={server['version']}, members={{{places}}}")
+    stack.up("--expect-no-changes")
+
+
+def test_a_folder_left_by_a_primary_is_not_started_as_a_replica(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    stack.destroy()
+    (data(stack, "toronto", kept=True) / "standby.signal").unlink()
+    shown = stack.up(expect=1)
+    assert "was left as a primary, and the program declares a standby" in shown
+    assert postmaster(data(stack, "toronto", kept=True)) is None
+
+
+def test_a_disk_that_is_not_mounted_is_no_reason_for_an_empty_database(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    stack.destroy()
+    folder = data(stack, "montreal", kept=True)
+    folder.rename(folder.with_name("elsewhere"))
+    folder.mkdir()
+    shown = stack.up(expect=1)
+    assert "Is a disk not mounted?" in shown
+    folder.rmdir()
+    folder.with_name("elsewhere").rename(folder)
+    stack.up()
+    assert rows(stack) == [1]

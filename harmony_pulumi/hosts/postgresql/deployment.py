@@ -7,6 +7,7 @@ No data directory is ever deleted here but by `destroy`, when the configuration 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
-from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
+from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries, major_of
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -67,7 +68,7 @@ class Marker:
     @property
     def major(self) -> int:
         """The major version of the data directory."""
-        return int(self.version.split(".")[0])
+        return major_of(self.version)
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,35 @@ class Deployment:
 
     # -- what is there -------------------------------------------------------------------------------------------
 
+    def choices(self) -> dict[str, Any]:
+        """Return what the site chooses where the program is silent, once: the server's folder and major version.
+
+        Raises:
+            SiteError: no PostgreSQL fits.
+        """
+        marker = self.marker() if self.connection.exists(self.root, self.user) else None
+        if marker is not None and marker.owner == self.props["owner"]:
+            return {"directory": self.root, "version": marker.major}
+        source = self.props.get("source")
+        if source:
+            version = source.get("version")
+            return {"directory": self.root, **({"version": major_of(version)} if isinstance(version, str) else {})}
+        if data := self.props.get("adopt"):
+            return {"directory": self.root, "version": adoption.find(self.connection, data, self.user, ()).major}
+        return {"directory": self.root, "version": choose_binaries(self.connection, None).major}
+
     def marker(self) -> Marker | None:
         """Return the marker of the folder."""
         return Marker.read(self.connection, self.root, self.user)
 
-    def layout(self) -> Layout:
-        """Return where things are."""
-        adopted = self.props.get("adopt") if not self.props.get("source") else None
-        return Layout(self.root, adopted or f"{self.root}/data")
+    def layout(self, marker: Marker | None = None) -> Layout:
+        """Return where things are. The data directory is where it was made, or taken over, once."""
+        adopt = self.props.get("adopt") if not self.props.get("source") else None
+        return Layout(self.root, marker.data if marker else adopt or f"{self.root}/data")
 
-    def server(self, binaries: Binaries) -> Server:
+    def server(self, binaries: Binaries, marker: Marker | None = None) -> Server:
         """Return the server, run by an installed PostgreSQL."""
-        return Server(self.connection, self.layout(), binaries, self.user)
+        return Server(self.connection, self.layout(marker), binaries, self.user)
 
     def existing(self) -> tuple[Marker, Server]:
         """Return the marker and server of a folder that is there.
@@ -108,7 +126,7 @@ class Deployment:
             found = f"one of {marker.owner}" if marker else "none"
             msg = f"{self.connection.name}: expected a server of {self.props['owner']} in {self.root}, found {found}"
             raise SiteError(msg)
-        return marker, self.server(choose_binaries(self.connection, marker.major))
+        return marker, self.server(choose_binaries(self.connection, marker.major), marker)
 
     # -- create --------------------------------------------------------------------------------------------------
 
@@ -122,7 +140,7 @@ class Deployment:
                 marker = self._set_aside_if_unfit(marker)
             existing = self._to_adopt(marker)
             major = marker.major if marker else existing.major if existing else self.props.get("version")
-            server = self.server(choose_binaries(self.connection, major))
+            server = self.server(choose_binaries(self.connection, major), marker)
             if marker is None:
                 marker = self._begin(server, existing)
             else:
@@ -146,6 +164,7 @@ class Deployment:
         elif fresh:
             self._fill(server, marker)
         else:
+            self._refuse_other_role(server, marker)
             self.journal.note(f"found its data in {server.layout.data}, made before: taken over", step="adopt")
         self.configure(server, marker)
         self._start(server, marker)
@@ -168,15 +187,27 @@ class Deployment:
     def _refuse_beside(self, peer: Mapping[str, Any]) -> None:
         """Refuse to make a new database while a peer holds this one."""
         if peer["host"].get("machine_id", self.props["host"]["machine_id"]) != self.props["host"]["machine_id"]:
-            return  # On another machine; it is asked by its own connection.
+            return  # On another machine, which this connection does not reach.
         root = root_of(self.connection, peer)
         held = Marker.read(self.connection, root, self.user)
-        if held is not None and held.state in {"ready", "kept"} and held.owner == peer["owner"]:
+        if held is not None and held.state != "making" and held.owner == peer["owner"]:
             msg = (
                 f"{self.connection.name}: a new, empty database was about to be made in {self.root}, but "
                 f"{peer['host']['name']} holds this database in {root} (system identifier "
                 f"{held.system_identifier}). Make {peer['host']['name']} the primary, or move its folder away "
                 f"if its data is not needed."
+            )
+            raise SiteError(msg)
+
+    def _refuse_other_role(self, server: Server, marker: Marker) -> None:
+        """Refuse to start a kept data directory in a role that it does not have: two primaries could come of it."""
+        has = "standby" if self.connection.exists(f"{marker.data}/standby.signal", self.user) else "primary"
+        declared = "standby" if self.props.get("source") else "primary"
+        if has != declared and server.running_pid() is None:
+            msg = (
+                f"{self.connection.name}: {marker.data} was left as a {has}, and the program declares a {declared}. "
+                f"Roles are moved by orchestration, not by deployment: declare the roles as they were left, or move "
+                f"{self.root} away to have it copied anew"
             )
             raise SiteError(msg)
 
@@ -192,10 +223,10 @@ class Deployment:
         reason = unfit(marker, self.props)
         if reason is None:
             return marker
-        if marker.data != self.layout().data:
+        if not marker.data.startswith(f"{self.root}/"):
             msg = f"{self.connection.name}: {marker.data} was taken over, so it is not moved aside, but {reason}"
             raise SiteError(msg)
-        server = self.server(choose_binaries(self.connection, marker.major))
+        server = self.server(choose_binaries(self.connection, marker.major), marker)
         with self.journal.step("set-aside", f"moving {marker.data} aside: {reason}"):
             server.stop(self._deadline("start"))
             self._move_aside(server)
@@ -281,12 +312,11 @@ class Deployment:
             self._write_marker(server, marker)
 
     def _ports_of_neighbours(self, server: Server) -> set[int]:
-        """Return the ports of servers that are stopped, or still being made, in the folders beside this one."""
-        base = base_folder(self.connection)
-        find = ["find", base, self.root.rpartition("/")[0], "-maxdepth", "6", "-name", "harmony.json"]
-        markers = self.connection.run([*find, "-not", "-path", "*/data/*"]).stdout.splitlines()
+        """Return the ports of servers that are stopped, or still being made, below the host's folder for servers."""
+        find = ["find", base_folder(self.connection), "-maxdepth", "5", "-name", "harmony.json"]
+        markers = self.connection.run(find).stdout.splitlines()
         texts = self.connection.read_files([path for path in markers if path != server.layout.marker])
-        return {int(json.loads(text).get("port", 0)) for text in texts.values() if text}
+        return {int(port) for text in texts.values() for port in re.findall(r'"port": (\d+)', text or "")}
 
     def _write_marker(self, server: Server, marker: Marker) -> None:
         server.write({server.layout.marker: json.dumps(marker.__dict__, indent=1) + "\n"})

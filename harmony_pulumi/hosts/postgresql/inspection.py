@@ -139,6 +139,11 @@ def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findi
             f"on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first"
         )
         return [("on_destroy", message)]
+    if old.get("adopt") and new.get("adopt") and old["adopt"] != new["adopt"]:
+        message = (
+            f"{old['adopt']} was taken over already, and {new['adopt']} is another; keep the first, or leave it out"
+        )
+        return [("adopt", message)]
     return []
 
 

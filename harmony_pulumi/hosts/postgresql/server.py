@@ -46,7 +46,12 @@ class Binaries:
     @property
     def major(self) -> int:
         """The major version."""
-        return int(re.split(r"\D", self.version, maxsplit=1)[0])
+        return major_of(self.version)
+
+
+def major_of(version: str) -> int:
+    """Return the major of a version such as `15.8` or `18beta1`."""
+    return int(re.split(r"\D", version, maxsplit=1)[0])
 
 
 def installed(connection: Connection) -> list[Binaries]:
