@@ -29,7 +29,7 @@ class Recorder(pulumi.runtime.Mocks):
         self.registered.append(args.typ)
         return args.name, dict(args.inputs)
 
-    def call(self, args: pulumi.runtime.MockCallArgs) -> dict[Any, Any]:
+    def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
         raise AssertionError(args.token)
 
 
@@ -42,7 +42,8 @@ def mocks() -> Iterator[Recorder]:
 
 
 def config(**values: Any) -> Callable[[], object]:
-    return lambda: PostgreSQLConfig(**{"databases": ["orders"], **values})
+    given: dict[str, Any] = {"databases": ["orders"], **values}
+    return lambda: PostgreSQLConfig(**given)
 
 
 BAD_VALUES: dict[str, tuple[Callable[[], object], str, str]] = {
@@ -100,7 +101,7 @@ BAD_VALUES: dict[str, tuple[Callable[[], object], str, str]] = {
     "a directory that a shell would read": (config(directory="/srv/$(id)"), "directory", "expected an absolute path"),
     "a directory with ..": (config(directory="/srv/../etc"), "directory", "without a trailing slash, '.' or '..'"),
     "a network that is none": (
-        lambda: PostgreSQLConfig(databases=("a",), authentication=Authentication(networks=("10.0.0.0/33",))),  # type: ignore[arg-type]
+        lambda: PostgreSQLConfig(databases=("a",), authentication=Authentication(networks=("10.0.0.0/33",))),
         "networks.0",
         "is not a network",
     ),
@@ -136,7 +137,7 @@ def test_a_bad_value_is_refused_with_its_path_and_what_to_do(case: str) -> None:
 
 def test_a_password_is_in_no_message() -> None:
     with pytest.raises(InputError) as caught:
-        PostgreSQLConfig(databases=("orders",), passwords={"orders": "hunter2"})  # type: ignore[arg-type]
+        PostgreSQLConfig(databases=("orders",), passwords={"orders": "hunter2"})
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in repr(PostgreSQLConfig.model_construct(passwords={"orders": "hunter2"}))
 
@@ -144,13 +145,13 @@ def test_a_password_is_in_no_message() -> None:
 def test_all_problems_are_told_together() -> None:
     with pytest.raises(InputError) as caught:
         PostgreSQLConfig(
-            databases=["template1", "x" * 64],  # type: ignore[arg-type]
+            databases=["template1", "x" * 64],
             port=1,
             settings={"fsync": False, "work_men": 1},
         )
     assert {p.path for p in caught.value.problems} >= {"databases.0.name", "databases.1.name", "port"}
     with pytest.raises(InputError) as caught:
-        PostgreSQLConfig(databases=["a", "a"], settings={"fsync": False, "work_men": 1})  # type: ignore[list-item]
+        PostgreSQLConfig(databases=["a", "a"], settings={"fsync": False, "work_men": 1})
     assert [p.path for p in caught.value.problems] == ["databases.1.name", "settings.fsync", "settings.work_men"]
 
 
@@ -179,7 +180,7 @@ def test_a_bad_pair_is_refused_before_anything_is_registered(case: str, mocks: R
     values, path, message = BAD_PAIRS[case]
     site = FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
     with pytest.raises(InputError) as caught:
-        site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], **values))  # type: ignore[list-item]
+        site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], **values))
     found = [problem for problem in caught.value.problems if problem.path == path]
     assert len(found) == 1, caught.value
     assert message in found[0].message
@@ -189,7 +190,7 @@ def test_a_bad_pair_is_refused_before_anything_is_registered(case: str, mocks: R
 def test_members_with_their_own_places_are_taken(mocks: Recorder) -> None:
     site = FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
     placements = {"montreal": MemberPlacement(port=5498), "toronto": MemberPlacement(port=5499)}
-    plan = site.plan_postgresql("orders", PostgreSQLConfig(databases=("orders",), members=placements))  # type: ignore[arg-type]
+    plan = site.plan_postgresql("orders", PostgreSQLConfig(databases=("orders",), members=placements))
     assert not plan.problems
     assert {claim.value for claim in plan.claims} == {"5498", "5499"}
 
