@@ -100,7 +100,7 @@ def _postgresql(connection: Connection) -> Check:
 
 def _os_user(connection: Connection) -> Check:
     from harmony_pulumi.cli import checks
-    from harmony_pulumi.hosts.postgresql.deployment import os_user
+    from harmony_pulumi.hosts.postgresql.home import os_user
 
     user = os_user(connection, {"user": _USER})
     exists = connection.run(["id", "-u", user]).status == 0
@@ -109,7 +109,7 @@ def _os_user(connection: Connection) -> Check:
 
 def _base_folder(connection: Connection) -> Check:
     from harmony_pulumi.cli import checks
-    from harmony_pulumi.hosts.postgresql.deployment import base_folder, os_user
+    from harmony_pulumi.hosts.postgresql.home import base_folder, os_user
     from harmony_pulumi.hosts.postgresql.inspection import room_problems
 
     # What a new server's folder would meet: the folders above it are made as the login user.
@@ -121,7 +121,7 @@ def _base_folder(connection: Connection) -> Check:
 
 def _ports(connection: Connection) -> Check:
     from harmony_pulumi.cli import checks
-    from harmony_pulumi.hosts.postgresql.deployment import listening_ports
+    from harmony_pulumi.hosts.postgresql.home import listening_ports
 
     return checks.ports(listening_ports(connection))
 

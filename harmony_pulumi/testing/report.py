@@ -31,8 +31,9 @@ class Report:
         sentence = (check.__doc__ or check.__name__).strip().splitlines()[0]
         try:
             check(*args, **kwargs)
-        except ConformanceError as error:
-            msg = f"{self.subject}: this does not hold: {sentence}\n{error}"
+        except Exception as error:
+            found = error if isinstance(error, ConformanceError) else f"  found: {type(error).__name__}: {error}"
+            msg = f"{self.subject}: this does not hold: {sentence}\n{found}"
             raise ConformanceError(msg) from error
         self.passed.append(sentence)
 

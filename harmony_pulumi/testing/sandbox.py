@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -77,22 +78,25 @@ class Sandbox:
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         """Remove what is deployed, and the folder. A failure to do so is told, and hides no other."""
-        try:
-            self._remove()
-        except ConformanceError as failure:
-            failure.add_note(f"What was deployed could not be removed; its stack is in {self.folder}.")
-            if error is None:
-                raise
-            error.add_note("\n".join((str(failure), *failure.__notes__)))
-        else:
+        failures: list[str] = []
+        if self.before_removal:
+            self._attempt(partial(self.up, self.before_removal), failures)
+        if self._attempt(self.destroy, failures):
             shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            failures.append(f"What was deployed could not be removed; its stack is in {self.folder}.")
+        if failures and error is None:
+            raise ConformanceError("\n".join(failures))
+        if failures and error is not None:
+            error.add_note("\n".join(("While removing what was deployed:", *failures)))
 
-    def _remove(self) -> None:
+    def _attempt(self, act: Callable[[], object], failures: list[str]) -> bool:
         try:
-            if self.before_removal:
-                self.up(self.before_removal)
-        finally:
-            self.destroy()
+            act()
+        except ConformanceError as failure:
+            failures.append(str(failure))
+            return False
+        return True
 
     def preview(self, program: Program) -> list[str]:
         """Run a program without deploying it; return what would change, one `<operation> <type> <name>` a resource."""

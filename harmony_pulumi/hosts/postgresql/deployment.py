@@ -19,6 +19,16 @@ from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files
+from harmony_pulumi.hosts.postgresql.following import Following
+from harmony_pulumi.hosts.postgresql.home import (
+    Marker,
+    base_folder,
+    listening_ports,
+    os_user,
+    ownership_problems,
+    root_of,
+    unfit,
+)
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries, major_of
 from harmony_pulumi.orchestration.journal import Journal
@@ -30,45 +40,6 @@ ADOPTED_SETTINGS = ("ssl", "wal_level", "listen_addresses", "port", "max_wal_sen
 _LOCK_DEADLINE = 60
 _END_DEADLINE = 30
 _PORT_TAKEN, _PORT_TRIES = "Address already in use", 10
-_WAL_GONE = "has already been removed"
-
-
-@dataclass
-class Marker:
-    """Whose folder it is, and how far its making has come."""
-
-    owner: str
-    """`<project>/<stack>/<resource>`."""
-    state: str
-    """`making` until the data directory is `whole`, `ready` once it has served, `kept` once `destroy` has left it."""
-    port: int
-    data: str
-    version: str
-    """The version of PostgreSQL that made the data directory."""
-    locale: str
-    machine_id: str
-    system_identifier: str = ""
-    format: int = 1
-
-    @classmethod
-    def read(cls, connection: Connection, layout_root: str, user: str) -> Marker | None:
-        """Return the marker of a folder, or None if it has none."""
-        text = connection.read_file(f"{layout_root}/harmony.json", user)
-        if text is None:
-            return None
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
-            msg = (
-                f"{connection.name}: {layout_root}/harmony.json is not a marker of this version of harmony ({error}); "
-                f"look at what the folder holds, and move it away if it is not needed"
-            )
-            raise SiteError(msg) from error
-
-    @property
-    def major(self) -> int:
-        """The major version of the data directory."""
-        return major_of(self.version)
 
 
 @dataclass(frozen=True)
@@ -212,8 +183,10 @@ class Deployment:
             raise SiteError(msg)
 
     def _set_aside_if_unfit(self, marker: Marker) -> Marker | None:
-        """Keep a whole data directory that fits; move another aside and begin anew."""
-        if marker.state != "making" and not self.connection.exists(f"{marker.data}/PG_VERSION", self.user):
+        """Keep a whole data directory that fits; move another aside, and begin anew, as after a making cut off."""
+        if marker.state == "making":
+            return None
+        if not self.connection.exists(f"{marker.data}/PG_VERSION", self.user):
             msg = (
                 f"{self.connection.name}: {self.root}/harmony.json says that {marker.data} holds database "
                 f"{marker.system_identifier}, but there is none. Is a disk not mounted? If the data is really gone, "
@@ -229,10 +202,13 @@ class Deployment:
         server = self.server(choose_binaries(self.connection, marker.major), marker)
         with self.journal.step("set-aside", f"moving {marker.data} aside: {reason}"):
             server.stop(self._deadline("start"))
-            self._move_aside(server)
+            self._move_aside(server, marker)
         return None
 
-    def _move_aside(self, server: Server) -> None:
+    def _move_aside(self, server: Server, marker: Marker) -> None:
+        # First the marker: whatever is there is then known not to be whole, wherever this is cut off.
+        marker.state = "making"
+        self._write_marker(server, marker)
         server.move(server.layout.data, f"{server.layout.kept}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
 
     def _to_adopt(self, marker: Marker | None) -> adoption.Existing | None:
@@ -373,58 +349,15 @@ class Deployment:
         """Make the data directory: initdb, or a base backup of the source."""
         if self.connection.exists(server.layout.data, self.user):
             with self.journal.step("set-aside", "moving aside what an interrupted run left unfinished"):
-                self._move_aside(server)
-        source = self.props.get("source")
-        if source is None:
+                self._move_aside(server, marker)
+        if self.props.get("source") is None:
             with self.journal.step("initdb", f"making an empty database in {server.layout.data}"):
                 server.initdb(self.props["locale"])
         else:
-            self._clone(server, source)
+            self._following(server).clone(self._deadline("clone"))
         marker.system_identifier = server.control_data()["Database system identifier"]
         marker.state = "whole"
         self._write_marker(server, marker)
-
-    def _clone(self, server: Server, source: Mapping[str, Any]) -> None:
-        conninfo = files.source_conninfo(source, server.layout, self._member())
-        slot = slot_name(self.props["owner"])
-        self._drop_slot(server, conninfo, slot)
-        shown = {"percent": -10}
-
-        def progress(line: str) -> None:
-            # `23456/34567 kB (67%), 0/1 tablespace`
-            words = line.replace("/", " ").replace("(", " ").replace("%", " ").split()
-            if "kB" in words and words[0].isdigit() and words[3].isdigit():
-                done, total, percent = int(words[0]), int(words[1]), int(words[3])
-                if percent >= shown["percent"] + 10:
-                    shown["percent"] = percent
-                    text = f"copied {done // 1024} of about {total // 1024} MB ({percent} %)"
-                    self.journal.progress("clone", text, copied_kb=done, total_kb=total)
-
-        where = f"{source['endpoint']['host']}:{int(source['endpoint']['port'])}"
-        with self.journal.step("clone", f"copying the data from {where} over TLS", slot=slot):
-            server.base_backup(conninfo, slot, deadline=self._deadline("clone"), on_progress=progress)
-            server.write({f"{server.layout.data}/standby.signal": ""})
-            self._forget_foreign_settings(server)
-
-    def _forget_foreign_settings(self, server: Server) -> None:
-        """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port."""
-        path = f"{server.layout.data}/postgresql.auto.conf"
-        text = self.connection.read_file(path, self.user) or ""
-        own = files.MANAGED_NAMES
-        lines = [line for line in text.splitlines() if line.partition("=")[0].strip().lower() not in own]
-        server.write({path: "\n".join(lines) + "\n"})
-
-    def _drop_slot(self, server: Server, conninfo: str, slot: str) -> None:
-        """Drop the slot that an earlier run left at the source; one that stays in use is somebody's, and refused."""
-        wait_for(
-            f"{self.connection.name}: dropping the old replication slot {slot} at the source",
-            lambda: server.replication_command(conninfo, f"DROP_REPLICATION_SLOT {slot}"),
-            lambda answer: answer[0] or "does not exist" in answer[1],
-            # A copy that was killed holds its slot until the source notices: `wal_sender_timeout`, 60 s by default.
-            deadline=90,
-            advice="See what uses it, and end that: SELECT * FROM pg_replication_slots JOIN pg_stat_activity "
-            "ON pid = active_pid.",
-        )
 
     # -- configuration, start, content ---------------------------------------------------------------------------
 
@@ -488,50 +421,24 @@ class Deployment:
                     sql = files.extensions_sql(database["extensions"])
                     server.sql(sql, port=marker.port, database=database["name"])
 
+    def _following(self, server: Server) -> Following:
+        return Following(server, self.props, self.journal)
+
     def _follow(self, server: Server, marker: Marker, *, fresh: bool) -> None:
         """Wait until the replica streams; clone anew if the source no longer has the WAL that it needs."""
-        source = self.props["source"]
+        following = self._following(server)
         if not fresh:
-            self._remake_slot(server, source)
-        if self._streams(server, marker):
+            following.make_slot()
+        if following.streams(marker.port, self._deadline("stream")):
             return
         with self.journal.step("set-aside", "the source no longer has the WAL that this copy needs: copying anew"):
             server.stop(self._deadline("start"))
-            self._move_aside(server)
+            self._move_aside(server, marker)
         self._fill(server, marker)
         self._start(server, marker)
-        if not self._streams(server, marker):
+        if not following.streams(marker.port, self._deadline("stream")):
             msg = f"{self.connection.name}: a fresh copy could not follow its source either; see {server.layout.log}"
             raise SiteError(msg)
-
-    def _remake_slot(self, server: Server, source: Mapping[str, Any]) -> None:
-        conninfo = files.source_conninfo(source, server.layout, self._member())
-        slot = slot_name(self.props["owner"])
-        took, said = server.replication_command(conninfo, f"CREATE_REPLICATION_SLOT {slot} PHYSICAL RESERVE_WAL")
-        if not took and "already exists" not in said:
-            msg = f"{self.connection.name}: cannot make the replication slot {slot} at the source: {said}"
-            raise SiteError(msg)
-
-    def _streams(self, server: Server, marker: Marker) -> bool:
-        """Wait until the replica streams; False if it never can."""
-        size = server.log_size()
-
-        def look() -> str:
-            status = server.look(
-                "SELECT to_json(coalesce((SELECT status FROM pg_stat_wal_receiver), 'no receiver'))",
-                port=marker.port,
-            )
-            return "WAL gone" if status != "streaming" and _WAL_GONE in server.log_since(size) else str(status)
-
-        with self.journal.step("stream", "waiting until it streams"):
-            seen = wait_for(
-                f"{self.connection.name}: streaming from the source",
-                look,
-                lambda status: status in {"streaming", "WAL gone"},
-                deadline=self._deadline("stream"),
-                advice=f"Look at the end of {server.layout.log}.",
-            )
-        return seen == "streaming"
 
     # -- update, destroy -----------------------------------------------------------------------------------------
 
@@ -604,10 +511,10 @@ class Deployment:
             return
         with self._alone():
             marker, server = self.existing()
-            if source := self.props.get("source"):
-                self._leave(server, source)
             with self.journal.step("stop", "stopping PostgreSQL"):
                 server.stop(self._deadline("start"))
+            if self.props.get("source"):
+                self._following(server).leave()
             if self.props["on_destroy"] == "delete":
                 self.journal.note(f"deleting {self.root}, as on_destroy='delete' says", step="delete")
                 self.connection.check(["rm", "-rf", "--one-file-system", "--", self.root], timeout=600)
@@ -615,19 +522,6 @@ class Deployment:
                 marker.state = "kept"
                 self._write_marker(server, marker)
                 self.journal.note(f"its data is kept in {server.layout.data}", step="keep")
-
-    def _leave(self, server: Server, source: Mapping[str, Any]) -> None:
-        """Stop following and drop the slot at the source, which would keep WAL for a replica that is gone."""
-        server.stop(self._deadline("start"))
-        conninfo = files.source_conninfo(source, server.layout, self._member())
-        slot = slot_name(self.props["owner"])
-        took, said = server.replication_command(conninfo, f"DROP_REPLICATION_SLOT {slot}")
-        if not took and "does not exist" not in said:
-            text = (
-                f"the replication slot {slot} could not be dropped at the source ({said}); if the source lives on, "
-                f"drop it there: SELECT pg_drop_replication_slot('{slot}')"
-            )
-            self.journal.note(text, step="leave", state="warning")
 
     # -- outputs -------------------------------------------------------------------------------------------------
 
@@ -682,63 +576,3 @@ def open_deployment(props: Mapping[str, Any], operation: str, show: Any) -> Depl
     connection = connect(props["host"])
     user = os_user(connection, props["host"])
     return Deployment(connection, props, journal, user, root_of(connection, props))
-
-
-def os_user(connection: Connection, host: Mapping[str, Any]) -> str:
-    """Return the OS user that runs servers: the host's own for PostgreSQL where we are root, else the login user."""
-    if connection.is_root():
-        return str(host["user"])
-    return connection.check(["id", "-un"]).strip()
-
-
-def base_folder(connection: Connection) -> str:
-    """Return the folder below which a host keeps its servers by default: file-hierarchy(7), XDG base directories."""
-    if connection.is_root():
-        return "/var/lib/harmony"
-    script = 'echo "${XDG_STATE_HOME:-$HOME/.local/state}/harmony"'
-    return connection.check(["sh", "-c", script]).strip()
-
-
-def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
-    """Return the folder of a server, or where it would be."""
-    return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")
-
-
-def listening_ports(connection: Connection) -> set[int]:
-    """Return the TCP ports that something listens on: proc(5), `/proc/net/tcp`."""
-    ports: set[int] = set()
-    for table in connection.read_files(["/proc/net/tcp", "/proc/net/tcp6"]).values():
-        for line in (table or "").splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A":
-                ports.add(int(words[1].rpartition(":")[2], 16))
-    return ports
-
-
-def unfit(marker: Marker, props: Mapping[str, Any]) -> str | None:
-    """Return why a data directory that was made before is not what is declared, or None if it is."""
-    if marker.state == "making":
-        return None
-    version, source = props.get("version"), props.get("source")
-    if version and marker.major != version:
-        return f"it is of PostgreSQL {marker.version}, and {version} is declared"
-    if marker.locale != props["locale"] and not source:
-        return f"its locale is {marker.locale}, and {props['locale']} is declared"
-    if source and marker.system_identifier != source["system_identifier"]:
-        return f"it is a copy of database {marker.system_identifier}, and its source is {source['system_identifier']}"
-    return None
-
-
-def ownership_problems(
-    connection: Connection, props: Mapping[str, Any], root: str, user: str, marker: Marker | None
-) -> list[str]:
-    """Return what is wrong with the folder as the place of this server."""
-    if marker is not None and marker.owner != props["owner"]:
-        return [f"{root} belongs to {marker.owner}, not to {props['owner']}; choose another directory"]
-    if marker is None:
-        content = connection.run(["ls", "-A", "--", root], user=user).stdout.split()
-        # `lost+found` is in every new file system; the others are ours, made before the marker.
-        if not set(content) <= {"lost+found", "config", "tls", "run", "log", "kept", "lock"}:
-            found = ", ".join(content[:5])
-            return [f"{root} is not empty and is not harmony's ({found}); choose another directory, or empty it"]
-    return []

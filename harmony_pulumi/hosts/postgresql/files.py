@@ -9,10 +9,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_facts import MANAGED, REPLICATION_ROLE
+from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
-MANAGED_NAMES = frozenset(MANAGED)
 HEADER = "# Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
 
 

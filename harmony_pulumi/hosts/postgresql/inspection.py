@@ -9,7 +9,7 @@ from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quant
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption
-from harmony_pulumi.hosts.postgresql.deployment import (
+from harmony_pulumi.hosts.postgresql.home import (
     Marker,
     listening_ports,
     os_user,

@@ -10,7 +10,7 @@ from harmony_pulumi.capabilities.site import Observation
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files
-from harmony_pulumi.hosts.postgresql.deployment import Marker, os_user
+from harmony_pulumi.hosts.postgresql.home import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 

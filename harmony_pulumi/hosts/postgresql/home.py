@@ -1,0 +1,108 @@
+"""The home of a server on a host: where it is, whose it is, and how far its making has come. Changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.connection import Connection
+from harmony_pulumi.hosts.postgresql.server import major_of
+
+
+@dataclass
+class Marker:
+    """Whose folder it is, and how far its making has come."""
+
+    owner: str
+    """`<project>/<stack>/<resource>`."""
+    state: str
+    """`making` until the data directory is `whole`, `ready` once it has served, `kept` once `destroy` has left it."""
+    port: int
+    data: str
+    version: str
+    """The version of PostgreSQL that made the data directory."""
+    locale: str
+    machine_id: str
+    system_identifier: str = ""
+    format: int = 1
+
+    @classmethod
+    def read(cls, connection: Connection, layout_root: str, user: str) -> Marker | None:
+        """Return the marker of a folder, or None if it has none."""
+        text = connection.read_file(f"{layout_root}/harmony.json", user)
+        if text is None:
+            return None
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            msg = (
+                f"{connection.name}: {layout_root}/harmony.json is not a marker of this version of harmony ({error}); "
+                f"look at what the folder holds, and move it away if it is not needed"
+            )
+            raise SiteError(msg) from error
+
+    @property
+    def major(self) -> int:
+        """The major version of the data directory."""
+        return major_of(self.version)
+
+
+def os_user(connection: Connection, host: Mapping[str, Any]) -> str:
+    """Return the OS user that runs servers: the host's own for PostgreSQL where we are root, else the login user."""
+    if connection.is_root():
+        return str(host["user"])
+    return connection.check(["id", "-un"]).strip()
+
+
+def base_folder(connection: Connection) -> str:
+    """Return the folder below which a host keeps its servers by default: file-hierarchy(7), XDG base directories."""
+    if connection.is_root():
+        return "/var/lib/harmony"
+    script = 'echo "${XDG_STATE_HOME:-$HOME/.local/state}/harmony"'
+    return connection.check(["sh", "-c", script]).strip()
+
+
+def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
+    """Return the folder of a server, or where it would be."""
+    return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")
+
+
+def listening_ports(connection: Connection) -> set[int]:
+    """Return the TCP ports that something listens on: proc(5), `/proc/net/tcp`."""
+    ports: set[int] = set()
+    for table in connection.read_files(["/proc/net/tcp", "/proc/net/tcp6"]).values():
+        for line in (table or "").splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A":
+                ports.add(int(words[1].rpartition(":")[2], 16))
+    return ports
+
+
+def unfit(marker: Marker, props: Mapping[str, Any]) -> str | None:
+    """Return why a data directory that was made before is not what is declared, or None if it is."""
+    version, source = props.get("version"), props.get("source")
+    if version and marker.major != version:
+        return f"it is of PostgreSQL {marker.version}, and {version} is declared"
+    if marker.locale != props["locale"] and not source:
+        return f"its locale is {marker.locale}, and {props['locale']} is declared"
+    if source and marker.system_identifier != source["system_identifier"]:
+        return f"it is a copy of database {marker.system_identifier}, and its source is {source['system_identifier']}"
+    return None
+
+
+def ownership_problems(
+    connection: Connection, props: Mapping[str, Any], root: str, user: str, marker: Marker | None
+) -> list[str]:
+    """Return what is wrong with the folder as the place of this server."""
+    if marker is not None and marker.owner != props["owner"]:
+        return [f"{root} belongs to {marker.owner}, not to {props['owner']}; choose another directory"]
+    if marker is None:
+        content = connection.run(["ls", "-A", "--", root], user=user).stdout.split()
+        # `lost+found` is in every new file system; the others are ours, made before the marker.
+        if not set(content) <= {"lost+found", "config", "tls", "run", "log", "kept", "lock"}:
+            found = ", ".join(content[:5])
+            return [f"{root} is not empty and is not harmony's ({found}); choose another directory, or empty it"]
+    return []
