@@ -229,24 +229,56 @@ def test_a_new_empty_primary_is_never_made_while_the_replica_holds_the_data(stac
     assert rows(stack) == [1]
 
 
+SINGLE = """
+database = LinuxHostTopology("montreal").deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], {config}))
+for name in ("uri", "ca_certificate"):
+    pulumi.export(name, getattr(database, name))
+pulumi.export("primary_uri", database.uri)
+"""
+
+
+def kept_folders(stack: Stack, name: str) -> list[Path]:
+    return list((Path(stack.server(name)["root"]) / "kept").iterdir())
+
+
 def test_what_cannot_change_in_place_is_replaced_and_the_old_data_kept(stack: Stack) -> None:
-    stack.pair()
+    stack.program(SINGLE.format(config=""))
     stack.up()
     put_row(stack, 1)
     old = stack.server("montreal")
-    stack.pair('locale="C"')
+    stack.program(SINGLE.format(config='locale="C"'))
     shown = stack.preview()
-    assert "locale" in shown
     assert "replace" in shown
+    assert "since its locale is C.UTF-8, and C is declared" in shown
     stack.up()
-    new = stack.server("montreal")
-    assert new["system_identifier"] != old["system_identifier"]
-    assert stack.server("toronto")["system_identifier"] == new["system_identifier"]
+    assert stack.server("montreal")["system_identifier"] != old["system_identifier"]
     assert rows(stack) == []
-    for name in ("montreal", "toronto"):
-        kept = list((Path(stack.server(name)["root"]) / "kept").iterdir())
-        assert len(kept) == 1
-        assert (kept[0] / "PG_VERSION").is_file()
+    (kept,) = kept_folders(stack, "montreal")
+    assert (kept / "PG_VERSION").is_file()
+
+
+def test_a_replica_is_replaced_and_the_active_member_of_a_pair_is_not(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    before = stack.server("montreal")["system_identifier"]
+    old = data(stack, "toronto")
+
+    stack.pair('locale="C"')
+    for shown in (stack.preview(expect=1), stack.up(expect=1)):
+        assert "which is the active member: an empty database would serve in its place" in shown
+    assert rows(stack) == [1]
+
+    place = stack.folder / "pg"
+    place.mkdir()
+    stack.pair(f'members={{"toronto": MemberPlacement(directory="{place}")}}')
+    assert "replace" in stack.preview()
+    stack.up()
+    assert data(stack, "toronto") == place / "data"
+    assert stack.server("toronto")["system_identifier"] == stack.server("montreal")["system_identifier"] == before
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the new replica")
+    assert (old / "PG_VERSION").is_file()
+    assert postmaster(old) is None
 
 
 def test_data_is_deleted_only_once_a_deployed_configuration_says_so(stack: Stack) -> None:

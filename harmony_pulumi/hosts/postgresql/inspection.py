@@ -71,7 +71,12 @@ def _plan_to_create(new: Mapping[str, Any]) -> list[str]:
         root = root_of(connection, new)
         marker = Marker.read(connection, root, user) if connection.exists(root, user) else None
         if marker is not None and marker.state != "making" and marker.owner == new["owner"]:
-            reason = unfit(marker, new) if is_settled(new.get("source")) else None
+            if not _is_settled(new.get("source")):
+                return [
+                    f"take over the copy in {marker.data} if it is of this database, else move it aside",
+                    f"and {anew}",
+                ]
+            reason = unfit(marker, new)
             if reason is None:
                 return [f"take over the database that is in {marker.data}, kept from before"]
             return [f"move {marker.data} aside, since {reason}", f"then {anew}"]
@@ -91,7 +96,7 @@ def _plan_to_fill(new: Mapping[str, Any]) -> str:
     return f"initdb with checksums, certificates, start, make databases {names}"
 
 
-def is_settled(source: Mapping[str, Any] | None) -> bool:
+def _is_settled(source: Mapping[str, Any] | None) -> bool:
     """Tell whether a replica's source is known well enough to compare: at preview it may not be."""
     return source is None or isinstance(source.get("system_identifier"), str)
 
@@ -133,18 +138,27 @@ def _identities_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
     """Return what is wrong with a change, told from the old and new inputs alone."""
-    if _identities_differ(old, new) and old.get("on_destroy") == "delete":
-        message = (
-            f"this change replaces the server ({old['identity']} becomes {new['identity']}), and what is deployed says "
-            f"on_destroy='delete', so its data would be deleted; deploy on_destroy='keep' first"
-        )
-        return [("on_destroy", message)]
+    findings: list[Finding] = []
+    if _identities_differ(old, new):
+        change = f"this change replaces the server ({old['identity']} becomes {new['identity']})"
+        if new.get("peers") and not new.get("source"):
+            message = (
+                f"{change}, which is the active member: an empty database would serve in its place. Take the change "
+                f"back, or make another member active first"
+            )
+            findings.append(("identity", message))
+        if old.get("on_destroy") == "delete":
+            message = (
+                f"{change}, and what is deployed says on_destroy='delete', so its data would be deleted; deploy "
+                f"on_destroy='keep' first"
+            )
+            findings.append(("on_destroy", message))
     if old.get("adopt") and new.get("adopt") and old["adopt"] != new["adopt"]:
         message = (
             f"{old['adopt']} was taken over already, and {new['adopt']} is another; keep the first, or leave it out"
         )
-        return [("adopt", message)]
-    return []
+        findings.append(("adopt", message))
+    return findings
 
 
 def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
