@@ -141,7 +141,9 @@ def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findi
     findings: list[Finding] = []
     if _identities_differ(old, new):
         change = f"this change replaces the server ({old['identity']} becomes {new['identity']})"
-        if new.get("peers") and not new.get("source"):
+        # A standby that was promoted keeps its folder and its data: only what it follows changes.
+        same_home = old["identity"].partition(" source=")[0] == new["identity"].partition(" source=")[0]
+        if new.get("peers") and not new.get("source") and not same_home:
             message = (
                 f"{change}, which is the active member: an empty database would serve in its place. Take the change "
                 f"back, or make another member active first"
