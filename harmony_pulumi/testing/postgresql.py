@@ -440,7 +440,7 @@ def _destroy_keeps_the_data(trial: _Trial) -> None:
         found = ""
     expect(not found, found=found, expected="a destroyed server does not answer")
     after, _ = trial.up()
-    found = _rows(after[_PRIMARY])
-    expect(found == _ROWS, found=f"on the primary: {found}", expected=f"{_ROWS} rows")
+    rows = _rows(after[_PRIMARY])
+    expect(rows == _ROWS, found=f"on the primary: {rows}", expected=f"{_ROWS} rows")
     replica = after[_REPLICA]
     _eventually(f"{_ROWS} rows on the replica", lambda: _rows(replica), lambda rows: rows == _ROWS)

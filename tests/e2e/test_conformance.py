@@ -1,0 +1,159 @@
+"""The conformance kit passes every implementation here, finds those that break the contract, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+
+from harmony_pulumi import (
+    FailoverTopology,
+    LinuxHostTopology,
+    PostgreSQL,
+    PostgreSQLCluster,
+    PostgreSQLConfig,
+    PostgreSQLPlan,
+    Replication,
+)
+from harmony_pulumi.capabilities.postgresql import ReplicationCerts
+from harmony_pulumi.testing import ConformanceError, check_postgresql
+from tests.e2e.conftest import base_folder
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Generator[None]:
+    """Assert that the kit leaves no folder, no server, and the process as it was."""
+
+    def seen() -> dict[str, object]:
+        return {
+            "folders": sorted(map(str, [*Path("/tmp").glob("kit-*"), *base_folder().glob("kit-*/*/*")])),
+            "servers": subprocess.run(["pgrep", "-fa", "/kit-"], capture_output=True, check=False, timeout=30).stdout,
+            "environment": {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"},
+            "working directory": Path.cwd(),
+        }
+
+    before = seen()
+    yield
+    assert seen() == before
+
+
+def pair(name: str) -> PostgreSQL:
+    return FailoverTopology(name, primary=LinuxHostTopology(f"{name}-a"), replica=LinuxHostTopology(f"{name}-b"))
+
+
+@pytest.mark.parametrize("implementation", [LinuxHostTopology, pair])
+def test_every_implementation_here_keeps_the_contract(implementation: Callable[[str], PostgreSQL]) -> None:
+    report = check_postgresql(implementation)
+    assert report.subject == implementation.__qualname__
+    assert len(report.passed) == 17
+
+
+class Careless(LinuxHostTopology):
+    """Plans without looking."""
+
+    def plan_postgresql(self, name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
+        return replace(super().plan_postgresql(name, config), problems=())
+
+
+class Hasty(LinuxHostTopology):
+    """Registers before it has looked."""
+
+    def plan_postgresql(self, name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
+        pulumi.ComponentResource("hasty:index:Thing", f"{self.name}-{name.partition('/')[0]}")
+        return super().plan_postgresql(name, config)
+
+
+class Talkative(LinuxHostTopology):
+    """Says a password in the clear."""
+
+    def deploy_postgresql(
+        self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
+    ) -> PostgreSQLCluster:
+        cluster = super().deploy_postgresql(name, config, replication=replication)
+        return replace(cluster, uri=pulumi.Output.unsecret(cluster.uri))
+
+
+class Stranger(LinuxHostTopology):
+    """Gives certificates of somebody else."""
+
+    def get_replication_certs(self, cluster: PostgreSQLCluster) -> pulumi.Output[ReplicationCerts]:
+        def forge(certs: ReplicationCerts) -> ReplicationCerts:
+            from harmony_pulumi.hosts.postgresql.certificates import make_authority, make_client
+
+            forged = make_client(make_authority("stranger"), "harmony_replication", 1)
+            return {**certs, "client_certificate": forged.certificate, "client_key": forged.key}
+
+        return super().get_replication_certs(cluster).apply(forge)
+
+
+class Detached(LinuxHostTopology):
+    """Deploys a primary where a replica is asked for."""
+
+    def deploy_postgresql(
+        self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
+    ) -> PostgreSQLCluster:
+        return super().deploy_postgresql(name, config)
+
+
+class Restless(LinuxHostTopology):
+    """Finds something to change every time."""
+
+    runs = 0
+
+    def deploy_postgresql(
+        self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
+    ) -> PostgreSQLCluster:
+        type(self).runs += 1
+        settings: Mapping[str, Any] = {"max_connections": 100 + self.runs}
+        return super().deploy_postgresql(
+            name, config.model_copy(update={"settings": settings}), replication=replication
+        )
+
+
+class Forgetful(LinuxHostTopology):
+    """Deletes the data, whatever is configured."""
+
+    def deploy_postgresql(
+        self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
+    ) -> PostgreSQLCluster:
+        return super().deploy_postgresql(
+            name, config.model_copy(update={"on_destroy": "delete"}), replication=replication
+        )
+
+
+@pytest.mark.parametrize(
+    ("implementation", "sentence", "found"),
+    [
+        (Careless, "plan_postgresql lists the problems of a bad name", "found: no problem"),
+        (Hasty, "plan_postgresql registers nothing", "hasty:index:Thing"),
+        (Talkative, "What holds a password or a key is a secret", "in the clear: uri"),
+        (Stranger, "Replication with the certificates of get_replication_certs is accepted", "unknown ca"),
+        (Detached, "A deployment with Replication(source=...) streams", "'role': 'primary'"),
+        (Restless, "A second up of the same program changes nothing", "harmony:PostgreSQLServer kit-one-kit"),
+        (Forgetful, "destroy stops the servers and keeps the data", 'on the primary: relation "kit" does not exist'),
+    ],
+)
+def test_what_breaks_the_contract_is_found_and_removed(
+    implementation: type[LinuxHostTopology], sentence: str, found: str
+) -> None:
+    with pytest.raises(ConformanceError) as caught:
+        check_postgresql(implementation)
+    assert str(caught.value).startswith(f"{implementation.__name__}: this does not hold: {sentence}")
+    assert found in str(caught.value)
+    assert not getattr(caught.value, "__notes__", []), "what was deployed could be removed"
+
+
+def test_a_failing_deployment_is_told_as_the_engine_told_it() -> None:
+    def nobody(name: str) -> PostgreSQL:
+        return LinuxHostTopology(name, user="nobody-of-that-name")
+
+    with pytest.raises(ConformanceError, match="has no OS user 'nobody-of-that-name'"):
+        check_postgresql(nobody)
