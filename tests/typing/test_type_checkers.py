@@ -28,7 +28,8 @@ def run(folder: Path, *command: str, **environment: str) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **environment},
+        # What is on PYTHONPATH is not part of a project: with it, ty takes some classes for two.
+        env={**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, **environment},
         capture_output=True,
         text=True,
         timeout=300,
