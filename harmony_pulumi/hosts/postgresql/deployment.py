@@ -26,6 +26,7 @@ from harmony_pulumi.hosts.postgresql.home import (
     listening_ports,
     os_user,
     ownership_problems,
+    role_problem,
     root_of,
     unfit,
 )
@@ -171,15 +172,9 @@ class Deployment:
             raise SiteError(msg)
 
     def _refuse_other_role(self, server: Server, marker: Marker) -> None:
-        """Refuse to start a kept data directory in a role that it does not have: two primaries could come of it."""
-        has = "standby" if self.connection.exists(f"{marker.data}/standby.signal", self.user) else "primary"
-        declared = "standby" if self.props.get("source") else "primary"
-        if has != declared and server.running_pid() is None:
-            msg = (
-                f"{self.connection.name}: {marker.data} was left as a {has}, and the program declares a {declared}. "
-                f"Roles are moved by orchestration, not by deployment: declare the roles as they were left, or move "
-                f"{self.root} away to have it copied anew"
-            )
+        problem = role_problem(self.connection, self.props, self.root, self.user, marker)
+        if problem and server.running_pid() is None:
+            msg = f"{self.connection.name}: {problem}"
             raise SiteError(msg)
 
     def _set_aside_if_unfit(self, marker: Marker) -> Marker | None:

@@ -93,6 +93,18 @@ def unfit(marker: Marker, props: Mapping[str, Any]) -> str | None:
     return None
 
 
+def role_problem(connection: Connection, props: Mapping[str, Any], root: str, user: str, marker: Marker) -> str | None:
+    """Return why a data directory is not started in the role that is declared: two primaries could come of it."""
+    has = "standby" if connection.exists(f"{marker.data}/standby.signal", user) else "primary"
+    declared = "standby" if props.get("source") else "primary"
+    if has == declared:
+        return None
+    return (
+        f"{marker.data} was left as a {has}, and the program declares a {declared}. Roles are moved by orchestration, "
+        f"not by deployment: declare the roles as they were left, or move {root} away to have it copied anew"
+    )
+
+
 def ownership_problems(
     connection: Connection, props: Mapping[str, Any], root: str, user: str, marker: Marker | None
 ) -> list[str]:

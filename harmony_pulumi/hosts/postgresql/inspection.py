@@ -14,6 +14,7 @@ from harmony_pulumi.hosts.postgresql.home import (
     listening_ports,
     os_user,
     ownership_problems,
+    role_problem,
     root_of,
     unfit,
 )
@@ -189,6 +190,10 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
     ours = marker is not None and marker.owner == new["owner"]
     if not old and marker is not None and ours:
         findings += _kept_problems(connection, new, root, marker)
+    # Whether a replica's folder is a copy of its source, and thus used at all, is not known yet.
+    if create and marker is not None and ours and marker.state != "making" and not new.get("source"):
+        problem = role_problem(connection, new, root, user, marker)
+        findings += [("source", f"{connection.name}: {problem}")] if problem else []
     if create and new.get("adopt") and not new.get("source") and (marker is None or marker.state == "making"):
         try:
             adoption.find(connection, new["adopt"], user, ())
