@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
 import pulumi
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    ValidationInfo,
     model_validator,
 )
 
@@ -50,6 +51,7 @@ _AT_LEAST: Mapping[str, tuple[int, str]] = {
 }
 _TRUE, _FALSE = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 
+V = TypeVar("V")
 SettingValue = StrictBool | StrictInt | StrictFloat | StrictStr
 
 
@@ -167,10 +169,24 @@ def _as_database(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _without(problems: list[Problem], value: V) -> V:
+    if problems:
+        raise ValueError(problems)
+    return value
+
+
+def _settings(settings: Mapping[str, SettingValue], info: ValidationInfo) -> Mapping[str, SettingValue]:
+    found = {name: _setting_problem(name, value, info.data.get("version")) for name, value in settings.items()}
+    return _without([Problem(name, message) for name, message in found.items() if message], settings)
+
+
 if TYPE_CHECKING:  # What may be written. A text is a sequence of texts, too, and must not pass for a list of names.
     Databases = list[str] | list[Database] | list[str | Database] | tuple[str | Database, ...]
 else:
-    Databases = tuple[Annotated[Database, BeforeValidator(_as_database)], ...]
+    Databases = Annotated[
+        tuple[Annotated[Database, BeforeValidator(_as_database)], ...],
+        AfterValidator(lambda databases: _without(_database_problems(databases), databases)),
+    ]
 
 
 class PostgreSQLConfig(Config):
@@ -192,7 +208,9 @@ class PostgreSQLConfig(Config):
     """The TCP port; by default the site chooses a free one, once."""
     directory: Directory | None = None
     """The folder of the server, which holds its data directory, certificates and log; by default the site chooses."""
-    settings: Mapping[str, SettingValue] = Field(default_factory=dict[str, SettingValue])
+    settings: Annotated[Mapping[str, SettingValue], AfterValidator(_settings)] = Field(
+        default_factory=dict[str, SettingValue]
+    )
     """Server settings, as in postgresql.conf, for instance `{"work_mem": "16MB", "max_connections": 200}`."""
     authentication: Authentication = Authentication()
     replication: Literal["asynchronous", "synchronous"] = "asynchronous"
@@ -213,13 +231,7 @@ class PostgreSQLConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> PostgreSQLConfig:
-        problems = [
-            *_database_problems(self.declared_databases),
-            *_password_problems(self.declared_databases, self.passwords),
-        ]
-        for name, value in self.settings.items():
-            if message := _setting_problem(name, value, self.version):
-                problems.append(Problem(f"settings.{name}", message))
+        problems = _password_problems(self.declared_databases, self.passwords)
         if self.replication == "synchronous":
             found = str(self.settings.get("synchronous_commit", "on")).lower()
             if found not in {*_TRUE, "remote_apply"}:
@@ -230,9 +242,7 @@ class PostgreSQLConfig(Config):
         if self.adopt and self.directory and _overlap(self.adopt, self.directory):
             message = f"{self.directory} and adopt={self.adopt} overlap; keep them apart"
             problems.append(Problem("directory", message))
-        if problems:
-            raise ValueError(problems)
-        return self
+        return _without(problems, self)
 
     @property
     def declared_databases(self) -> tuple[Database, ...]:
@@ -254,17 +264,17 @@ def _overlap(one: str, other: str) -> bool:
 def _database_problems(databases: tuple[Database, ...]) -> list[Problem]:
     problems: list[Problem] = []
     if not databases:
-        problems.append(Problem("databases", "there are none; name at least one, for instance ['orders']"))
+        problems.append(Problem("", "there are none; name at least one, for instance ['orders']"))
     seen: dict[str, int] = {}
     for index, database in enumerate(databases):
         if (first := seen.setdefault(database.name, index)) != index:
             message = f"{database.name!r} is databases.{first} already; name each once"
-            problems.append(Problem(f"databases.{index}.name", message))
+            problems.append(Problem(f"{index}.name", message))
         if database.owner is None:
             try:
                 _role(database.name)
             except ValueError as error:
-                problems.append(Problem(f"databases.{index}.owner", f"by default the database's name: {error}"))
+                problems.append(Problem(f"{index}.owner", f"by default the database's name: {error}"))
     return problems
 
 

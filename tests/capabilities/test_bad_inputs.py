@@ -149,7 +149,13 @@ def test_all_problems_are_told_together() -> None:
             port=1,
             settings={"fsync": False, "work_men": 1},
         )
-    assert {p.path for p in caught.value.problems} >= {"databases.0.name", "databases.1.name", "port"}
+    assert {p.path for p in caught.value.problems} == {
+        "databases.0.name",
+        "databases.1.name",
+        "port",
+        "settings.fsync",
+        "settings.work_men",
+    }
     with pytest.raises(InputError) as caught:
         PostgreSQLConfig(databases=["a", "a"], settings={"fsync": False, "work_men": 1})
     assert [p.path for p in caught.value.problems] == ["databases.1.name", "settings.fsync", "settings.work_men"]
