@@ -150,9 +150,7 @@ class Server:
         done = self.connection.run([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
         if done.status:
             said = f"{done.stderr.strip()} {self.log_since(size).strip()[-1500:]}"
-            msg = (
-                f"{self.connection.name}: the server in {self.layout.root} did not start within {deadline:g} s: {said}"
-            )
+            msg = f"{self.connection.name}: the server in {self.layout.root} did not start: {said}"
             raise SiteError(msg)
 
     def stop(self, deadline: float) -> None:
