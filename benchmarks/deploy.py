@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -175,23 +176,24 @@ def spans(began: float, events: Sequence[Mapping[str, Any]], ended: float) -> di
         events: of all members, as the log has them.
         ended: when the command was at its end.
     """
-    found: dict[str, float] = {}
+    found: defaultdict[str, float] = defaultdict(float)  # A step that was tried again is one span.
     last, previous = began, "the command's start"
     for event in sorted(events, key=lambda event: str(event["time"])):
         name = f"{str(event['subject']).partition('/')[0]}: {event['step']}"
         at = datetime.fromisoformat(event["time"]).timestamp()
         if event["state"] == "started":
-            found[f"between {previous} and {name}"] = at - last
+            found[f"between {previous} and {name}"] += at - last
             last = at
         elif event["state"] in {"done", "failed"}:
-            found[name] = at - last
+            found[name] += at - last
             last, previous = at, name
-    found[f"between {previous} and the command's end"] = ended - last
-    return found
+    found[f"between {previous} and the command's end"] += ended - last
+    return dict(found)
 
 
 def _median_spans(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    return {name: common.summary([run[name] for run in runs if name in run]) for name in runs[0]}
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: common.summary([run.get(name, 0.0) for run in runs]) for name in names}
 
 
 def equal(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -64,6 +64,16 @@ def test_the_spans_of_a_deployment_add_up_to_the_whole() -> None:
     }
 
 
+def test_a_step_that_was_tried_again_is_one_span() -> None:
+    began = 1767225600.0
+    events = [
+        event(s, "a/b", "start", state) for s, state in ((1, "started"), (3, "failed"), (3, "started"), (8, "done"))
+    ]
+    found = deploy.spans(began, events, began + 9)
+    assert found["a: start"] == 7
+    assert sum(found.values()) == 9
+
+
 def test_servers_with_equal_settings_are_compared() -> None:
     found = deploy.equal([pair(), pair()])
     assert found["settings"]["fsync"] == "on"
