@@ -33,11 +33,14 @@ class Session:
 
     def ports(self, command: str) -> str:
         """Put the ports that the servers got where the page has those of an empty machine."""
-        for folder, marker in self.stack.markers():
-            for name, port in {"montreal": "5432", "toronto": "5433"}.items():
-                if folder.name.startswith(name):
-                    command = re.sub(rf"\b{port}\b", str(marker["port"]), command)
-        return command
+        got = {
+            port: str(marker["port"])
+            for folder, marker in self.stack.markers()
+            for name, port in {"montreal": "5432", "toronto": "5433"}.items()
+            if folder.name.startswith(name)
+        }
+        # In one pass: with 5432 taken, one server gets what the page has as the other's port.
+        return re.sub(r"\b543[23]\b", lambda port: got.get(port[0], port[0]), command)
 
     def take(self, block: Block) -> None:
         if block.language == "console":
