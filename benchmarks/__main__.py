@@ -19,9 +19,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--runs", type=int, help="samples of each side (default: each benchmark's own number)")
-    parser.add_argument("--save", action="store_true", help="keep both forms in benchmarks/results/, by today's date")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="keep both forms in benchmarks/results/, by date and time; no run replaces another",
+    )
     options = parser.parse_args()
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in _NAMES}
+    began = datetime.now(UTC)
     result: dict[str, Any] = {"machine": common.machine()}
     for name, module in modules.items():
         result[name] = module.measure(options.runs or module.RUNS)
@@ -38,7 +43,7 @@ def main() -> None:
     }
     if options.save:
         for suffix, text in texts.items():
-            place = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}.{suffix}"
+            place = Path(__file__).parent / "results" / f"{began:%Y-%m-%dT%H%MZ}.{suffix}"
             place.parent.mkdir(exist_ok=True)
             place.write_text(text, encoding="utf-8")
     print(texts["json" if options.json else "md"], end="")

@@ -53,7 +53,7 @@ def measure(runs: int) -> dict[str, Any]:
     return {
         "aim": {
             "what": f"preview, up, no-op up and state are each at most {_LIMIT} times those of plain Pulumi",
-            "found": f"at most {worst:.2f} times",
+            "found": f"at most {worst:.3f} times",
             "met": worst <= _LIMIT,
         },
         "a pair is": _PER_PAIR,
