@@ -57,6 +57,9 @@ exec 3<&0
 exec 3<&-
 wait "$command"
 """
+# What a command is given of our environment. A server keeps its own for as long as it lives, and others can read it: no
+# passphrase, token or key of whoever runs Pulumi may be in it.
+_KEPT_VARIABLES = ("HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "XDG_STATE_HOME")
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")  # machine-id(5)
 
 
@@ -163,8 +166,16 @@ class Connection(ABC):
         self.check(["sh", "-c", 'umask 077 && cat >> "$1"', "sh", path], user=user, stdin=text)
 
     def exists(self, path: str, user: str | None = None) -> bool:
-        """Tell whether anything is at a path."""
-        return self.run(["test", "-e", path], user=user).status == 0
+        """Tell whether anything is at a path.
+
+        Raises:
+            SiteError: it cannot be told: a folder on the way cannot be entered, say.
+        """
+        done = self.run(["stat", "-L", "--", path], user=user, env={"LC_ALL": "C"})
+        if done.status and "No such file or directory" not in done.stderr and "Not a directory" not in done.stderr:
+            msg = f"{self.name}: cannot tell whether {path} is there: {done.stderr.strip()}"
+            raise SiteError(msg)
+        return done.status == 0
 
 
 class LocalConnection(Connection):
@@ -218,7 +229,7 @@ class LocalConnection(Connection):
             command += [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups"]
             home = account.pw_dir
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("PG")},
+            **{k: v for k, v in os.environ.items() if k in _KEPT_VARIABLES or k.startswith("LC_")},
             **({"HOME": home} if home else {}),
             **(env or {}),
         }
@@ -249,7 +260,7 @@ class _Conversation:
     ) -> None:
         self.host, self.argv, self.process, self.on_stderr = host, argv, process, on_stderr
         self.seen: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        self.told = 0
+        self.begun = b""
 
     def finish(self, stdin: str, timeout: float) -> Completed:
         end = time.monotonic() + timeout
@@ -308,12 +319,10 @@ class _Conversation:
         chunk = os.read(fd, 65536)
         self.seen[key] += chunk
         if key == "stderr" and self.on_stderr:
-            text = self.seen[key].decode(errors="replace").replace("\r", "\n")
-            complete = text.rfind("\n") + 1
-            for line in text[self.told : complete].splitlines():
-                if line.strip():
-                    self.on_stderr(line.strip())
-            self.told = max(self.told, complete)
+            *lines, self.begun = (self.begun + chunk).replace(b"\r", b"\n").split(b"\n")
+            for line in lines:
+                if text := line.decode(errors="replace").strip():
+                    self.on_stderr(text)
         return bool(chunk)
 
 
