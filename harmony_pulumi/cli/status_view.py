@@ -36,7 +36,6 @@ def view(report: Report, *, verdict_first: bool = False) -> RenderableType:
         verdict_first: for a display that may be cut off at its end.
     """
     now = datetime.fromisoformat(report.time)
-    now = datetime.fromisoformat(report.time)
     tables = [part for database in report.databases for part in (_title(database), _table(database, now))]
     return Group(_verdict(report), Text(), *tables) if verdict_first else Group(*tables, _verdict(report))
 

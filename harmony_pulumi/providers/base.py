@@ -49,11 +49,31 @@ def clean_errors(operation: Callable[P, R]) -> Callable[P, R]:
             return operation(*args, **kwargs)
         except SiteError as error:
             failure = OperationError(str(error))
-        weakref.finalize(failure, setattr, sys, "tracebacklimit", getattr(sys, "tracebacklimit", 1000))
-        sys.tracebacklimit = 0
+        _without_frames(failure)
         raise failure
 
     return wrapped
+
+
+_frameless = 0
+"""How many errors live that are to be formatted without frames: four calls may run, and fail, at once."""
+_counting = threading.RLock()  # A collection, and with it `_restore_frames`, may come at any time.
+
+
+def _without_frames(failure: OperationError) -> None:
+    global _frameless  # noqa: PLW0603 -- `sys.tracebacklimit` is one for the process, and so is this.
+    with _counting:
+        _frameless += 1
+        sys.tracebacklimit = 0
+    weakref.finalize(failure, _restore_frames)
+
+
+def _restore_frames() -> None:
+    global _frameless  # noqa: PLW0603
+    with _counting:
+        _frameless -= 1
+        if not _frameless:
+            sys.tracebacklimit = 1000  # Python's own default.
 
 
 @functools.cache
@@ -63,8 +83,10 @@ def end_with_engine() -> None:
     A plugin whose engine was killed would go on with its operation, unseen, while the next `up` begins its own. The
     engine's address is a plugin's argument; a plugin's process ends all that it runs.
     """
+    plugin = getattr(sys.modules["__main__"], "__spec__", None)
     host, _, port = sys.argv[-1].rpartition(":")
-    if not port.isdigit():  # Not a plugin: a test, or the conformance kit, calls the provider itself.
+    # Anything else calls the provider itself: a test, the conformance kit, a script of somebody's.
+    if plugin is None or not plugin.name.startswith("pulumi.dynamic") or not port.isdigit():
         return
     threading.Thread(target=_watch, args=(host, int(port)), name="watch the engine", daemon=True).start()
 

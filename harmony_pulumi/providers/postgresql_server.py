@@ -56,12 +56,12 @@ class PostgreSQLServerProvider(Provider):
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
-        """Tell an update from a replacement. A server that was seen stopped is to be started."""
+        """Tell an update from a replacement. A server that was seen stopped, say, is to be brought back."""
         old, new = plain(_olds), plain(_news)
         replaces = [key for key in REPLACED_BY if is_known(new[key]) and old.get(key) != new[key]]
         changed = any(old.get(key) != value for key, value in new.items() if key not in SETTLED)
-        stopped = old.get("status") == "stopped"
-        return DiffResult(changes=bool(replaces) or changed or stopped, replaces=replaces, delete_before_replace=True)
+        ill = old.get("status") in {"stopped", "half-changed", "left behind"}
+        return DiffResult(changes=bool(replaces) or changed or ill, replaces=replaces, delete_before_replace=True)
 
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
@@ -82,7 +82,7 @@ class PostgreSQLServerProvider(Provider):
 
     @clean_errors
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
-        """See whether the server runs, is stopped, cannot be reached, or is proven absent."""
+        """See how the server is: `inspection.status`."""
         from harmony_pulumi.hosts.postgresql import inspection
 
         state = plain(props)
@@ -163,7 +163,7 @@ class PostgreSQLServer(Resource, module="harmony", name="PostgreSQLServer"):
         """Declare the server. `props` is what `deploy_server` makes of a configuration."""
         outputs = (
             "endpoint data_directory event_log postgresql_version system_identifier identity ca_certificate "
-            "replication_certs credentials site status root plan"
+            "replication_certs credentials site status root mount incarnation plan"
         )
         super().__init__(
             PostgreSQLServerProvider(),

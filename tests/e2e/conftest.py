@@ -152,11 +152,15 @@ def postmaster(data: Path) -> int | None:
 
 
 def started_by(stack: Stack) -> dict[str, int]:
-    """Return the processes of a stack that are not servers, by name: its passphrase is in their environment."""
+    """Return the processes of a stack that are not servers, by name.
+
+    Its passphrase is in the environment of Pulumi's, and its project in the arguments of those that work on a server.
+    """
     found: dict[str, int] = {}
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
-            if stack.env["PULUMI_CONFIG_PASSPHRASE"].encode() in (folder / "environ").read_bytes():
+            known = stack.env["PULUMI_CONFIG_PASSPHRASE"].encode() in (folder / "environ").read_bytes()
+            if known or f"/{stack.project}/".encode() in (folder / "cmdline").read_bytes():
                 found[f"{(folder / 'comm').read_text().strip()} {folder.name}"] = int(folder.name)
     return {name: pid for name, pid in found.items() if not name.startswith("postgres ")}
 

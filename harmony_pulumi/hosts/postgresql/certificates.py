@@ -78,8 +78,14 @@ def expires(certificate: str) -> datetime:
     return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
 
 
-def is_for(certificate: str, address: str) -> bool:
-    """Tell whether a server's certificate names an address."""
+def serves(pair: KeyPair | None, address: str | None = None) -> bool:
+    """Tell whether a certificate is there, has not expired, and names an address if one is given."""
+    if pair is None or expires(pair.certificate) <= datetime.now(UTC):
+        return False
+    return address is None or _is_for(pair.certificate, address)
+
+
+def _is_for(certificate: str, address: str) -> bool:
     names = x509.load_pem_x509_certificate(certificate.encode()).extensions.get_extension_for_class(
         x509.SubjectAlternativeName
     )

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from harmony_pulumi.hosts.postgresql.home import (
     Marker,
     base_folder,
     listening_ports,
+    mount_of,
     os_user,
     ownership_problems,
     role_problem,
@@ -40,6 +41,13 @@ ADOPTED_SETTINGS = ("ssl", "wal_level", "listen_addresses", "port", "max_wal_sen
 """What is compared, and shown, before an existing server is taken over."""
 _LOCK_DEADLINE = 60
 _END_DEADLINE = 30
+_CHANGED = ("postgresql.conf", "settings.conf", "pg_hba.conf", "pg_ident.conf", "replication.conf")
+# What only a restart can change is no refusal. One that was removed from the files is told without a name.
+_REFUSED = """
+SELECT json_agg(concat_ws(': ', coalesce(name, sourcefile || ' line ' || sourceline), error)) FROM pg_file_settings
+WHERE error IS NOT NULL AND error <> 'setting could not be applied'
+  AND error NOT LIKE '%cannot be changed without restarting the server'
+"""
 _PORT_TAKEN, _PORT_TRIES = "Address already in use", 10
 
 
@@ -108,6 +116,7 @@ class Deployment:
         self._make_folders()
         with self._alone():
             marker = self.marker()
+            self._refuse_foreign(marker)  # Again: whoever held the lock may have made a server here.
             if marker is not None:
                 marker = self._set_aside_if_unfit(marker)
             existing = self._to_adopt(marker)
@@ -144,7 +153,7 @@ class Deployment:
             self._follow(server, marker, fresh=fresh)
         else:
             self._populate(server, marker, credentials)
-        marker.state = "ready"
+        marker.state, marker.incarnation = "ready", secrets.token_hex(8)
         self._write_marker(server, marker)
         return self.outputs(server, marker, credentials)
 
@@ -153,23 +162,42 @@ class Deployment:
             msg = f"{self.connection.name}: {problem}"
             raise SiteError(msg)
         if marker is None and not self.props.get("source"):
-            for peer in self.props.get("peers") or ():
-                self._refuse_beside(peer)
+            self._refuse_beside()
 
-    def _refuse_beside(self, peer: Mapping[str, Any]) -> None:
+    def _refuse_beside(self) -> None:
         """Refuse to make a new database while a peer holds this one."""
-        if peer["host"].get("machine_id", self.props["host"]["machine_id"]) != self.props["host"]["machine_id"]:
-            return  # On another machine, which this connection does not reach.
-        root = root_of(self.connection, peer)
-        held = Marker.read(self.connection, root, self.user)
-        if held is not None and held.state != "making" and held.owner == peer["owner"]:
-            msg = (
-                f"{self.connection.name}: a new, empty database was about to be made in {self.root}, but "
-                f"{peer['host']['name']} holds this database in {root} (system identifier "
-                f"{held.system_identifier}). Make {peer['host']['name']} the primary, or move its folder away "
-                f"if its data is not needed."
-            )
-            raise SiteError(msg)
+        for peer, root, held in self._peers_here():
+            if held.state != "making":
+                msg = (
+                    f"{self.connection.name}: a new, empty database was about to be made in {self.root}, but "
+                    f"{peer} holds this database in {root} (system identifier {held.system_identifier}). Make {peer} "
+                    f"the primary, or move its folder away if its data is not needed."
+                )
+                raise SiteError(msg)
+
+    def _refuse_second_primary(self, server: Server) -> None:
+        """Refuse to start a primary while another member may be one: it was promoted by hand, say."""
+        if self.connection.exists(f"{server.layout.data}/standby.signal", self.user):
+            return
+        for peer, root, held in self._peers_here():
+            if held.state != "making" and not self.connection.exists(f"{held.data}/standby.signal", self.user):
+                msg = (
+                    f"{self.connection.name}: {server.layout.data} is that of a primary, and so is {held.data} of "
+                    f"{peer}: started side by side, both would accept writes. Find out which one has the data that "
+                    f"counts (docs: the primary is lost), move the folder of the other one away ({self.root} or "
+                    f"{root}), and have the program declare the first as the primary"
+                )
+                raise SiteError(msg)
+
+    def _peers_here(self) -> Generator[tuple[str, str, Marker]]:
+        """Iterate over the names, folders and markers of the other members that are on this machine."""
+        here = self.props["host"]["machine_id"]
+        for peer in self.props.get("peers") or ():
+            if peer["host"].get("machine_id", here) == here:  # Another machine this connection does not reach.
+                root = root_of(self.connection, peer)
+                marker = Marker.read(self.connection, root, self.user)
+                if marker is not None and marker.owner == peer["owner"]:
+                    yield str(peer["host"]["name"]), root, marker
 
     def _refuse_other_role(self, server: Server, marker: Marker) -> None:
         problem = role_problem(self.connection, self.props, self.root, self.user, marker)
@@ -301,9 +329,9 @@ class Deployment:
         authority = there.get("ca") or certificates.make_authority(f"harmony {self.props['owner']}"[:64])
         pairs = {"ca": authority, **there}
         renew = renew or "ca" not in there
-        if renew or "server" not in there or not certificates.is_for(there["server"].certificate, address):
+        if renew or not certificates.serves(there.get("server"), address):
             pairs["server"] = certificates.make_server(authority, address, days)
-        if renew or "replication" not in there:
+        if renew or not certificates.serves(there.get("replication")):
             pairs["replication"] = certificates.make_client(authority, REPLICATION_ROLE, days)
         texts: dict[str, str] = {}
         for name, pair in pairs.items():  # The key last: a pair that was cut off has no key and is made anew.
@@ -383,10 +411,19 @@ class Deployment:
         return server.write({f"{layout.config}/{name}": text for name, text in texts.items()})
 
     def _start(self, server: Server, marker: Marker) -> None:
-        """Start the server, if it does not run; a port that was chosen here is chosen anew if somebody was faster."""
-        if server.running_pid() is not None:
-            server.reload()
-            return
+        """Have the server run under its configuration; a port chosen here is chosen anew if somebody was faster."""
+        port = server.running_port()
+        if port is not None:
+            try:
+                self._apply(server, port)
+            except SiteError:
+                # A standby of PostgreSQL 13 ends when it replays that its primary's limits (max_connections, say) were
+                # raised over its own: PostgreSQL 13, "Hot Standby", "Administrator's Overview". Ours are written now.
+                if not self.props.get("source") or not server.ended_within(_END_DEADLINE):
+                    raise
+            else:
+                return
+        self._refuse_second_primary(server)
         for left in reversed(range(_PORT_TRIES)):
             try:
                 with self.journal.step("start", f"starting PostgreSQL {server.binaries.version} on port {marker.port}"):
@@ -445,58 +482,55 @@ class Deployment:
             renew = before["certificate_lifetime_days"] != self.props["certificate_lifetime_days"]
             self._certificates(server, renew=renew)
             credentials = self._credentials(server)
-            if self.props.get("port") and int(self.props["port"]) != marker.port:
-                marker.port = int(self.props["port"])
-            changed = self.configure(server, marker) or renew
-            if server.running_pid() is None:
-                self._write_marker(server, marker)
-                self._start(server, marker)
-            elif changed:
-                self._apply_or_start(server, marker)
+            self._change(server, marker)
             if self.props.get("source") is None:
                 self._populate(server, marker, credentials)
+            else:
+                self._follow(server, marker, fresh=False)
             return self.outputs(server, marker, credentials)
 
-    def _apply_or_start(self, server: Server, marker: Marker) -> None:
+    def _change(self, server: Server, marker: Marker) -> None:
+        """Write the configuration and have it take effect; if it cannot, put back the one that did."""
+        settled = Marker(**marker.__dict__)
+        texts = server.read(server.layout.config, _CHANGED)
+        if self.props.get("port"):
+            marker.port = int(self.props["port"])
+        # Whoever comes after a run that is cut off from here on can see it, and finishes: see `inspection.status`.
+        self._write_marker(server, replace(settled, state="changing"))
+        self.configure(server, marker)
         try:
-            self._apply(server, marker)
-        except SiteError:
-            # A standby of PostgreSQL 13 ends when it replays that its primary's limits (max_connections, say) were
-            # raised over its own: PostgreSQL 13, "Hot Standby", "Administrator's Overview". Ours are written now.
-            if not self.props.get("source") or not server.ended_within(_END_DEADLINE):
-                raise
-            self._write_marker(server, marker)
             self._start(server, marker)
+        except SiteError as error:
+            self.journal.note(f"taking the change back: {error}", step="give-back", state="warning")
+            there = {f"{server.layout.config}/{name}": text for name, text in texts.items() if text is not None}
+            server.write(there)
+            self._start(server, settled)
+            self._write_marker(server, settled)
+            raise
+        marker.state = "ready"
+        self._write_marker(server, marker)
 
-    def _apply(self, server: Server, marker: Marker) -> None:
-        old_port = int(json.loads(self.connection.read_file(server.layout.marker, self.user) or "{}")["port"])
+    def _apply(self, server: Server, port: int) -> None:
+        """Have a running server, which listens on `port`, take over its files: a reload, and a restart if it must."""
         with self.journal.step("reload", "reloading the configuration"):
-            before = server.look("SELECT to_json(pg_conf_load_time())", port=old_port)
+            before = server.look("SELECT to_json(pg_conf_load_time())", port=port)
             server.reload()
             wait_for(
                 f"{self.connection.name}: the reload",
-                lambda: server.look("SELECT to_json(pg_conf_load_time())", port=old_port),
+                lambda: server.look("SELECT to_json(pg_conf_load_time())", port=port),
                 lambda now: now != before,
                 deadline=30,
                 advice=f"Look at the end of {server.layout.log}.",
             )
-            errors = server.look(
-                "SELECT json_agg(name || ': ' || error) FROM pg_file_settings WHERE error IS NOT NULL "
-                "AND error <> 'setting could not be applied'",
-                port=old_port,
-            )
+            errors = server.look(_REFUSED, port=port)
             if errors:
                 msg = f"{self.connection.name}: PostgreSQL refuses settings: {'; '.join(errors)}"
                 raise SiteError(msg)
-        pending = server.look(
-            "SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart", port=old_port
-        )
+        pending = server.look("SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart", port=port)
         if pending:
             with self.journal.step("restart", f"restarting, as PostgreSQL requires for {', '.join(pending)}"):
                 server.stop(self._deadline("start"))
-                self._write_marker(server, marker)
                 server.start(self._deadline("start"))
-        self._write_marker(server, marker)
 
     def destroy(self) -> None:
         """Stop the server. Its data is kept, unless the configuration that was deployed says to delete it."""
@@ -504,19 +538,47 @@ class Deployment:
         if marker is None or marker.owner != self.props["owner"]:
             self.journal.note(f"{self.root} holds nothing of {self.props['owner']}: nothing to do", step="destroy")
             return
+        if marker.incarnation != self.props.get("incarnation", ""):
+            # The engine deletes what it has replaced after it has made the replacement, which may be in the same place.
+            self.journal.note(f"{self.root} serves a later deployment: left as it is", step="destroy")
+            return
         with self._alone():
-            marker, server = self.existing()
-            with self.journal.step("stop", "stopping PostgreSQL"):
-                server.stop(self._deadline("start"))
-            if self.props.get("source"):
-                self._following(server).leave()
+            server = self._stopped(marker)
             if self.props["on_destroy"] == "delete":
-                self.journal.note(f"deleting {self.root}, as on_destroy='delete' says", step="delete")
-                self.connection.check(["rm", "-rf", "--one-file-system", "--", self.root], timeout=600)
+                self._delete(server)
             else:
                 marker.state = "kept"
                 self._write_marker(server, marker)
                 self.journal.note(f"its data is kept in {server.layout.data}", step="keep")
+
+    def _stopped(self, marker: Marker) -> Server:
+        """Stop the server, and take leave of its source. One that is stopped needs no PostgreSQL to be destroyed."""
+        server = self.server(Binaries("", marker.version), marker)
+        try:
+            server = self.existing()[1]
+        except SiteError as error:
+            if server.running_pid() is not None:
+                raise
+            self.journal.note(f"it does not run, and its source is not told: {error}", step="leave", state="warning")
+            return server
+        with self.journal.step("stop", "stopping PostgreSQL"):
+            server.stop(self._deadline("start"))
+        if self.props.get("source"):
+            self._following(server).leave()
+        return server
+
+    def _delete(self, server: Server) -> None:
+        """Delete everything of the server, but data directories that were moved aside."""
+        layout = server.layout
+        self.journal.note(f"deleting {self.root}, as on_destroy='delete' says", step="delete")
+        kept = self.connection.run(["ls", "-A", "--", layout.kept], user=self.user).stdout.split()
+        doomed = [self.root]
+        if kept:
+            text = f"{layout.kept} stays: it has {len(kept)} that were moved aside; look at them, then remove it"
+            self.journal.note(text, step="delete", state="warning")
+            names = self.connection.check(["ls", "-A", "--", self.root], user=self.user).split()
+            doomed = [f"{self.root}/{name}" for name in names if name != "kept"]
+        self.connection.check(["rm", "-rf", "--one-file-system", "--", *doomed], timeout=600)
 
     # -- outputs -------------------------------------------------------------------------------------------------
 
@@ -532,6 +594,8 @@ class Deployment:
             "status": "running",
             "endpoint": {"host": host["address"], "port": marker.port},
             "root": self.root,
+            "incarnation": marker.incarnation,
+            "mount": mount_of(self.connection, self.root),
             "data_directory": server.layout.data,
             "event_log": server.layout.events,
             "postgresql_version": server.binaries.version,

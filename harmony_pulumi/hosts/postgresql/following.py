@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,14 @@ from harmony_pulumi.hosts.postgresql.server import Server
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.wait import wait_for
 
-_WAL_GONE = "has already been removed"
+_WAL_GONE = re.compile(
+    "has already been removed|can no longer (access|get changes from) replication slot|slot has been invalidated"
+)
+"""What a standby logs, in PostgreSQL 13 to 18, when its source has given up the WAL that it needs."""
+_LOG_END = 65536
+"""Bytes at the end of a log; a standby tries, and logs why it fails, every 5 seconds."""
+_SPARE_KB = 256 * 1024
+_RECEIVER = "SELECT to_json(coalesce((SELECT status FROM pg_stat_wal_receiver), 'no receiver'))"
 _SLOT_DEADLINE = 90
 """Seconds. A copy that was killed holds its slot until the source notices: `wal_sender_timeout`, 60 s by default."""
 
@@ -54,6 +62,8 @@ class Following:
             words = line.replace("/", " ").replace("(", " ").replace("%", " ").split()
             if "kB" in words and words[0].isdigit() and words[3].isdigit():
                 done, total, percent = int(words[0]), int(words[1]), int(words[3])
+                if shown["percent"] < 0:
+                    self._insist_on_room(total - done)
                 if percent >= shown["percent"] + 10:
                     shown["percent"] = percent
                     text = f"copied {done // 1024} of about {total // 1024} MB ({percent} %)"
@@ -64,6 +74,18 @@ class Following:
             self.server.base_backup(self._conninfo, self._slot, deadline=deadline, on_progress=progress)
             self.server.write({f"{self.server.layout.data}/standby.signal": ""})
             self._forget_foreign_settings()
+
+    def _insist_on_room(self, kilobytes: int) -> None:
+        """Refuse a copy that would fill the disk, which may be the source's, too."""
+        folder = self.server.layout.root
+        free = int(self.server.connection.check(["df", "--output=avail", "-B1K", "--", folder]).splitlines()[-1])
+        if free < kilobytes + _SPARE_KB:
+            msg = (
+                f"{self._host}: the copy needs {kilobytes // 1024} MB more, and the disk of {folder} has "
+                f"{free // 1024} MB free; expected that and {_SPARE_KB // 1024} MB for WAL: make room, or choose "
+                f"another directory"
+            )
+            raise SiteError(msg)
 
     def _forget_foreign_settings(self) -> None:
         """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port."""
@@ -101,10 +123,9 @@ class Following:
         size = self.server.log_size()
 
         def look() -> str:
-            status = self.server.look(
-                "SELECT to_json(coalesce((SELECT status FROM pg_stat_wal_receiver), 'no receiver'))", port=port
-            )
-            return "WAL gone" if status != "streaming" and _WAL_GONE in self.server.log_since(size) else str(status)
+            status = self.server.look(_RECEIVER, port=port)
+            gone = status != "streaming" and _WAL_GONE.search(self.server.log_since(size))
+            return "WAL gone" if gone else str(status)
 
         with self.journal.step("stream", "waiting until it streams"):
             seen = wait_for(
@@ -124,3 +145,14 @@ class Following:
                 f"on, drop it there: SELECT pg_drop_replication_slot('{self._slot}')"
             )
             self.journal.note(text, step="leave", state="warning")
+
+
+def has_lost_its_source(server: Server, port: int) -> bool:
+    """Tell whether a running standby cannot stream any more, as its source has given up the WAL that it needs.
+
+    Raises:
+        SiteError: the server does not answer.
+    """
+    if server.look(_RECEIVER, port=port) == "streaming":
+        return False
+    return _WAL_GONE.search(server.log_since(max(0, server.log_size() - _LOG_END))) is not None

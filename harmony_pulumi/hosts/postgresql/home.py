@@ -27,6 +27,8 @@ class Marker:
     locale: str
     machine_id: str
     system_identifier: str = ""
+    incarnation: str = ""
+    """Of the deployment that has it, to tell that from one before."""
     format: int = 1
 
     @classmethod
@@ -68,6 +70,23 @@ def base_folder(connection: Connection) -> str:
 def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
     """Return the folder of a server, or where it would be."""
     return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")
+
+
+def nearest(connection: Connection, path: str) -> str:
+    """Return the path, or the nearest folder above it that is there."""
+    while not connection.exists(path) and path != "/":
+        path = parent_of(path)
+    return path
+
+
+def mount_of(connection: Connection, path: str) -> str:
+    """Return where the file system is mounted that a path is on, or would be on."""
+    return connection.check(["stat", "-c", "%m", "--", nearest(connection, path)]).strip()
+
+
+def parent_of(path: str) -> str:
+    """Return the folder that a path is in."""
+    return path.rpartition("/")[0] or "/"
 
 
 def listening_ports(connection: Connection) -> set[int]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity, setting
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption
+from harmony_pulumi.hosts.postgresql.following import has_lost_its_source
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
     listening_ports,
+    mount_of,
+    nearest,
     os_user,
     ownership_problems,
+    parent_of,
     role_problem,
     root_of,
     unfit,
@@ -26,6 +32,13 @@ _LEAST_DISK_MB = 512
 
 _LONGEST_TEXT = 140
 """In characters. `pulumi preview --diff` shows no more than 150 of a text."""
+
+_POSTMASTERS = """
+for process in /proc/[0-9]*; do
+  [ "$(cat "$process/comm" 2>/dev/null)" = postgres ] || continue
+  tr '\\0' ' ' < "$process/cmdline" | grep -- ' -D ' || :
+done 2>/dev/null
+"""
 
 Finding = tuple[str, str]
 """A property's path and a message."""
@@ -232,9 +245,10 @@ def _kept_problems(connection: Connection, new: Mapping[str, Any], root: str, ma
 
 def room_problems(connection: Connection, root: str, user: str) -> list[Finding]:
     """Return why a server's folder cannot be made: no permission on the way, or too little room."""
-    folder = root
-    while not connection.exists(folder) and folder != "/":
-        folder = parent_of(folder)
+    try:
+        folder = nearest(connection, root)
+    except SiteError as error:
+        return [("directory", str(error))]
     if connection.run(["test", "-d", folder]).status:
         return [("directory", f"{connection.name}: {folder} is not a folder, so {root} cannot be made")]
     if connection.run(["test", "-w", folder]).status:
@@ -248,11 +262,6 @@ def room_problems(connection: Connection, root: str, user: str) -> list[Finding]
         message = f"{connection.name}: {folder} has {free} MB free; expected at least {_LEAST_DISK_MB} MB"
         return [("directory", message)]
     return []
-
-
-def parent_of(path: str) -> str:
-    """Return the folder that a path is in."""
-    return path.rpartition("/")[0] or "/"
 
 
 def _closed_to(connection: Connection, folder: str, user: str) -> str | None:
@@ -271,29 +280,45 @@ def _port_problems(
     port = new.get("port")
     if not port or (marker is not None and marker.port == port) or (old and old.get("port") == port):
         return []
-    if port in listening_ports(connection):
-        return [
-            (
-                "port",
-                f"{connection.name}: something listens on {port} already; choose another, or leave it out",
-            )
-        ]
+    if port in listening_ports(connection) and new["owner"] not in _owners_on(connection, port):
+        message = f"{connection.name}: something listens on {port} already; choose another, or leave it out"
+        return [("port", message)]
     return []
 
 
-def status(state: Mapping[str, Any]) -> str:
-    """Return `running`, or `stopped`, `unreachable` or `absent`, with the reason after a colon.
+def _owners_on(connection: Connection, port: int) -> set[str]:
+    """Return whose servers of ours run on a port: one that is to be replaced gives its port up."""
+    found: set[str] = set()
+    for command in connection.check(["sh", "-c", _POSTMASTERS]).splitlines():
+        folder = command.rpartition("/config")[0].rpartition(" ")[2]
+        texts = connection.read_files([f"{folder}/harmony.json"]) if folder else {}
+        for text in texts.values():
+            marker = json.loads(text or "{}")
+            if marker.get("port") == port:
+                found.add(marker["owner"])
+    return found
 
-    Only the host itself, proven by its machine-id, can say that the server's folder is absent.
+
+def status(state: Mapping[str, Any]) -> str:
+    """Return `running`, or `stopped`, `unreachable`, `half-changed`, `left behind` or `absent`; and why, after a colon.
+
+    Only the host itself, proven by its machine-id, can say that the server's folder is absent, and only if the disk
+    that held it is there.
     """
     try:
         connection = connect(state["host"])
     except UnreachableError as error:
         return f"unreachable: {error}"
-    user = os_user(connection, state["host"])
-    if not connection.exists(state["root"], user):
-        return "absent"
-    return _status_in(connection, state, user)
+    try:
+        user = os_user(connection, state["host"])
+        if not connection.exists(state["root"], user):
+            mounted = mount_of(connection, state["root"])
+            if mounted != state["mount"]:
+                return f"unreachable: {state['root']} was on the disk at {state['mount']}, which is not mounted"
+            return "absent"
+        return _status_in(connection, state, user)
+    except SiteError as error:
+        return f"unreachable: {error}"
 
 
 def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> str:
@@ -304,4 +329,10 @@ def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> s
     server = Server(connection, Layout(state["root"], marker.data), Binaries("", marker.version), user)
     if server.running_pid() is None:
         return f"stopped: no server process in {marker.data}; `pulumi up` starts it"
+    if marker.state == "changing":
+        return "half-changed: a change of its configuration was cut off; `pulumi up` finishes it"
+    if state.get("source") and has_lost_its_source(
+        replace(server, binaries=choose_binaries(connection, marker.major)), marker.port
+    ):
+        return "left behind: its source no longer has the WAL that it needs; `pulumi up` copies it anew"
     return "running"

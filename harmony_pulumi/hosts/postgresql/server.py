@@ -131,6 +131,14 @@ class Server:
             case _:
                 return None
 
+    def running_port(self) -> int | None:
+        """Return the port that the server, if it runs, was started with: PostgreSQL, "postmaster.pid"."""
+        if self.running_pid() is None:
+            return None
+        text = self.connection.read_file(f"{self.layout.data}/postmaster.pid", self.user) or ""
+        lines = text.splitlines()
+        return int(lines[3]) if len(lines) > 3 else None
+
     def ended_within(self, deadline: float) -> bool:
         """Tell whether the server ends, or has ended, within so many seconds."""
         try:

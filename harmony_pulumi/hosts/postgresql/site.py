@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Observation
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
@@ -60,9 +60,9 @@ class HostPostgreSQL:
         name = str(self.handle["name"])
         try:
             connection = connect(self.handle["host"])
-        except UnreachableError as error:
+            marker = self._marker(connection)
+        except SiteError as error:
             return _unseen(name, "unreachable", str(error))
-        marker = self._marker(connection)
         if marker is None:
             return _unseen(name, "absent", f"{connection.name} has no server of {self.handle['owner']} in {self._root}")
         try:
@@ -75,8 +75,11 @@ class HostPostgreSQL:
         seen["system_identifier"] = marker.system_identifier
         seen["certificates"] = self._expiries(server)
         if server.running_pid() is not None:
-            seen.update(server.look(_LOOK, port=marker.port))
-            seen["state"], seen["detail"] = "running", ""
+            try:
+                seen.update(server.look(_LOOK, port=marker.port))
+                seen["state"], seen["detail"] = "running", ""
+            except SiteError as error:  # It recovers from a crash, is out of connections, hangs: nothing is known.
+                seen["state"], seen["detail"] = "unreachable", f"its process runs and does not answer: {error}"
         return seen
 
     def record(self, lines: str) -> None:
