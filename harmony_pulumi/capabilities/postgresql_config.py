@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
 import pulumi
@@ -20,7 +20,6 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationInfo,
-    model_validator,
 )
 
 from harmony_pulumi.capabilities.config import Config
@@ -108,15 +107,6 @@ def _locale(value: str) -> str:
     return value
 
 
-def _password(value: str | pulumi.Output[str]) -> str | pulumi.Output[str]:
-    if isinstance(value, str) and (len(value) < 8 or not (value.isascii() and value.isprintable())):
-        raise ValueError(
-            f"has {len(value)} characters; expected at least 8 printable ASCII characters, or leave it out: "
-            f"a strong one is generated"
-        )
-    return value
-
-
 Identifier = Annotated[str, AfterValidator(_identifier)]
 Role = Annotated[str, AfterValidator(_role)]
 DatabaseName = Annotated[str, AfterValidator(_database)]
@@ -175,8 +165,35 @@ def _without(problems: list[Problem], value: V) -> V:
     return value
 
 
+# A field that depends on others comes after them, and is checked with those of them that are good (`info.data`). A
+# validator of the whole model would be left out as soon as one field is bad: its problems would come in a message of
+# their own, once all others are mended.
+
+
+def _passwords(
+    passwords: Mapping[str, str | pulumi.Output[str]], info: ValidationInfo
+) -> Mapping[str, str | pulumi.Output[str]]:
+    databases: tuple[Database, ...] = info.data.get("databases", ())
+    found = {
+        role: _owner_problem(role, {database.owner_role for database in databases}) or _password_problem(value)
+        for role, value in passwords.items()
+    }
+    return _without([Problem(role, message) for role, message in found.items() if message], passwords)
+
+
+def _apart_from_adopted(directory: str, info: ValidationInfo) -> str:
+    adopt = info.data.get("adopt")
+    if adopt and _overlap(adopt, directory):
+        raise ValueError(f"{directory} and adopt={adopt} overlap; keep them apart")
+    return directory
+
+
 def _settings(settings: Mapping[str, SettingValue], info: ValidationInfo) -> Mapping[str, SettingValue]:
-    found = {name: _setting_problem(name, value, info.data.get("version")) for name, value in settings.items()}
+    found = {
+        name: _setting_problem(name, value, info.data.get("version"))
+        or _durability_problem(name, value, info.data.get("replication"))
+        for name, value in settings.items()
+    }
     return _without([Problem(name, message) for name, message in found.items() if message], settings)
 
 
@@ -198,7 +215,7 @@ class PostgreSQLConfig(Config):
 
     databases: Databases
     """The databases, at least one; a name alone is `Database(name=...)`. Databases left out later are kept."""
-    passwords: Mapping[Role, Annotated[str | pulumi.Output[str], AfterValidator(_password)]] = Field(
+    passwords: Annotated[Mapping[str, str | pulumi.Output[str]], AfterValidator(_passwords)] = Field(
         default_factory=dict[str, str | pulumi.Output[str]], repr=False
     )
     """Passwords of owners, by role; by default strong ones are generated and kept as secrets."""
@@ -206,43 +223,28 @@ class PostgreSQLConfig(Config):
     """The major version; by default the newest one that the site has. Changing it replaces the server."""
     port: Port | None = None
     """The TCP port; by default the site chooses a free one, once."""
-    directory: Directory | None = None
+    adopt: Directory | None = None
+    """The data directory (PGDATA) of an existing server to take over as primary, in place, without initdb."""
+    directory: Annotated[Directory, AfterValidator(_apart_from_adopted)] | None = None
     """The folder of the server, which holds its data directory, certificates and log; by default the site chooses."""
+    replication: Literal["asynchronous", "synchronous"] = "asynchronous"
+    """Synchronous: a commit is acknowledged once a replica has it on disk too."""
     settings: Annotated[Mapping[str, SettingValue], AfterValidator(_settings)] = Field(
         default_factory=dict[str, SettingValue]
     )
     """Server settings, as in postgresql.conf, for instance `{"work_mem": "16MB", "max_connections": 200}`."""
     authentication: Authentication = Authentication()
-    replication: Literal["asynchronous", "synchronous"] = "asynchronous"
-    """Synchronous: a commit is acknowledged once a replica has it on disk too."""
     slot_size_bound: Annotated[str, AfterValidator(_size)] = "10GB"
     """How much WAL is kept for a replica that is away (`max_slot_wal_keep_size`); beyond it, it is cloned again."""
     certificate_lifetime_days: Annotated[int, Field(ge=1, le=3650)] = 365
     """How long the server's and the replicas' certificates are valid; the site's CA lives ten years."""
     on_destroy: Literal["keep", "delete"] = "keep"
     """What `destroy` does with the data: `delete` must have been deployed by an `up` before it counts."""
-    adopt: Directory | None = None
-    """The data directory (PGDATA) of an existing server to take over as primary, in place, without initdb."""
     locale: Annotated[str, AfterValidator(_locale)] = "C.UTF-8"
     """The locale that initdb is given. Changing it replaces the server."""
     deadlines: Deadlines = Deadlines()
     members: Mapping[str, MemberPlacement] = Field(default_factory=dict[str, MemberPlacement])
     """What differs from member to member, by the name of the topology that runs it."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PostgreSQLConfig:
-        problems = _password_problems(self.declared_databases, self.passwords)
-        if self.replication == "synchronous":
-            found = str(self.settings.get("synchronous_commit", "on")).lower()
-            if found not in {*_TRUE, "remote_apply"}:
-                message = (
-                    f"is {found!r}, which acknowledges a commit before the replica has it; use 'on' or 'remote_apply'"
-                )
-                problems.append(Problem("settings.synchronous_commit", message))
-        if self.adopt and self.directory and _overlap(self.adopt, self.directory):
-            message = f"{self.directory} and adopt={self.adopt} overlap; keep them apart"
-            problems.append(Problem("directory", message))
-        return _without(problems, self)
 
     @property
     def declared_databases(self) -> tuple[Database, ...]:
@@ -278,12 +280,29 @@ def _database_problems(databases: tuple[Database, ...]) -> list[Problem]:
     return problems
 
 
-def _password_problems(databases: tuple[Database, ...], passwords: Mapping[str, object]) -> list[Problem]:
-    owners = {database.owner_role for database in databases}
-    return [
-        Problem(f"passwords.{role}", f"{role!r} owns no database; the owners are {', '.join(sorted(owners))}")
-        for role in sorted(set(passwords) - owners)
-    ]
+def _owner_problem(role: str, owners: Collection[str]) -> str | None:
+    """Return why a password is nobody's, as far as the owners are known."""
+    if owners and role not in owners:
+        return f"{role!r} owns no database; the owners are {', '.join(sorted(owners))}"
+    return None
+
+
+def _password_problem(value: str | pulumi.Output[str]) -> str | None:
+    if isinstance(value, str) and (len(value) < 8 or not (value.isascii() and value.isprintable())):
+        return (
+            f"has {len(value)} characters; expected at least 8 printable ASCII characters, or leave it out: "
+            f"a strong one is generated"
+        )
+    return None
+
+
+def _durability_problem(name: str, value: SettingValue, replication: str | None) -> str | None:
+    if name.lower() != "synchronous_commit" or replication != "synchronous":
+        return None
+    found = str(value).lower()
+    if found in {*_TRUE, "remote_apply"}:
+        return None
+    return f"is {found!r}, which acknowledges a commit before the replica has it; use 'on' or 'remote_apply'"
 
 
 def _setting_problem(name: str, value: SettingValue, major: int | None) -> str | None:

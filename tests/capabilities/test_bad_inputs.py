@@ -161,6 +161,36 @@ def test_all_problems_are_told_together() -> None:
     assert [p.path for p in caught.value.problems] == ["databases.1.name", "settings.fsync", "settings.work_men"]
 
 
+def test_problems_of_fields_together_are_told_with_those_of_fields_alone() -> None:
+    with pytest.raises(InputError) as caught:
+        PostgreSQLConfig(
+            databases=["orders"],
+            passwords={"nobody": "long enough", "orders": "short"},
+            port=80,
+            adopt="/srv/a/data",
+            directory="/srv/a",
+            replication="synchronous",
+            settings={"Synchronous_Commit": "off", "fsync": False},
+        )
+    assert {p.path for p in caught.value.problems} == {
+        "passwords.nobody",
+        "passwords.orders",
+        "port",
+        "directory",
+        "settings.Synchronous_Commit",
+        "settings.fsync",
+    }
+
+
+def test_what_depends_on_a_bad_field_is_not_held_against_the_others() -> None:
+    with pytest.raises(InputError) as caught:
+        config(databases=["template1"], passwords={"orders": "long enough"})()
+    assert [p.path for p in caught.value.problems] == ["databases.0.name"]
+    with pytest.raises(InputError) as caught:
+        config(replication="semi", settings={"synchronous_commit": "off"})()
+    assert [p.path for p in caught.value.problems] == ["replication"]
+
+
 BAD_PAIRS: dict[str, tuple[dict[str, Any], str, str]] = {
     "one port for both": ({"port": 5499}, "port", "two members on one host cannot both have port 5499"),
     "one directory for both": (
@@ -191,6 +221,15 @@ def test_a_bad_pair_is_refused_before_anything_is_registered(case: str, mocks: R
     assert len(found) == 1, caught.value
     assert message in found[0].message
     assert not [kind for kind in mocks.registered if "dynamic" in kind]
+
+
+def test_claims_are_told_together_with_all_else_that_is_wrong_with_a_pair(mocks: Recorder) -> None:
+    site = FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+    placements = {"ottawa": MemberPlacement(port=5500)}
+    config = PostgreSQLConfig(databases=["orders"], port=5499, directory="/srv/pg", members=placements)
+    with pytest.raises(InputError) as caught:
+        site.deploy_postgresql("my orders", config)
+    assert [p.path for p in caught.value.problems] == ["name", "port", "directory", "members.ottawa"]
 
 
 def test_members_with_their_own_places_are_taken(mocks: Recorder) -> None:
