@@ -194,7 +194,7 @@ def port_of(uri: str) -> int:
 
 
 def with_machine(identifier: str, folder: Path, *, hide_postgresql: bool) -> list[str]:
-    """Return a command prefix under which this machine has another machine-id, and perhaps no PostgreSQL.
+    """Return a command prefix under which this machine has another machine-id, or none, and perhaps no PostgreSQL.
 
     A mount namespace of its own: the rest of the machine does not see it.
     """
@@ -202,7 +202,8 @@ def with_machine(identifier: str, folder: Path, *, hide_postgresql: bool) -> lis
     fake.write_text(identifier + "\n")
     empty = folder / "empty"
     empty.mkdir(exist_ok=True)
-    mounts = [f"mount --bind {fake} /etc/machine-id"]
+    files = [file for file in ("/etc/machine-id", "/var/lib/dbus/machine-id") if Path(file).is_file()]
+    mounts = [f"mount --bind {fake} {file}" for file in files]
     if hide_postgresql:
         mounts.append(f"mount --bind {empty} /usr/lib/postgresql")
     return ["unshare", "--mount", "sh", "-ec", "; ".join([*mounts, 'exec "$@"']), "sh"]
