@@ -73,6 +73,70 @@ BAD_VALUES: dict[str, tuple[Callable[[], object], str, str]] = {
     "a value out of range": (config(settings={"max_connections": 0}), "settings.max_connections", "1"),
     "a managed setting": (config(settings={"port": 5433}), "settings.port", "use the field `port`"),
     "fsync off": (config(settings={"fsync": False}), "settings.fsync", "a crash of the host would corrupt the data"),
+    "fsync off, cut short": (config(settings={"fsync": "f"}), "settings.fsync", "would corrupt the data"),
+    "a failed write that is tried again": (
+        config(settings={"data_sync_retry": "on"}),
+        "settings.data_sync_retry",
+        "never have reached the disk",
+    ),
+    "nothing but broken TLS": (
+        config(settings={"ssl_max_protocol_version": "TLSv1.1"}),
+        "settings.ssl_max_protocol_version",
+        "TLS below 1.2 is broken",
+    ),
+    "no TLS at all": (
+        config(settings={"ssl_min_protocol_version": "TLSv1.3", "ssl_max_protocol_version": "TLSv1.2"}),
+        "settings.ssl_max_protocol_version",
+        "leaves no version of TLS: it is tlsv1.2, below ssl_min_protocol_version, which is tlsv1.3",
+    ),
+    "no connection for clients": (
+        config(settings={"superuser_reserved_connections": 100}),
+        "settings.superuser_reserved_connections",
+        "leaves no connection to clients: 100 are reserved, and max_connections is 100; reserve fewer",
+    ),
+    "no connection for clients, of two reserves": (
+        config(settings={"max_connections": 20, "reserved_connections": 17}),
+        "settings.reserved_connections",
+        "20 are reserved, and max_connections is 20",
+    ),
+    "a log that is collected": (
+        config(settings={"logging_collector": True}),
+        "settings.logging_collector",
+        "it takes the log elsewhere, and harmony reads the server's log file",
+    ),
+    "a log that goes elsewhere": (
+        config(settings={"log_destination": "csvlog, syslog"}),
+        "settings.log_destination",
+        "is 'csvlog, syslog'; expected stderr, alone or among others: harmony reads the server's log file",
+    ),
+    "a log in another language": (
+        config(settings={"lc_messages": "fr_FR.UTF-8"}),
+        "settings.lc_messages",
+        "expected C, POSIX or an English one",
+    ),
+    "a log in whatever language": (config(settings={"lc_messages": ""}), "settings.lc_messages", "is ''; expected C"),
+    "a restore's command": (config(settings={"restore_command": "cp"}), "settings.restore_command", "a restore"),
+    "a restore's last command": (config(settings={"recovery_end_command": "x"}), "settings.recovery_end_command", "a"),
+    "a command after a restore's point": (
+        config(settings={"archive_cleanup_command": "x"}),
+        "settings.archive_cleanup_command",
+        "belongs to a restore",
+    ),
+    "a command that archives": (
+        config(settings={"archive_command": "cp %p /srv/%f"}),
+        "settings.archive_command",
+        "has a shell run it, and nothing that is declared here reaches a shell; use archive_library",
+    ),
+    "a command that knows a passphrase": (
+        config(settings={"SSL_passphrase_command": "echo x"}),
+        "settings.SSL_passphrase_command",
+        "has a shell run it",
+    ),
+    "a setting twice": (
+        config(settings={"work_mem": "8MB", "Work_Mem": "9MB"}),
+        "settings.Work_Mem",
+        "is work_mem again",
+    ),
     "full_page_writes off": (config(settings={"full_page_writes": "no"}), "settings.full_page_writes", "corrupt"),
     "wal_level minimal": (config(settings={"wal_level": "minimal"}), "settings.wal_level", "no replica can be made"),
     "broken TLS": (
@@ -189,6 +253,33 @@ def test_what_depends_on_a_bad_field_is_not_held_against_the_others() -> None:
     with pytest.raises(InputError) as caught:
         config(replication="semi", settings={"synchronous_commit": "off"})()
     assert [p.path for p in caught.value.problems] == ["replication"]
+
+
+GOOD_SETTINGS: list[dict[str, Any]] = [
+    {"log_destination": "stderr,syslog"},
+    {"log_destination": '"STDERR", csvlog'},
+    *({"lc_messages": name} for name in ("C", "C.UTF-8", "POSIX", "en_US.UTF-8", "en_GB")),
+    {"superuser_reserved_connections": 150, "max_connections": 200},
+    {"archive_mode": "on", "archive_library": "basic_archive"},
+    {"ssl_min_protocol_version": "TLSv1.3", "ssl_max_protocol_version": ""},
+    {"ssl_min_protocol_version": "TLSv1.2", "ssl_max_protocol_version": "TLSv1.3"},
+    {"data_sync_retry": "off", "logging_collector": "no", "fsync": "t"},
+    {"recovery_min_apply_delay": "1h"},
+]
+
+
+@pytest.mark.parametrize("settings", GOOD_SETTINGS, ids=str)
+def test_a_setting_that_does_no_harm_is_taken(settings: dict[str, Any]) -> None:
+    config(settings=settings)()
+
+
+def test_what_an_adopted_server_may_have_set_is_not_guessed() -> None:
+    config(adopt="/srv/data", settings={"superuser_reserved_connections": 150})()
+    with pytest.raises(InputError):
+        config(adopt="/srv/data", settings={"superuser_reserved_connections": 150, "max_connections": 150})()
+    with pytest.raises(InputError) as caught:
+        config(settings={"superuser_reserved_connections": 150, "max_connections": 0})()
+    assert [p.path for p in caught.value.problems] == ["settings.max_connections"]
 
 
 BAD_PAIRS: dict[str, tuple[dict[str, Any], str, str]] = {
