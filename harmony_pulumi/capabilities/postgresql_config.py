@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from harmony_pulumi.capabilities.config import Config
+from harmony_pulumi.capabilities.postgresql import overlap
 from harmony_pulumi.capabilities.postgresql_facts import MANAGED, REPLICATION_ROLE, SUPPORTED_MAJORS
 from harmony_pulumi.capabilities.postgresql_settings import meaning, problem_with, quantity, setting
 from harmony_pulumi.errors import Problem
@@ -202,7 +203,7 @@ def _passwords(
 
 def _apart_from_adopted(directory: str, info: ValidationInfo) -> str:
     adopt = info.data.get("adopt")
-    if adopt and _overlap(adopt, directory):
+    if adopt and overlap(adopt, directory):
         raise ValueError(f"{directory} and adopt={adopt} overlap; keep them apart")
     return directory
 
@@ -278,10 +279,6 @@ class PostgreSQLConfig(Config):
         if placement is None:
             return self
         return self.model_copy(update=placement.model_dump(exclude_none=True))
-
-
-def _overlap(one: str, other: str) -> bool:
-    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def _database_problems(databases: tuple[Database, ...]) -> list[Problem]:

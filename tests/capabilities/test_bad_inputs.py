@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pulumi
 import pytest
@@ -18,6 +18,15 @@ from harmony_pulumi import (
     PostgreSQLConfig,
 )
 
+SEEN: dict[str, Any] = {
+    "ca_certificate": "PEM",
+    "credentials": {"orders": "a password"},
+    "endpoint": {"host": "localhost", "port": 5432},
+    "identity": "identity",
+    "serving": "primary",
+}
+"""What a deployment makes its own outputs of."""
+
 
 class Recorder(pulumi.runtime.Mocks):
     """Records what a program registers."""
@@ -27,7 +36,7 @@ class Recorder(pulumi.runtime.Mocks):
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[Any, Any]]:
         self.registered.append(args.typ)
-        return args.name, dict(args.inputs)
+        return args.name, {**args.inputs, **SEEN}
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
         raise AssertionError(args.token)
@@ -294,6 +303,41 @@ BAD_PAIRS: dict[str, tuple[dict[str, Any], str, str]] = {
         "members.toronto.port",
         "which members.montreal.port asks for, too",
     ),
+    "one port for both, from two places": (
+        {"port": 5499, "members": {"toronto": MemberPlacement(port=5499)}},
+        "members.toronto.port",
+        "which port asks for, too",
+    ),
+    "a directory inside the other's": (
+        {
+            "members": {
+                "montreal": MemberPlacement(directory="/srv/pg"),
+                "toronto": MemberPlacement(directory="/srv/pg/toronto"),
+            }
+        },
+        "members.toronto.directory",
+        "cannot both have directory /srv/pg/toronto, which overlaps /srv/pg of members.montreal.directory; give each",
+    ),
+    "a directory around the other's": (
+        {
+            "members": {
+                "montreal": MemberPlacement(directory="/srv/pg/montreal"),
+                "toronto": MemberPlacement(directory="/srv/pg"),
+            }
+        },
+        "members.toronto.directory",
+        "which overlaps /srv/pg/montreal of members.montreal.directory",
+    ),
+    "an adopted folder inside the replica's": (
+        {"adopt": "/srv/pg/data", "members": {"toronto": MemberPlacement(directory="/srv/pg")}},
+        "members.toronto.directory",
+        "which overlaps /srv/pg/data of adopt",
+    ),
+    "an adopted folder inside the primary's own": (
+        {"adopt": "/srv/pg/data", "members": {"montreal": MemberPlacement(directory="/srv/pg")}},
+        "members.montreal.directory",
+        "/srv/pg and adopt=/srv/pg/data overlap; keep them apart",
+    ),
     "a member that is not there": (
         {"members": {"ottawa": MemberPlacement(port=5499)}},
         "members.ottawa",
@@ -312,6 +356,60 @@ def test_a_bad_pair_is_refused_before_anything_is_registered(case: str, mocks: R
     assert len(found) == 1, caught.value
     assert message in found[0].message
     assert not [kind for kind in mocks.registered if "dynamic" in kind]
+
+
+HERE, ELSEWHERE = "d" * 32, "e" * 32
+
+
+@pytest.mark.parametrize(
+    ("machines", "message"),
+    [
+        ((None, None), "two members on one host cannot both have port 5499;"),
+        ((HERE, HERE), "two members on one host cannot both have port 5499;"),
+        ((HERE, None), "two members that may be on one host cannot both have port 5499;"),
+        ((None, HERE), "or say which machine each is on (LinuxHostTopology: `machine_id`)"),
+        ((HERE, ELSEWHERE), None),
+    ],
+)
+def test_members_whose_machines_are_not_told_apart_may_be_on_one_host(
+    machines: tuple[str | None, str | None], message: str | None, mocks: Recorder
+) -> None:
+    del mocks
+    primary, replica = (LinuxHostTopology(f"host{n}", machine_id=machine) for n, machine in enumerate(machines))
+    site = FailoverTopology("o", primary=primary, replica=replica)
+    plan = site.plan_postgresql("orders", PostgreSQLConfig(databases=["orders"], port=5499))
+    assert [problem.path for problem in plan.problems] == (["port"] if message else [])
+    assert all(message in problem.message for problem in plan.problems if message)
+
+
+def test_the_claims_of_pairs_of_pairs_clash_like_those_of_a_pair(mocks: Recorder) -> None:
+    del mocks
+    names = iter("abcd")
+
+    def pair(name: str) -> FailoverTopology[LinuxHostTopology]:
+        return FailoverTopology(name, primary=LinuxHostTopology(next(names)), replica=LinuxHostTopology(next(names)))
+
+    site = FailoverTopology("both", primary=pair("left"), replica=pair("right"))
+    placements = {
+        "a": MemberPlacement(directory="/srv/a"),
+        "b": MemberPlacement(directory="/srv/b"),
+        "d": MemberPlacement(directory="/srv/a/d", port=5499),
+    }
+    plan = site.plan_postgresql("orders", PostgreSQLConfig(databases=["orders"], members=placements, adopt="/srv/b/x"))
+    assert [problem.path for problem in plan.problems] == ["members.b.directory", "members.d.directory"]
+
+
+def test_a_replica_elsewhere_may_have_the_directory_that_the_primary_takes_over(mocks: Recorder) -> None:
+    placements = {"toronto": MemberPlacement(directory="/srv/pg")}
+    config = PostgreSQLConfig(databases=["orders"], members=placements, adopt="/srv/pg/data")
+
+    def program() -> None:
+        primary = LinuxHostTopology("montreal", machine_id=HERE)
+        replica = LinuxHostTopology("toronto", machine_id=ELSEWHERE)
+        FailoverTopology("o", primary=primary, replica=replica).deploy_postgresql("orders", config)
+
+    cast("Any", pulumi.runtime.test)(program)()
+    assert len([kind for kind in mocks.registered if "dynamic" in kind]) == 3
 
 
 def test_claims_are_told_together_with_all_else_that_is_wrong_with_a_pair(mocks: Recorder) -> None:
