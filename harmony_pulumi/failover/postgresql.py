@@ -118,8 +118,8 @@ def _ask_active(cluster: PostgreSQLCluster, queries: Mapping[str, Any]) -> pulum
 
 
 def _of_active(active: pulumi.Output[str], values: Mapping[str, pulumi.Output[Any]]) -> pulumi.Output[Any]:
-    # While none is, `none, was primary` names the last one.
-    return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0].split()[-1]])
+    """Return the value of the member whose role is `active`: `serving` is always one, also while none is active."""
+    return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0]])
 
 
 def _pair(
