@@ -24,7 +24,12 @@ from pydantic import (
 
 from harmony_pulumi.capabilities.config import Config
 from harmony_pulumi.capabilities.postgresql import overlap
-from harmony_pulumi.capabilities.postgresql_facts import MANAGED, REPLICATION_ROLE, SUPPORTED_MAJORS
+from harmony_pulumi.capabilities.postgresql_facts import (
+    MANAGED,
+    REPLICATION_ROLE,
+    SUPPORTED_MAJORS,
+    password_problem,
+)
 from harmony_pulumi.capabilities.postgresql_settings import meaning, problem_with, quantity, setting
 from harmony_pulumi.errors import Problem
 
@@ -195,7 +200,8 @@ def _passwords(
 ) -> Mapping[str, str | pulumi.Output[str]]:
     databases: tuple[Database, ...] = info.data.get("databases", ())
     found = {
-        role: _owner_problem(role, {database.owner_role for database in databases}) or _password_problem(value)
+        role: _owner_problem(role, {database.owner_role for database in databases})
+        or (password_problem(value) if isinstance(value, str) else None)  # An output is checked once it is known.
         for role, value in passwords.items()
     }
     return _without([Problem(role, message) for role, message in found.items() if message], passwords)
@@ -302,15 +308,6 @@ def _owner_problem(role: str, owners: Collection[str]) -> str | None:
     """Return why a password is nobody's, as far as the owners are known."""
     if owners and role not in owners:
         return f"{role!r} owns no database; the owners are {', '.join(sorted(owners))}"
-    return None
-
-
-def _password_problem(value: str | pulumi.Output[str]) -> str | None:
-    if isinstance(value, str) and (len(value) < 8 or not (value.isascii() and value.isprintable())):
-        return (
-            f"has {len(value)} characters; expected at least 8 printable ASCII characters, or leave it out: "
-            f"a strong one is generated"
-        )
     return None
 
 

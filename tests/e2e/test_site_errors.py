@@ -162,6 +162,39 @@ def test_a_machine_without_an_id_previews_a_deployed_server_and_leaves_it_alone(
     stack.destroy()
 
 
+@pytest.mark.parametrize("password", ["", "hunter2", "hünter24", "hunter\t24"])
+def test_a_password_that_is_an_output_is_checked_once_it_is_known(password: str, stack: Stack) -> None:
+    write(stack, f'passwords={{"orders": pulumi.Output.secret({password!r})}}')
+    message = f"has {len(password)} characters; expected at least 8 printable ASCII characters"
+    assert_refused(stack, "property passwords.orders value", message)
+    for shown in (stack.preview(expect=1), stack.up(expect=1)):
+        assert not password or (password not in shown and repr(password)[1:-1] not in shown)
+
+
+def test_a_password_that_only_the_deployment_makes_is_checked_then(stack: Stack) -> None:
+    stack.program(
+        """
+from pulumi.dynamic import CreateResult, Resource, ResourceProvider
+
+class Short(ResourceProvider):
+    def create(self, props):
+        return CreateResult("1", {"made": "hunter2"})
+
+class Password(Resource):
+    made: pulumi.Output[str]
+
+made = Password(Short(), "password", {"made": None}).made
+LinuxHostTopology("montreal").deploy_postgresql(
+    "orders", PostgreSQLConfig(databases=["orders"], passwords={"orders": made}))
+"""
+    )
+    assert "has a problem" not in stack.preview()
+    shown = stack.up(expect=1)
+    assert "property passwords.orders value" in shown
+    assert "has 7 characters; expected at least 8 printable ASCII characters" in shown
+    assert not list(stack.markers())
+
+
 def test_all_of_a_site_s_problems_are_told_together(stack: Stack) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         write(stack, f'port={taken.getsockname()[1]}, version=13, directory="/srv/{"x" * 100}"')
