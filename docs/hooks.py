@@ -35,8 +35,8 @@ def managed_settings() -> str:
 
 def dangerous_settings() -> str:
     """Return the values of settings that are refused, and why."""
-    refused = {f"{name} = {value}": why for (name, value), why in postgresql_config._DANGEROUS.items()}
-    return _table("why", refused)
+    refused = {f"{name} = {value}": why for (name, value), why in postgresql_config.DANGEROUS.items()}
+    return _table("why", dict(sorted({**postgresql_config.REFUSED, **refused}.items())))
 
 
 def _table(heading: str, rows: Mapping[str, str]) -> str:

@@ -87,7 +87,10 @@ class PostgreSQLPair(PostgreSQLCluster):
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that one deployment takes for itself at a place: no two members may claim the same."""
+    """Something that one deployment takes for itself at a place: no two members may claim the same.
+
+    Nor may a directory be inside one that another member claims.
+    """
 
     place: str
     """Names the host, equal for members on one host."""
@@ -96,6 +99,8 @@ class Claim:
     value: str
     path: str
     """The property that asked for it."""
+    certain: bool = True
+    """False: the place is not known for certain, and may be any other's, too."""
 
 
 @dataclass(frozen=True)
@@ -111,24 +116,45 @@ class PostgreSQLPlan:
 
     @classmethod
     def joined(cls, plans: Sequence[PostgreSQLPlan]) -> PostgreSQLPlan:
-        """Return one plan of several that are to stand side by side: equal claims become problems."""
+        """Return one plan of several that are to stand side by side: claims that clash become problems."""
         problems = [problem for plan in plans for problem in plan.problems]
-        holders: dict[tuple[str, str, str], Claim] = {}
-        for claim in (claim for plan in plans for claim in plan.claims):
-            first = holders.setdefault((claim.place, claim.kind, claim.value), claim)
-            if first is not claim:
-                other = "" if first.path == claim.path else f", which {first.path} asks for, too"
-                message = (
-                    f"two members on one host cannot both have {claim.kind} {claim.value}{other}; "
-                    f"give each its own with `members={{NAME: {{'{claim.kind}': ...}}}}`, or leave it out"
-                )
-                problems.append(Problem(claim.path, message))
+        claims: list[Claim] = []
+        for plan in plans:
+            for claim in plan.claims:
+                clashes = (_clash(earlier, claim) for earlier in claims)
+                problems += [clash for clash in clashes if clash][:1]
+            claims += plan.claims
         return cls(
-            tuple(problems),
-            tuple(holders.values()),
+            tuple(dict.fromkeys(problems)),
+            tuple(claims),
             tuple(member for plan in plans for member in plan.members),
             tuple(home for plan in plans for home in plan.homes),
         )
+
+
+def _clash(first: Claim, claim: Claim) -> Problem | None:
+    """Return why a claim cannot stand beside another member's."""
+    one_host = first.place == claim.place
+    if first.kind != claim.kind or not (one_host or not first.certain or not claim.certain):
+        return None
+    if first.value == claim.value:
+        other = "" if first.path == claim.path else f", which {first.path} asks for, too"
+    elif claim.kind == "directory" and overlap(first.value, claim.value):
+        other = f", which overlaps {first.value} of {first.path}"
+    else:
+        return None
+    where = "on one host" if one_host else "that may be on one host"
+    told_apart = "" if one_host else ", or say which machine each is on (LinuxHostTopology: `machine_id`)"
+    message = (
+        f"two members {where} cannot both have {claim.kind} {claim.value}{other}; give each its own with "
+        f"`members={{NAME: {{'{claim.kind}': ...}}}}`, or leave it out{told_apart}"
+    )
+    return Problem(claim.path, message)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Tell whether two directories are the same, or one is inside the other, as far as their paths say."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 @dataclass(frozen=True)

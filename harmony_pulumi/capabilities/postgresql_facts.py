@@ -34,3 +34,11 @@ MANAGED: Mapping[str, str] = {
     "unix_socket_directories": "it is inside the server's directory",
 }
 """Settings that harmony sets itself, and what to use instead."""
+
+
+def password_problem(password: object) -> str | None:
+    """Return why a password is not taken, without showing it, or None."""
+    if isinstance(password, str) and len(password) >= 8 and password.isascii() and password.isprintable():
+        return None
+    found = f"has {len(password)} characters" if isinstance(password, str) else "is no text"
+    return f"{found}; expected at least 8 printable ASCII characters, or leave it out: a strong one is generated"

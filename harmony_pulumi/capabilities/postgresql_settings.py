@@ -17,6 +17,7 @@ from typing import Any, Literal
 Context = Literal["postmaster", "sighup", "superuser", "user", "backend", "superuser-backend", "internal"]
 Kind = Literal["bool", "integer", "real", "string", "enum"]
 Value = str | int | float | bool
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,15 @@ def quantity(name: str, value: Value, major: int | None = None) -> float | None:
     return None if isinstance(parsed, str) else parsed
 
 
+def meaning(name: str, value: Value) -> str:
+    """Return a value in lower case; `on` or `off` for what PostgreSQL takes as one of them, such as `tr` or `0`."""
+    text = _text(value).lower()
+    found = setting(name)
+    if found is not None and found.kind == "bool" and _is_bool(text):
+        return "on" if text == "1" or any(word.startswith(text) for word in _TRUE) else "off"
+    return "on" if text in ("1", *_TRUE) else "off" if text in ("0", *_FALSE) else text
+
+
 def problem_with(name: str, value: Value, major: int | None = None) -> str | None:
     """Return what PostgreSQL would have against a setting in its configuration, as one sentence, or None.
 
@@ -123,7 +133,7 @@ def _problem(found: Setting, value: Value) -> str | None:
 
 def _is_bool(text: str) -> bool:
     # As in parse_bool_with_len: the words, and what can only be the beginning of one of them.
-    words = ("true", "false", "yes", "no", "on", "off")
+    words = (*_TRUE, *_FALSE)
     return text in ("1", "0") or (text not in ("", "o", "O") and any(w.startswith(text.lower()) for w in words))
 
 

@@ -33,7 +33,8 @@ class FailoverPostgreSQL(Failover[T]):
 
     def plan_postgresql(self: Failover[PostgreSQL], name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
         """Return the problems and claims of both members, side by side."""
-        return PostgreSQLPlan.joined([m.plan_postgresql(name, config) for m in self.members.values()])
+        configs = _by_role(config)
+        return PostgreSQLPlan.joined([m.plan_postgresql(name, configs[role]) for role, m in self.members.items()])
 
     def deploy_postgresql(
         self: Failover[PostgreSQL],
@@ -48,19 +49,20 @@ class FailoverPostgreSQL(Failover[T]):
         """
         from harmony_pulumi.providers.postgresql_pair import PostgreSQLPairResource
 
-        plans = {role: member.plan_postgresql(name, config) for role, member in self.members.items()}
+        configs = _by_role(config)
+        plans = {role: member.plan_postgresql(name, configs[role]) for role, member in self.members.items()}
         whole = PostgreSQLPlan.joined(list(plans.values()))
         insist(f"PostgreSQL {name!r} on {cast('Any', self).name!r}", whole, config)
         outer = replication or Replication()
         primary = self.primary.deploy_postgresql(
             name,
-            _only(plans["primary"].members, config),
+            _only(plans["primary"].members, configs["primary"]),
             replication=Replication(outer.source, outer.certs, (*outer.peers, *plans["replica"].homes)),
         )
         certs = self.primary.get_replication_certs(primary)
         replica = self.replica.deploy_postgresql(
             name,
-            _only(plans["replica"].members, config),
+            _only(plans["replica"].members, configs["replica"]),
             replication=Replication(primary, certs, (*outer.peers, *plans["primary"].homes)),
         )
         members = {"primary": primary, "replica": replica}
@@ -95,6 +97,11 @@ class FailoverPostgreSQL(Failover[T]):
         return _ask_active(cluster, {role: member.get_ca_certificate for role, member in self.members.items()})
 
 
+def _by_role(config: PostgreSQLConfig) -> Mapping[str, PostgreSQLConfig]:
+    """Return the configuration as it is for each role: a replica is a copy, and takes over no server that is there."""
+    return {"primary": config, "replica": config.model_copy(update={"adopt": None})}
+
+
 def _only(members: Sequence[str], config: PostgreSQLConfig) -> PostgreSQLConfig:
     """Return the configuration with the placements of these members alone: each refuses those of strangers."""
     placements = {name: placement for name, placement in config.members.items() if name in members}
@@ -111,8 +118,8 @@ def _ask_active(cluster: PostgreSQLCluster, queries: Mapping[str, Any]) -> pulum
 
 
 def _of_active(active: pulumi.Output[str], values: Mapping[str, pulumi.Output[Any]]) -> pulumi.Output[Any]:
-    # While none is, `none, was primary` names the last one.
-    return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0].split()[-1]])
+    """Return the value of the member whose role is `active`: `serving` is always one, also while none is active."""
+    return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0]])
 
 
 def _pair(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import selectors
 import signal
@@ -330,16 +331,18 @@ def machine_id() -> str:
     """Return this machine's identity (machine-id(5)).
 
     Raises:
-        SiteError: it has none.
+        UnreachableError: it has none, so it cannot be proven to be any host. An image has an empty file, or the word
+            `uninitialized`, until it is booted; a container often has no file.
     """
     for file in map(Path, _MACHINE_ID_FILES):
-        if file.is_file() and (text := file.read_text().strip()):
+        if file.is_file() and re.fullmatch(r"[0-9a-f]{32}", text := file.read_text().strip()):
             return text
     msg = (
-        "this machine has no machine-id, so it cannot be told from another; "
-        f"expected one in {' or '.join(_MACHINE_ID_FILES)}: run `systemd-machine-id-setup`"
+        "this machine has no machine-id, so it cannot be told from another; expected 32 hexadecimal digits in "
+        f"{' or '.join(_MACHINE_ID_FILES)}: on the host of the servers, run `systemd-machine-id-setup`; elsewhere, "
+        "name that host with LinuxHostTopology(machine_id=...)"
     )
-    raise SiteError(msg)
+    raise UnreachableError(msg)
 
 
 def connect(host: Mapping[str, Any]) -> Connection:
@@ -349,9 +352,15 @@ def connect(host: Mapping[str, Any]) -> Connection:
         host: `name`, and `machine_id` unless the host was never bound.
 
     Raises:
-        UnreachableError: this machine is not that host.
+        UnreachableError: this machine is not that host, or has no machine-id to tell.
     """
-    bound, here = host.get("machine_id"), machine_id()
+    bound = host.get("machine_id")
+    try:
+        here = machine_id()
+    except UnreachableError:
+        if not bound:
+            raise
+        here = "none"
     if bound and bound != here:
         msg = (
             f"{host['name']} is the machine with machine-id {bound}, and this one has {here}: it cannot be reached "

@@ -69,7 +69,9 @@ class PostgreSQLServerProvider(Provider):
         from harmony_pulumi.hosts.postgresql.deployment import open_deployment
 
         props = plain(props)
-        outputs = open_deployment(props, "create", show).create()
+        deployment = open_deployment(props, "create", show)
+        _insist_on_machine(props["host"])
+        outputs = deployment.create()
         return CreateResult(f"{props['host']['machine_id']}:{outputs['root']}", {**props, **outputs})
 
     @clean_errors
@@ -104,14 +106,13 @@ class PostgreSQLServerProvider(Provider):
 
 def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Settle what the program leaves open, once: machine, folder, version. Say what makes the server this one."""
-    before = {"machine_id": (old.get("host") or {}).get("machine_id") or machine_id()}
-    settled: dict[str, Any] = {**new, "host": {**before, **new["host"]}}
+    settled: dict[str, Any] = {**new, "host": {**_machine(old), **new["host"]}}
     declared = {key: new.get(key) for key in ("directory", "version")}
     chosen = old or _choices(settled)
     settled |= {key: value or chosen.get(key) for key, value in declared.items()}
     source = (new.get("source") or {}).get("identity", "")
     identity = {
-        "machine": settled["host"]["machine_id"],
+        "machine": settled["host"].get("machine_id"),
         "directory": settled["directory"],
         "version": settled["version"],
         "locale": new["locale"],
@@ -119,6 +120,27 @@ def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     }
     text = " ".join(f"{key}={value}" for key, value in identity.items() if value)
     return {**settled, "identity": text if is_known(source) else source}
+
+
+def _insist_on_machine(host: Mapping[str, Any]) -> None:
+    """Refuse a host that is bound to no machine: its server would be taken for another one by the next run.
+
+    Raises:
+        SiteError: this machine got its machine-id after `check` had looked for it.
+    """
+    if not host.get("machine_id"):
+        msg = f"{host['name']}: this machine had no machine-id when the run began, and has one now; run this again"
+        raise SiteError(msg)
+
+
+def _machine(old: Mapping[str, Any]) -> dict[str, str]:
+    """Return the machine of a host, where the program names none: that of before, else this one, if it has an id."""
+    if before := (old.get("host") or {}).get("machine_id"):
+        return {"machine_id": before}
+    try:
+        return {"machine_id": machine_id()}
+    except UnreachableError:
+        return {}  # `inspection.site_problems` tells why, and `create` refuses.
 
 
 def _choices(props: Mapping[str, Any]) -> dict[str, Any]:

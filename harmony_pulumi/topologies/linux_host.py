@@ -17,6 +17,7 @@ from harmony_pulumi.capabilities.postgresql import (
     Replication,
     ReplicationCerts,
     insist,
+    overlap,
 )
 from harmony_pulumi.errors import InputError, Problem
 from harmony_pulumi.topologies.base import Topology
@@ -65,18 +66,14 @@ class LinuxHostTopology(Topology, PostgreSQL):
     def plan_postgresql(self, name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
         """Return the problems and claims of a server here."""
         placement = config.for_member(self.name)
-        at = f"members.{self.name}." if self.name in config.members else ""
         problems: list[Problem] = []
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
             message = f"{name!r} is not taken as a name; expected up to 63 letters, digits and _.-"
             problems.append(Problem("name", message))
-        place = f"{self._host.get('machine_id', 'this machine')}"
-        wanted = {"port": placement.port, "directory": placement.directory}
-        claims = tuple(
-            Claim(place, kind, str(value), f"{at}{kind}" if at else kind)
-            for kind, value in wanted.items()
-            if value is not None
-        )
+        if config.adopt and placement.directory and overlap(config.adopt, placement.directory):
+            message = f"{placement.directory} and adopt={config.adopt} overlap; keep them apart"
+            problems.append(Problem(_path(self.name, "directory", config), message))
+        claims = _claims(self.name, config, self._host.get("machine_id"))
         home = {
             "host": self._host,
             "owner": self._owner(name),
@@ -114,6 +111,25 @@ class LinuxHostTopology(Topology, PostgreSQL):
 
     def _owner(self, name: str) -> str:
         return f"{pulumi.get_project()}/{pulumi.get_stack()}/{self.name}-{name}"
+
+
+def _path(member: str, kind: str, config: PostgreSQLConfig) -> str:
+    """Return the property that a member has its port or directory from."""
+    of_member = getattr(config.members.get(member), kind, None) is not None
+    return f"members.{member}.{kind}" if of_member else kind
+
+
+def _claims(member: str, config: PostgreSQLConfig, machine_id: str | None) -> tuple[Claim, ...]:
+    """Return what a server of a member takes for itself."""
+    placement = config.for_member(member)
+    wanted = (
+        ("port", placement.port, _path(member, "port", config)),
+        ("directory", placement.directory, _path(member, "directory", config)),
+        ("directory", config.adopt, "adopt"),
+    )
+    # A host that is not named is this machine, and may well be one that another topology names.
+    place, certain = machine_id or "this machine", machine_id is not None
+    return tuple(Claim(place, kind, str(value), path, certain) for kind, value, path in wanted if value is not None)
 
 
 def _problems(name: object, address: str, user: str, machine_id: str | None) -> list[Problem]:

@@ -16,6 +16,7 @@ import pytest
 from harmony_pulumi.capabilities import postgresql_settings
 from harmony_pulumi.capabilities.postgresql_settings import (
     Value,
+    meaning,
     needs_restart,
     problem_with,
     quantity,
@@ -131,6 +132,22 @@ def test_suggest(name: str, closest: str | None) -> None:
 )
 def test_quantity_is_in_the_settings_own_unit(name: str, value: Value, amount: float | None) -> None:
     assert quantity(name, value) == amount
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        *(("fsync", value, "on") for value in (True, 1, "1", "on", "ON", "t", "Tru", "yes", "y")),
+        *(("fsync", value, "off") for value in (False, 0, "0", "off", "of", "F", "fals", "no", "n")),
+        ("fsync", "o", "o"),
+        ("synchronous_commit", "TRUE", "on"),
+        ("synchronous_commit", 0, "off"),
+        ("synchronous_commit", "Remote_Apply", "remote_apply"),
+        ("work_mem", "4MB", "4mb"),
+    ],
+)
+def test_meaning_is_one_word_for_all_spellings(name: str, value: Value, meant: str) -> None:
+    assert meaning(name, value) == meant
 
 
 def test_importing_does_not_read_the_table() -> None:

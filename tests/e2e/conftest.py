@@ -198,7 +198,7 @@ def port_of(uri: str) -> int:
 
 
 def with_machine(identifier: str, folder: Path, *, hide_postgresql: bool) -> list[str]:
-    """Return a command prefix under which this machine has another machine-id, and perhaps no PostgreSQL.
+    """Return a command prefix under which this machine has another machine-id, or none, and perhaps no PostgreSQL.
 
     A mount namespace of its own: the rest of the machine does not see it.
     """
@@ -206,7 +206,8 @@ def with_machine(identifier: str, folder: Path, *, hide_postgresql: bool) -> lis
     fake.write_text(identifier + "\n")
     empty = folder / "empty"
     empty.mkdir(exist_ok=True)
-    mounts = [f"mount --bind {fake} /etc/machine-id"]
+    files = [file for file in ("/etc/machine-id", "/var/lib/dbus/machine-id") if Path(file).is_file()]
+    mounts = [f"mount --bind {fake} {file}" for file in files]
     if hide_postgresql:
         mounts.append(f"mount --bind {empty} /usr/lib/postgresql")
     return ["unshare", "--mount", "sh", "-ec", "; ".join([*mounts, 'exec "$@"']), "sh"]
@@ -225,7 +226,7 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[
     def make() -> Stack:
         folder = tmp_path_factory.mktemp("s")
         for part in (folder, *folder.parents[:2]):
-            part.chmod(0o755)  # The servers' OS user must get through.
+            part.chmod(part.stat().st_mode | 0o055)  # The servers' OS user must get through. One may be /tmp itself.
         project = f"t{secrets.token_hex(4)}"
         (folder / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
         (folder / "state").mkdir()

@@ -106,7 +106,7 @@ pulumi.export("replica_uri", database.members["replica"].uri)
 
 def test_a_new_topology_passes_the_conformance_kit(acme: None, tmp_path: Path) -> None:
     for part in (tmp_path, *tmp_path.parents[:2]):
-        part.chmod(0o755)
+        part.chmod(part.stat().st_mode | 0o055)
     said = python(
         "from acme_harmony import *\nfrom harmony_pulumi.testing import check_postgresql, check_topology\n"
         "for topology in (AcmeCloudTopology, RedisHostTopology, FailoverTopology, MirroredTopology):\n"

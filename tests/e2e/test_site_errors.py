@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from contextlib import closing
@@ -115,6 +116,83 @@ def test_a_disk_that_is_too_small_is_found(stack: Stack) -> None:
     ]
     write(stack, f'directory="{small}/pg"')
     assert_refused(stack, "MB free; expected at least 512 MB")
+
+
+NO_ID = "this machine has no machine-id, so it cannot be told from another"
+
+
+def test_a_machine_without_an_id_previews_a_new_server_and_refuses_to_make_it(stack: Stack) -> None:
+    write(stack, host='machine_id=pulumi.Config().get("host")')
+    stack.wrapper = with_machine("", stack.folder, hide_postgresql=True)
+    shown = stack.preview()
+    assert f"warning: montreal/orders: not checked at its site: {NO_ID}" in shown
+    assert not re.search(r"\bmachine_id *:|machine=", shown), "the host stays unbound"
+    shown = stack.up(expect=1)
+    assert NO_ID in shown
+    assert "run `systemd-machine-id-setup`" in shown
+    assert "/harmony_pulumi/" not in shown
+    assert not stack.resources("PostgreSQLServer")
+    assert not list(stack.markers())
+
+    stack.run("config", "set", "host", "d" * 32)
+    bound = "montreal is the machine with machine-id dddddddddddddddddddddddddddddddd, and this one has none"
+    assert f"warning: montreal/orders: not checked at its site: {bound}" in stack.preview()
+    assert bound in stack.up(expect=1)
+    assert not stack.resources("PostgreSQLServer")
+
+
+def test_a_machine_without_an_id_previews_a_deployed_server_and_leaves_it_alone(stack: Stack) -> None:
+    write(stack)
+    stack.up()
+    machine = Path("/etc/machine-id").read_text().strip()
+    stack.wrapper = with_machine("uninitialized", stack.folder, hide_postgresql=True)
+    bound = f"montreal is the machine with machine-id {machine}, and this one has none: it cannot be reached from here"
+    shown = stack.preview("--expect-no-changes")
+    assert f"warning: montreal/orders: not checked at its site: {bound}" in shown
+    write(stack, 'settings={"work_mem": "8MB"}')
+    shown = stack.preview()
+    assert "reload for work_mem" in shown
+    assert "replace" not in shown
+    assert bound in stack.up(expect=1)
+    assert f"unreachable: {bound}" in stack.refresh()
+    assert bound in stack.destroy(expect=1)
+    stack.wrapper = []
+    stack.up()
+    assert "replace" not in stack.preview("--expect-no-changes")
+    stack.destroy()
+
+
+@pytest.mark.parametrize("password", ["", "hunter2", "hünter24", "hunter\t24"])
+def test_a_password_that_is_an_output_is_checked_once_it_is_known(password: str, stack: Stack) -> None:
+    write(stack, f'passwords={{"orders": pulumi.Output.secret({password!r})}}')
+    message = f"has {len(password)} characters; expected at least 8 printable ASCII characters"
+    assert_refused(stack, "property passwords.orders value", message)
+    for shown in (stack.preview(expect=1), stack.up(expect=1)):
+        assert not password or (password not in shown and repr(password)[1:-1] not in shown)
+
+
+def test_a_password_that_only_the_deployment_makes_is_checked_then(stack: Stack) -> None:
+    stack.program(
+        """
+from pulumi.dynamic import CreateResult, Resource, ResourceProvider
+
+class Short(ResourceProvider):
+    def create(self, props):
+        return CreateResult("1", {"made": "hunter2"})
+
+class Password(Resource):
+    made: pulumi.Output[str]
+
+made = Password(Short(), "password", {"made": None}).made
+LinuxHostTopology("montreal").deploy_postgresql(
+    "orders", PostgreSQLConfig(databases=["orders"], passwords={"orders": made}))
+"""
+    )
+    assert "has a problem" not in stack.preview()
+    shown = stack.up(expect=1)
+    assert "property passwords.orders value" in shown
+    assert "has 7 characters; expected at least 8 printable ASCII characters" in shown
+    assert not list(stack.markers())
 
 
 def test_all_of_a_site_s_problems_are_told_together(stack: Stack) -> None:

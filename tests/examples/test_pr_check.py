@@ -120,8 +120,9 @@ def test_pulumi_knows_the_options_that_are_used(name: str) -> None:
 
 @pytest.mark.e2e
 @WORKFLOWS
+@pytest.mark.parametrize("machine", ["e" * 32, "", "uninitialized"], ids=["another machine", "no id", "an image"])
 def test_the_preview_of_the_readme_runs_where_no_site_is_reached_and_no_postgresql_is_installed(
-    name: str, make_stack: Callable[[], Stack]
+    name: str, machine: str, make_stack: Callable[[], Stack]
 ) -> None:
     stack = make_stack()
     readme = (EXAMPLE / "README.md").read_text(encoding="utf-8")
@@ -130,14 +131,15 @@ def test_the_preview_of_the_readme_runs_where_no_site_is_reached_and_no_postgres
     main.write_text(textwrap.dedent(program), encoding="utf-8")
     stack.run("config", "set", "host", "d" * 32)
 
-    elsewhere = with_machine("e" * 32, stack.folder, hide_postgresql=True)
+    elsewhere = with_machine(machine, stack.folder, hide_postgresql=True)
     preview = [*elsewhere, "sh", "-e", "-c", preview_script(name)]
     env = {**stack.env, "PULUMI_STACK": "dev"}
     done = subprocess.run(preview, cwd=stack.folder, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
     diff = (stack.folder / "preview.txt").read_text(encoding="utf-8")
     assert done.stdout == diff
-    assert "montreal/orders: not checked at its site" in diff
+    assert "montreal/orders: not checked at its site: montreal is the machine with machine-id dddd" in diff
+    assert f"and this one has {machine if len(machine) == 32 else 'none'}: it cannot be reached from here" in diff
     assert "PostgreSQLServer" in diff
     assert "+ 7 to create" in diff
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+from harmony_pulumi.capabilities.postgresql_facts import password_problem
 from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity, setting
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
@@ -174,7 +175,17 @@ def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findi
             f"{old['adopt']} was taken over already, and {new['adopt']} is another; keep the first, or leave it out"
         )
         findings.append(("adopt", message))
-    return findings
+    return findings + _password_problems(new.get("passwords"))
+
+
+def _password_problems(passwords: Any) -> list[Finding]:
+    """Return what is wrong with passwords that are known: those that are outputs may not be, at preview."""
+    if not isinstance(passwords, Mapping):
+        return []
+    items = cast("Mapping[str, Any]", passwords).items()
+    known = {role: value for role, value in items if value is None or isinstance(value, str | int | float | list)}
+    problems = {role: password_problem(value) for role, value in sorted(known.items())}
+    return [(f"passwords.{role}", message) for role, message in problems.items() if message]
 
 
 def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
