@@ -132,7 +132,8 @@ site.deploy_postgresql("orders", PostgreSQLConfig(
 """
     )
     for shown in (stack.preview(expect=1), stack.up(expect=1)):
-        for path in ("databases.0.name", "port", "slot_size_bound"):
+        assert ": 4 problems, nothing was registered" in shown
+        for path in ("databases.0.name", "port", "settings.fsync", "slot_size_bound"):
             assert f"- {path}: " in shown
         assert "Traceback" not in shown
     assert not stack.resources("PostgreSQLServer")
