@@ -257,6 +257,14 @@ def as_os_user(*argv: str) -> list[str]:
     return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups", "--", *argv]
 
 
+def superuser(root: Path, sql: str, port: int) -> str:
+    """Run SQL on a server as its administrator would; return what it answers."""
+    argv = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", f"{root}/run", "-p", str(port), "-U", "postgres", "-f", "-"]
+    return subprocess.run(
+        as_os_user(*argv), input=sql, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
+
+
 @pytest.fixture
 def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], Stack]]:
     """Make stacks; at the end stop and remove all that they made."""

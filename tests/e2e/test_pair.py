@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.e2e.conftest import Stack, connection, eventually, port_of, postmaster
+from tests.e2e.conftest import Stack, connection, eventually, parent_of, port_of, postmaster, superuser
 from tests.e2e.secret_values import (
     assert_secrets_are_all_there,
     leaked,
@@ -49,7 +49,7 @@ def test_one_up_makes_a_pair_that_streams_and_outlives_the_cli(stack: Stack) -> 
     for name in ("montreal", "toronto"):
         pid = postmaster(Path(stack.server(name)["data_directory"]))
         assert pid is not None
-        assert Path(f"/proc/{pid}/stat").read_text().split()[3] == "1", "its parent is init, not the plugin"
+        assert parent_of(pid) == 1, "its parent is init, not the plugin"
 
     assert "7 unchanged" in stack.up("--expect-no-changes")
     assert "7 unchanged" in stack.refresh()
@@ -73,25 +73,13 @@ def test_replication_is_by_certificate_over_tls_and_everything_else_is_refused(s
     outputs = stack.outputs()
     ca, uri = outputs["ca_certificate"], outputs["primary_uri"]
     (tmp_path / "ca.crt").write_text(ca)
-    superuser = [
-        "psql",
-        "-XAtq",
-        "-h",
-        f"{stack.server('montreal')['root']}/run",
-        "-p",
-        str(port_of(uri)),
-        "-U",
-        "postgres",
-    ]
-    seen = subprocess.run(
-        [
-            "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *superuser, "-c",
-            ("SELECT r.application_name, r.state, s.ssl, s.version, s.client_dn FROM pg_stat_replication r "
-            "JOIN pg_stat_ssl s USING (pid)"),
-        ],
-        capture_output=True, text=True, check=True, timeout=30,
-    )  # fmt: skip
-    assert seen.stdout.strip() == "toronto|streaming|t|TLSv1.3|/CN=harmony_replication"
+    seen = superuser(
+        Path(stack.server("montreal")["root"]),
+        "SELECT r.application_name, r.state, s.ssl, s.version, s.client_dn FROM pg_stat_replication r "
+        "JOIN pg_stat_ssl s USING (pid)",
+        port_of(uri),
+    )
+    assert seen == "toronto|streaming|t|TLSv1.3|/CN=harmony_replication"
 
     with pytest.raises(psycopg.OperationalError, match="no encryption"):
         psycopg.connect(uri.replace("verify-full", "disable"), connect_timeout=10)
