@@ -169,6 +169,18 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def processes_about(*words: str) -> list[str]:
+    """Return the processes that have one of these words in their arguments, environment or working directory."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            told = command + (process / "environ").read_bytes() + bytes((process / "cwd").readlink())
+            if any(word.encode() in told for word in words):
+                found.append(f"{process.name} {command.replace(bytes(1), b' ').decode(errors='replace')}")
+    return found
+
+
 def started_by(stack: Stack) -> dict[str, int]:
     """Return the processes of a stack that are not servers, by name: its passphrase is in their environment."""
     found: dict[str, int] = {}
@@ -227,6 +239,17 @@ def with_machine(identifier: str, folder: Path, *, hide_postgresql: bool) -> lis
     return with_mounts(*mounts)
 
 
+def let_through(folder: Path) -> None:
+    """Let the servers' OS user through pytest's folders to this one.
+
+    No permission is taken away: with a short --basetemp, what is above is no folder of pytest's, but /tmp.
+    """
+    for part in (folder, *folder.parents[:2]):
+        mode = part.stat().st_mode & 0o7777
+        if mode & 0o055 != 0o055:
+            part.chmod(mode | 0o055)
+
+
 def with_mounts(*commands: str) -> list[str]:
     """Return a command prefix that runs these commands of a shell first, in a mount namespace of its own."""
     needs_root("a mount namespace is needed")
@@ -272,8 +295,7 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[
 
     def make() -> Stack:
         folder = tmp_path_factory.mktemp("s")
-        for part in (folder, *folder.parents[:2]):
-            part.chmod(0o755)  # The servers' OS user must get through.
+        let_through(folder)
         project = f"t{secrets.token_hex(4)}"
         (folder / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
         (folder / "state").mkdir()

@@ -45,7 +45,7 @@ class Old:
         self.run("pg_ctl", "start", "-D", str(self.data), "-l", f"{self.data}.log", "-s", "-w")
 
     def sql(self, text: str, database: str = "postgres") -> str:
-        where = ("-h", "/tmp", "-p", str(self.port), "-U", "postgres", "-d", database)
+        where = ("-h", str(self.data.parent), "-p", str(self.port), "-U", "postgres", "-d", database)
         return self.run("psql", "-XAtq", *where, "-c", text).strip()
 
 
@@ -59,7 +59,7 @@ def old(stack: Stack) -> Generator[Old]:
     server = Old(folder / "data", port, found_postgresql())
     server.run("initdb", "-D", str(server.data), "-U", "postgres", "--auth=trust")
     with (server.data / "postgresql.conf").open("a") as conf:
-        conf.write(f"port = {port}\nunix_socket_directories = '/tmp'\nwork_mem = '7MB'\n")
+        conf.write(f"port = {port}\nunix_socket_directories = '{folder}'\nwork_mem = '7MB'\n")
     server.start()
     server.sql("CREATE ROLE orders LOGIN")
     server.sql("CREATE DATABASE orders OWNER orders")

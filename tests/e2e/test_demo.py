@@ -15,7 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import base_folder, markers_below, parent_of, postmaster, stop_servers_below
+from tests.e2e.conftest import (
+    base_folder,
+    eventually,
+    markers_below,
+    parent_of,
+    postmaster,
+    processes_about,
+    stop_servers_below,
+)
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -67,18 +75,6 @@ class Checkout:
         found = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir())
         return {path for path in found if not kept.search(path)}
 
-    def processes(self) -> list[str]:
-        """Return the processes that have to do with this checkout: by their arguments, environment or folder."""
-        words = (str(self.folder).encode(), self.project.encode())
-        found: list[str] = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                command = (process / "cmdline").read_bytes()
-                told = command + (process / "environ").read_bytes() + bytes((process / "cwd").readlink())
-                if any(word in told for word in words):
-                    found.append(f"{process.name} {command.replace(bytes(1), b' ').decode(errors='replace')}")
-        return found
-
     def close(self) -> None:
         """Stop and remove what is left, whatever the test did."""
         stop_servers_below(base_folder() / self.project)
@@ -129,7 +125,7 @@ def test_the_demo_deploys_a_pair_that_stays_and_is_removed_without_a_trace(check
         assert f"removed {folder}" in shown
     assert not (base_folder() / checkout.project).exists()
     assert checkout.files() == before
-    assert not checkout.processes()
+    eventually(lambda: not processes_about(str(checkout.folder), checkout.project), "all of its processes to end")
     assert "There is no demo to destroy." in checkout.demo("--destroy")
 
 
