@@ -15,17 +15,18 @@ from harmony_pulumi import (
     InputError,
     LinuxHostTopology,
     MemberPlacement,
+    PostgreSQL,
     PostgreSQLConfig,
 )
 
-SEEN: dict[str, Any] = {
-    "ca_certificate": "PEM",
-    "credentials": {"orders": "a password"},
+OUTPUTS: dict[str, Any] = {
     "endpoint": {"host": "localhost", "port": 5432},
+    "credentials": {"orders": "a password"},
+    "ca_certificate": "PEM",
     "identity": "identity",
     "serving": "primary",
 }
-"""What a deployment makes its own outputs of."""
+"""What a deployment looks at in the outputs of its servers and its pair."""
 
 
 class Recorder(pulumi.runtime.Mocks):
@@ -36,18 +37,55 @@ class Recorder(pulumi.runtime.Mocks):
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[Any, Any]]:
         self.registered.append(args.typ)
-        return args.name, {**args.inputs, **SEEN}
+        return args.name, {**args.inputs, **OUTPUTS}
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
         raise AssertionError(args.token)
 
 
-@pytest.fixture
-def mocks() -> Iterator[Recorder]:
+def registered_by(program: Callable[[], object]) -> list[str]:
+    """Run a program under mocks to its end, and return the types of what it registered, in order of their names."""
     recorder = Recorder()
     pulumi.runtime.set_mocks(recorder, project="project", stack="stack")
-    yield recorder
-    pulumi.runtime.set_mocks(Recorder(), project="project", stack="stack")
+
+    def to_its_end() -> None:  # What a program returns would be awaited.
+        program()
+
+    cast("Any", pulumi.runtime.test)(to_its_end)()
+    return sorted(kind for kind in recorder.registered if kind != "pulumi:pulumi:Stack")
+
+
+TOPOLOGIES = ["harmony:index:FailoverTopology", "harmony:index:LinuxHostTopology", "harmony:index:LinuxHostTopology"]
+DEPLOYMENT = [
+    "pulumi-python:dynamic/harmony:PostgreSQLPair",
+    "pulumi-python:dynamic/harmony:PostgreSQLServer",
+    "pulumi-python:dynamic/harmony:PostgreSQLServer",
+]
+
+
+def a_pair() -> FailoverTopology[PostgreSQL]:
+    return FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+
+
+def refusal_of(make: Callable[[], object]) -> InputError:
+    """Return what is wrong with a configuration that a program deploys; check that only the topology was registered."""
+    caught: list[InputError] = []
+
+    def program() -> None:
+        site = a_pair()
+        with pytest.raises(InputError) as error:
+            site.deploy_postgresql("orders", cast("Any", make()))
+        caught.append(error.value)
+
+    assert registered_by(program) == TOPOLOGIES
+    return caught[0]
+
+
+def test_what_is_registered_is_seen() -> None:
+    def program() -> None:
+        a_pair().deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"]))
+
+    assert registered_by(program) == sorted([*TOPOLOGIES, *DEPLOYMENT])
 
 
 def config(**values: Any) -> Callable[[], object]:
@@ -200,12 +238,21 @@ BAD_VALUES: dict[str, tuple[Callable[[], object], str, str]] = {
 @pytest.mark.parametrize("case", BAD_VALUES)
 def test_a_bad_value_is_refused_with_its_path_and_what_to_do(case: str) -> None:
     make, path, message = BAD_VALUES[case]
-    with pytest.raises(InputError) as caught:
-        make()
-    found = [problem for problem in caught.value.problems if problem.path == path]
-    assert len(found) == 1, caught.value
+    error = refusal_of(make)
+    found = [problem for problem in error.problems if problem.path == path]
+    assert len(found) == 1, error
     assert message in found[0].message
-    assert "nothing was registered" in str(caught.value)
+    assert "nothing was registered" in str(error)
+
+
+def test_the_bad_values_are_many_and_no_two_are_told_alike() -> None:
+    told: list[str] = []
+    for make, _, _ in BAD_VALUES.values():
+        with pytest.raises(InputError) as caught:
+            make()
+        told.append("\n".join(map(str, caught.value.problems)))
+    assert len(told) >= 20
+    assert len(set(told)) == len(told)
 
 
 def test_a_password_is_in_no_message() -> None:
@@ -347,15 +394,20 @@ BAD_PAIRS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_PAIRS)
-def test_a_bad_pair_is_refused_before_anything_is_registered(case: str, mocks: Recorder) -> None:
+def test_a_bad_pair_is_refused_before_anything_is_registered(case: str) -> None:
     values, path, message = BAD_PAIRS[case]
-    site = FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
-    with pytest.raises(InputError) as caught:
-        site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], **values))
-    found = [problem for problem in caught.value.problems if problem.path == path]
-    assert len(found) == 1, caught.value
+    error = refusal_of(lambda: PostgreSQLConfig(databases=["orders"], **values))
+    found = [problem for problem in error.problems if problem.path == path]
+    assert len(found) == 1, error
     assert message in found[0].message
-    assert not [kind for kind in mocks.registered if "dynamic" in kind]
+
+
+@pytest.fixture
+def mocks() -> Iterator[Recorder]:
+    recorder = Recorder()
+    pulumi.runtime.set_mocks(recorder, project="project", stack="stack")
+    yield recorder
+    pulumi.runtime.set_mocks(Recorder(), project="project", stack="stack")
 
 
 HERE, ELSEWHERE = "d" * 32, "e" * 32
@@ -421,12 +473,16 @@ def test_claims_are_told_together_with_all_else_that_is_wrong_with_a_pair(mocks:
     assert [p.path for p in caught.value.problems] == ["name", "port", "directory", "members.ottawa"]
 
 
-def test_members_with_their_own_places_are_taken(mocks: Recorder) -> None:
-    site = FailoverTopology("o", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+def test_members_with_their_own_places_are_taken() -> None:
     placements = {"montreal": MemberPlacement(port=5498), "toronto": MemberPlacement(port=5499)}
-    plan = site.plan_postgresql("orders", PostgreSQLConfig(databases=("orders",), members=placements))
-    assert not plan.problems
-    assert {claim.value for claim in plan.claims} == {"5498", "5499"}
+    config = PostgreSQLConfig(databases=("orders",), members=placements)
+
+    def program() -> None:
+        plan = a_pair().plan_postgresql("orders", config)
+        assert not plan.problems
+        assert {claim.value for claim in plan.claims} == {"5498", "5499"}
+
+    assert registered_by(program) == TOPOLOGIES
 
 
 BAD_HOSTS: dict[str, tuple[Callable[[], object], str, str]] = {
@@ -446,10 +502,13 @@ BAD_HOSTS: dict[str, tuple[Callable[[], object], str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_HOSTS)
-def test_a_bad_host_is_refused_before_anything_is_registered(case: str, mocks: Recorder) -> None:
+def test_a_bad_host_is_refused_before_anything_is_registered(case: str) -> None:
     make, path, message = BAD_HOSTS[case]
-    with pytest.raises(InputError) as caught:
-        make()
-    assert [p.path for p in caught.value.problems] == [path]
-    assert message in caught.value.problems[0].message
-    assert not mocks.registered
+
+    def program() -> None:
+        with pytest.raises(InputError) as caught:
+            make()
+        assert [p.path for p in caught.value.problems] == [path]
+        assert message in caught.value.problems[0].message
+
+    assert registered_by(program) == []

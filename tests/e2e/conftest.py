@@ -20,6 +20,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from harmony_pulumi.hosts.connection import LocalConnection
+from harmony_pulumi.hosts.postgresql.server import Binaries, choose_binaries, installed
+
 DEADLINE = 180
 HEAD = "import pulumi\nfrom harmony_pulumi import *\n"
 
@@ -128,18 +131,28 @@ class Stack:
 
     def markers(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Iterate over the folders of this stack's servers and their markers."""
-        for folder in (base_folder() / self.project, self.folder):
-            for path in folder.glob("**/harmony.json"):
-                yield path.parent, json.loads(path.read_text())
+        yield from markers_below(base_folder() / self.project, self.folder)
 
     def close(self) -> None:
         """Stop every server of this stack and remove what they left, whatever the test did."""
         for pid in started_by(self).values():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for _, marker in list(self.markers()):
-            stop_postmaster(Path(marker["data"]), signal.SIGINT)
+        stop_servers_below(base_folder() / self.project, self.folder)
         shutil.rmtree(base_folder() / self.project, ignore_errors=True)
+
+
+def markers_below(*folders: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Iterate over the folders of servers below these, and their markers."""
+    for folder in folders:
+        for path in folder.glob("**/harmony.json"):
+            yield path.parent, json.loads(path.read_text())
+
+
+def stop_servers_below(*folders: Path) -> None:
+    """Stop every server whose folder is below one of these."""
+    for _, marker in list(markers_below(*folders)):
+        stop_postmaster(Path(marker["data"]), signal.SIGINT)
 
 
 def postmaster(data: Path) -> int | None:
@@ -149,6 +162,23 @@ def postmaster(data: Path) -> int | None:
         return pid if Path(f"/proc/{pid}/cwd").resolve() == data.resolve() else None
     except (OSError, ValueError, IndexError):
         return None
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a live process: proc(5). Its name, which is in parentheses, may hold anything."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def processes_about(*words: str) -> list[str]:
+    """Return the processes that have one of these words in their arguments, environment or working directory."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            told = command + (process / "environ").read_bytes() + bytes((process / "cwd").readlink())
+            if any(word.encode() in told for word in words):
+                found.append(f"{process.name} {command.replace(bytes(1), b' ').decode(errors='replace')}")
+    return found
 
 
 def started_by(stack: Stack) -> dict[str, int]:
@@ -202,6 +232,7 @@ def with_machine(identifier: str, folder: Path, *, hide_postgresql: bool) -> lis
 
     A mount namespace of its own: the rest of the machine does not see it.
     """
+    needs_root("what a machine has is hidden in a mount namespace")
     fake = folder / f"machine-id-{identifier[:4]}"
     fake.write_text(identifier + "\n")
     empty = folder / "empty"
@@ -209,13 +240,57 @@ def with_machine(identifier: str, folder: Path, *, hide_postgresql: bool) -> lis
     files = [file for file in ("/etc/machine-id", "/var/lib/dbus/machine-id") if Path(file).is_file()]
     mounts = [f"mount --bind {fake} {file}" for file in files]
     if hide_postgresql:
-        mounts.append(f"mount --bind {empty} /usr/lib/postgresql")
-    return ["unshare", "--mount", "sh", "-ec", "; ".join([*mounts, 'exec "$@"']), "sh"]
+        mounts += [f"mount --bind {empty} {binaries.path}" for binaries in installed(LocalConnection())]
+    return with_mounts(*mounts)
+
+
+def let_through(folder: Path) -> None:
+    """Let the servers' OS user through pytest's folders to this one.
+
+    No permission is taken away: with a short --basetemp, what is above is no folder of pytest's, but /tmp.
+    """
+    for part in (folder, *folder.parents[:2]):
+        mode = part.stat().st_mode & 0o7777
+        if mode & 0o055 != 0o055:
+            part.chmod(mode | 0o055)
+
+
+def with_mounts(*commands: str) -> list[str]:
+    """Return a command prefix that runs these commands of a shell first, in a mount namespace of its own."""
+    needs_root("a mount namespace is needed")
+    return ["unshare", "--mount", "sh", "-ec", "; ".join([*commands, 'exec "$@"']), "sh"]
+
+
+def needs_root(why: str) -> None:
+    """Skip the test if it is not root's."""
+    if os.geteuid() != 0:
+        pytest.skip(f"only root can do this: {why}")
+
+
+def found_postgresql() -> Binaries:
+    """Return the PostgreSQL that is taken where none is asked for."""
+    return choose_binaries(LocalConnection(), None)
 
 
 def os_user() -> str:
     """Return the OS user that servers run as here."""
     return "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+
+
+def as_os_user(*argv: str) -> list[str]:
+    """Return a command as run by the OS user of servers."""
+    if os.geteuid() != 0:
+        return [*argv]
+    account = pwd.getpwnam(os_user())
+    return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups", "--", *argv]
+
+
+def superuser(root: Path, sql: str, port: int) -> str:
+    """Run SQL on a server as its administrator would; return what it answers."""
+    argv = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", f"{root}/run", "-p", str(port), "-U", "postgres", "-f", "-"]
+    return subprocess.run(
+        as_os_user(*argv), input=sql, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -225,8 +300,7 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[
 
     def make() -> Stack:
         folder = tmp_path_factory.mktemp("s")
-        for part in (folder, *folder.parents[:2]):
-            part.chmod(part.stat().st_mode | 0o055)  # The servers' OS user must get through. One may be /tmp itself.
+        let_through(folder)
         project = f"t{secrets.token_hex(4)}"
         (folder / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
         (folder / "state").mkdir()

@@ -14,10 +14,19 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.e2e.conftest import Stack, connection, eventually, os_user, postmaster, stop_postmaster
+from harmony_pulumi.hosts.postgresql.server import Binaries
+from tests.e2e.conftest import (
+    Stack,
+    as_os_user,
+    connection,
+    eventually,
+    found_postgresql,
+    os_user,
+    postmaster,
+    stop_postmaster,
+)
 
 pytestmark = pytest.mark.e2e
-AS_USER = ["setpriv", f"--reuid={os_user()}", f"--regid={os_user()}", "--init-groups"]
 
 
 @dataclass
@@ -26,32 +35,31 @@ class Old:
 
     data: Path
     port: int
-    binaries: str
+    binaries: Binaries
 
     def run(self, program: str, *args: str) -> str:
-        argv = [*AS_USER, f"{self.binaries}/{program}", *args]
+        argv = as_os_user(f"{self.binaries.path}/{program}", *args)
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60, cwd="/").stdout
 
     def start(self) -> None:
         self.run("pg_ctl", "start", "-D", str(self.data), "-l", f"{self.data}.log", "-s", "-w")
 
     def sql(self, text: str, database: str = "postgres") -> str:
-        where = ("-h", "/tmp", "-p", str(self.port), "-U", "postgres", "-d", database)
+        where = ("-h", str(self.data.parent), "-p", str(self.port), "-U", "postgres", "-d", database)
         return self.run("psql", "-XAtq", *where, "-c", text).strip()
 
 
 @pytest.fixture
 def old(stack: Stack) -> Generator[Old]:
-    binaries = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
     folder = stack.folder / "old"
     folder.mkdir()
     shutil.chown(folder, os_user())
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
-    server = Old(folder / "data", port, binaries)
+    server = Old(folder / "data", port, found_postgresql())
     server.run("initdb", "-D", str(server.data), "-U", "postgres", "--auth=trust")
     with (server.data / "postgresql.conf").open("a") as conf:
-        conf.write(f"port = {port}\nunix_socket_directories = '/tmp'\nwork_mem = '7MB'\n")
+        conf.write(f"port = {port}\nunix_socket_directories = '{folder}'\nwork_mem = '7MB'\n")
     server.start()
     server.sql("CREATE ROLE orders LOGIN")
     server.sql("CREATE DATABASE orders OWNER orders")
@@ -71,7 +79,7 @@ def test_an_existing_server_becomes_the_primary_and_what_changes_is_shown_first(
     adopting(stack, old, 'settings={"max_connections": 130}')
     before = old.run("pg_controldata", "-D", str(old.data))
     shown = stack.preview()
-    assert f"take over PostgreSQL 15 in {old.data}: a restart" in shown
+    assert f"take over PostgreSQL {old.binaries.major} in {old.data}: a restart" in shown
     assert "ssl: off becomes on" in shown
     assert "max_connections: 100 becomes 130" in shown
     assert "work_mem" not in shown

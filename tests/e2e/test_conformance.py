@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,29 @@ from harmony_pulumi import (
 )
 from harmony_pulumi.capabilities.postgresql import ReplicationCerts
 from harmony_pulumi.testing import ConformanceError, check_postgresql
-from tests.e2e.conftest import base_folder
+from harmony_pulumi.testing.sandbox import Sandbox
+from tests.e2e.conftest import base_folder, eventually, processes_about
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Generator[None]:
-    """Assert that the kit leaves no folder, no server, and the process as it was."""
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Assert that the kit leaves no folder, no server, and the process as it was.
+
+    Others may run the kit meanwhile, so only the sandboxes made here are looked at.
+    """
+    made: list[Sandbox] = []
+    make = Sandbox.__init__
+
+    def make_and_remember(sandbox: Sandbox) -> None:
+        make(sandbox)
+        made.append(sandbox)
+
+    monkeypatch.setattr(Sandbox, "__init__", make_and_remember)
 
     def seen() -> dict[str, object]:
         return {
-            "folders": sorted(map(str, [*Path("/tmp").glob("kit-*"), *base_folder().glob("kit-*/*/*")])),
-            "servers": subprocess.run(["pgrep", "-fa", "/kit-"], capture_output=True, check=False, timeout=30).stdout,
             "environment": {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"},
             "working directory": Path.cwd(),
         }
@@ -43,6 +53,16 @@ def nothing_is_left() -> Generator[None]:
     before = seen()
     yield
     assert seen() == before
+    assert made
+    for sandbox in made:
+        assert not sandbox.folder.exists()
+        assert not list((base_folder() / sandbox.project).glob("*/*"))
+        words = (str(sandbox.folder), str(base_folder() / sandbox.project))
+        eventually(partial(_none_about, *words), "all of its processes to end")
+
+
+def _none_about(*words: str) -> bool:
+    return not processes_about(*words)
 
 
 def pair(name: str) -> PostgreSQL:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.e2e.conftest import (
     postmaster,
     started_by,
     stop_postmaster,
+    superuser,
     with_machine,
 )
 
@@ -205,16 +205,6 @@ pulumi.export("primary_uri", database.uri)
     assert (kept[0] / "PG_VERSION").is_file()
 
 
-def superuser(root: Path, sql: str, port: int) -> str:
-    import subprocess
-
-    argv = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", f"{root}/run", "-p", str(port), "-U", "postgres", "-f", "-"]
-    return subprocess.run(
-        ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *argv],
-        input=sql, capture_output=True, text=True, check=True, timeout=60,
-    ).stdout.strip()  # fmt: skip
-
-
 def test_a_new_empty_primary_is_never_made_while_the_replica_holds_the_data(stack: Stack) -> None:
     stack.pair()
     stack.up()
@@ -335,8 +325,7 @@ def test_an_interrupted_up_is_finished_by_the_next(stack: Stack, moment: str) ->
     stack.up("--expect-no-changes")
 
 
-def test_another_machine_previews_and_never_touches(stack: Stack, make_stack: Callable[[], Stack]) -> None:
-    del make_stack
+def test_another_machine_previews_and_never_touches(stack: Stack) -> None:
     stack.pair()
     stack.up()
     stack.pair('settings={"work_mem": "8MB"}')

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
-from tests.e2e.conftest import Stack, connection, eventually, port_of, postmaster
+from tests.e2e.conftest import Stack, connection, eventually, parent_of, port_of, postmaster, superuser
+from tests.e2e.secret_values import (
+    assert_secrets_are_all_there,
+    leaked,
+    secrets_of,
+    watched_arguments,
+    written_below,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +49,7 @@ def test_one_up_makes_a_pair_that_streams_and_outlives_the_cli(stack: Stack) -> 
     for name in ("montreal", "toronto"):
         pid = postmaster(Path(stack.server(name)["data_directory"]))
         assert pid is not None
-        assert Path(f"/proc/{pid}/stat").read_text().split()[3] == "1", "its parent is init, not the plugin"
+        assert parent_of(pid) == 1, "its parent is init, not the plugin"
 
     assert "7 unchanged" in stack.up("--expect-no-changes")
     assert "7 unchanged" in stack.refresh()
@@ -64,25 +73,13 @@ def test_replication_is_by_certificate_over_tls_and_everything_else_is_refused(s
     outputs = stack.outputs()
     ca, uri = outputs["ca_certificate"], outputs["primary_uri"]
     (tmp_path / "ca.crt").write_text(ca)
-    superuser = [
-        "psql",
-        "-XAtq",
-        "-h",
-        f"{stack.server('montreal')['root']}/run",
-        "-p",
-        str(port_of(uri)),
-        "-U",
-        "postgres",
-    ]
-    seen = subprocess.run(
-        [
-            "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", *superuser, "-c",
-            ("SELECT r.application_name, r.state, s.ssl, s.version, s.client_dn FROM pg_stat_replication r "
-            "JOIN pg_stat_ssl s USING (pid)"),
-        ],
-        capture_output=True, text=True, check=True, timeout=30,
-    )  # fmt: skip
-    assert seen.stdout.strip() == "toronto|streaming|t|TLSv1.3|/CN=harmony_replication"
+    seen = superuser(
+        Path(stack.server("montreal")["root"]),
+        "SELECT r.application_name, r.state, s.ssl, s.version, s.client_dn FROM pg_stat_replication r "
+        "JOIN pg_stat_ssl s USING (pid)",
+        port_of(uri),
+    )
+    assert seen == "toronto|streaming|t|TLSv1.3|/CN=harmony_replication"
 
     with pytest.raises(psycopg.OperationalError, match="no encryption"):
         psycopg.connect(uri.replace("verify-full", "disable"), connect_timeout=10)
@@ -116,20 +113,46 @@ def test_the_multi_host_uri_finds_the_primary_and_names_no_path(stack: Stack) ->
         assert client.info.port == first
 
 
-def test_no_secret_is_in_the_state_the_logs_or_the_display(stack: Stack) -> None:
-    stack.pair('passwords={"orders": "correct horse battery"}')
-    shown = stack.preview() + stack.up() + stack.refresh()
+@pytest.mark.parametrize("config", ["", 'passwords={"orders": "correct horse battery"}'], ids=["generated", "declared"])
+def test_no_secret_is_in_the_state_the_logs_the_display_or_an_argument_list(stack: Stack, config: str) -> None:
+    stack.pair(config)
+    with watched_arguments() as arguments:
+        shown = stack.preview() + stack.up() + stack.refresh()
+        made = secrets_of(stack)
+        stack.pair(f'settings={{"work_mem": "8MB", "max_connections": 150}}, replication="synchronous", {config}')
+        shown += stack.preview()
+        updated = stack.up()
+        shown += updated + stack.refresh()
+    assert "3 updated" in updated, updated
     outputs = stack.outputs()
-    key = outputs["certs"]["client_key"].splitlines()[1]
-    assert "correct%20horse%20battery" in outputs["uri"]
-    logs = "".join(path.read_text() for root, _ in stack.markers() for path in (root / "log").iterdir())
-    state = stack.run("stack", "export") + "".join(
-        path.read_text() for path in (stack.folder / "state").rglob("*") if path.is_file()
-    )
-    for secret in ("correct horse battery", key):
-        assert secret not in shown
-        assert secret not in logs
-        assert secret not in state
+    if config:
+        assert "correct%20horse%20battery" in outputs["uri"]
+    secrets = {**made, **secrets_of(stack)}
+    assert_secrets_are_all_there(secrets, "montreal", "toronto")
+    for uri in ("uri", "primary_uri", "replica_uri"):
+        assert urlsplit(outputs[uri]).password in secrets.values()
+    assert outputs["certs"]["client_key"].splitlines()[1] in secrets.values()
+
+    logs = "".join(written_below(root / "log") for root, _ in stack.markers())
+    assert "restarting" in logs
+    state = written_below(stack.folder / "state") + stack.run("stack", "export")
+    assert "ciphertext" in state
+    for text in (shown, logs, state):
+        assert not leaked(secrets, text)
+
+    # It has seen what is most likely to be given a password or a key.
+    for program in ("initdb", "pg_basebackup", "psql", "pg_ctl"):
+        assert [line for line in arguments if re.search(rf"(^|[/ ]){program} ", line)], program
+    assert not leaked(secrets, "\n".join(arguments))
+
+
+def test_what_an_argument_list_holds_is_seen() -> None:
+    with watched_arguments() as arguments:
+        process = subprocess.Popen(["sh", "-c", "read line", "sh", "hunter2"], stdin=subprocess.PIPE)
+        try:
+            eventually(lambda: leaked({"password": "hunter2"}, "\n".join(arguments.copy())), "the argument to be seen")
+        finally:
+            process.communicate(timeout=30)
 
 
 def test_synchronous_replication_is_on_once_the_pair_is_up(stack: Stack) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Stack, with_machine
+from tests.e2e.secret_values import assert_secrets_are_all_there, leaked, secrets_of
 
 pytestmark = pytest.mark.e2e
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,7 +61,7 @@ def test_the_diffs_of_a_pr_check_read_well_and_hold_no_secret(stack: Stack) -> N
     stack.wrapper = elsewhere
     shown["first_deploy"] = stack.preview()
     stack.wrapper = here
-    stack.up()
+    said = stack.up()
 
     stack.wrapper = elsewhere
     shown["no_change"] = stack.preview("--expect-no-changes")
@@ -71,14 +72,12 @@ def test_the_diffs_of_a_pr_check_read_well_and_hold_no_secret(stack: Stack) -> N
     write(stack, 'members={"toronto": MemberPlacement(directory="/srv/toronto")}')
     shown["replacement"] = stack.preview()
 
-    stack.wrapper = []
-    secrets = [
-        *stack.server("montreal")["ca_certificate"].splitlines()[1:3],
-        *(p.read_text().strip() for root, _ in stack.markers() for p in root.glob("credentials.json")),
-    ]
+    stack.wrapper = here
+    secrets = secrets_of(stack)
+    assert_secrets_are_all_there(secrets, "montreal", "toronto")
     for name, text in shown.items():
-        assert not [secret for secret in secrets[2:] if secret in text]
+        assert not leaked(secrets, text), name
         assert "PRIVATE KEY" not in text
         assert_golden(name, text, stack)
-    stack.wrapper = here
-    stack.destroy()
+    said += stack.destroy()
+    assert not leaked(secrets, said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Stack, base_folder, os_user, with_machine
+from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
+from harmony_pulumi.hosts.connection import LocalConnection
+from harmony_pulumi.hosts.postgresql.server import installed
+from tests.e2e.conftest import Stack, base_folder, needs_root, os_user, with_machine, with_mounts
 
 pytestmark = pytest.mark.e2e
 
@@ -43,12 +47,22 @@ def test_a_port_in_use_is_found(stack: Stack) -> None:
         assert_refused(stack, f"something listens on {port} already; choose another, or leave it out")
 
 
-def test_a_folder_that_cannot_be_written_is_found(stack: Stack) -> None:
+def test_a_folder_that_the_os_user_cannot_enter_is_found(stack: Stack) -> None:
+    needs_root("servers run as another user")
     closed = stack.folder / "closed"
     closed.mkdir(mode=0o700)
     (closed / "pg").mkdir(mode=0o755)
     write(stack, f'directory="{closed}/pg"')
     assert_refused(stack, f"{os_user()} cannot enter {closed}; chmod o+x it")
+
+
+def test_a_folder_that_cannot_be_written_is_found(stack: Stack) -> None:
+    closed = stack.folder / "closed"
+    closed.mkdir(mode=0o555)
+    if os.geteuid() == 0:  # Whom no mode keeps out.
+        stack.wrapper = with_mounts(f"mount -t tmpfs -o ro,size=1m none {closed}")
+    write(stack, f'directory="{closed}/pg"')
+    assert_refused(stack, f"montreal: {closed} cannot be written; change its owner, or choose another directory")
 
 
 def test_a_folder_of_something_else_is_found(stack: Stack) -> None:
@@ -93,12 +107,47 @@ def test_a_missing_postgresql_is_found(stack: Stack) -> None:
     assert_refused(stack, "PostgreSQL 13 to 18 is needed, found none", "apt-get install postgresql")
 
 
+def old_postgresql(folder: Path) -> str:
+    """Make the programs of a PostgreSQL that is too old, and return their version."""
+    folder.mkdir()
+    version = f"{SUPPORTED_MAJORS[0] - 1}.22"
+    for name in ("postgres", "initdb", "pg_ctl", "pg_basebackup", "pg_controldata", "psql"):
+        (folder / name).write_text(f"#!/bin/sh\necho '{name} (PostgreSQL) {version}'\n")
+        (folder / name).chmod(0o755)
+    return version
+
+
+def test_a_postgresql_that_is_too_old_is_found(stack: Stack) -> None:
+    old = stack.folder / "old"
+    version = old_postgresql(old)
+    machine = Path("/etc/machine-id").read_text().strip()
+    stack.wrapper = with_machine(machine, stack.folder, hide_postgresql=True)
+    stack.env["PATH"] = f"{old}:{stack.env['PATH']}"
+    write(stack)
+    assert_refused(stack, f"PostgreSQL 13 to 18 is needed, found {version} in {old};", "apt-get install postgresql")
+
+
+def test_a_postgresql_that_is_too_old_is_in_no_other_s_way(stack: Stack) -> None:
+    old_postgresql(stack.folder / "old")
+    stack.env["PATH"] = f"{stack.folder}/old:{stack.env['PATH']}"
+    write(stack)
+    stack.preview()
+
+
+def missing_version() -> int:
+    """Return a supported version that this machine does not have."""
+    there = {binaries.major for binaries in installed(LocalConnection())}
+    return next(major for major in SUPPORTED_MAJORS if major not in there)
+
+
 def test_a_version_that_is_not_there_is_found(stack: Stack) -> None:
-    write(stack, "version=13")
-    assert_refused(stack, "PostgreSQL 13 is needed, found 15.")
+    missing, there = missing_version(), installed(LocalConnection())
+    write(stack, f"version={missing}")
+    assert_refused(stack, f"PostgreSQL {missing} is needed, found {there[0].version} in {there[0].path}")
 
 
 def test_an_os_user_that_is_not_there_is_found(stack: Stack) -> None:
+    needs_root("servers run as another user")
     write(stack, host='user="nobody-here"')
     assert_refused(stack, "has no OS user 'nobody-here'")
 
@@ -106,14 +155,7 @@ def test_an_os_user_that_is_not_there_is_found(stack: Stack) -> None:
 def test_a_disk_that_is_too_small_is_found(stack: Stack) -> None:
     small = stack.folder / "small"
     small.mkdir()
-    stack.wrapper = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-ec",
-        f'mount -t tmpfs -o size=100m,mode=777 none {small}; exec "$@"',
-        "sh",
-    ]
+    stack.wrapper = with_mounts(f"mount -t tmpfs -o size=100m,mode=777 none {small}")
     write(stack, f'directory="{small}/pg"')
     assert_refused(stack, "MB free; expected at least 512 MB")
 
@@ -196,9 +238,10 @@ LinuxHostTopology("montreal").deploy_postgresql(
 
 
 def test_all_of_a_site_s_problems_are_told_together(stack: Stack) -> None:
+    missing = missing_version()
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        write(stack, f'port={taken.getsockname()[1]}, version=13, directory="/srv/{"x" * 100}"')
-        assert_refused(stack, "something listens on", "PostgreSQL 13 is needed", "Unix socket")
+        write(stack, f'port={taken.getsockname()[1]}, version={missing}, directory="/srv/{"x" * 100}"')
+        assert_refused(stack, "something listens on", f"PostgreSQL {missing} is needed", "Unix socket")
 
 
 def test_every_bad_value_of_a_program_is_one_clean_message_and_nothing_is_deployed(stack: Stack) -> None:
@@ -210,7 +253,8 @@ site.deploy_postgresql("orders", PostgreSQLConfig(
 """
     )
     for shown in (stack.preview(expect=1), stack.up(expect=1)):
-        for path in ("databases.0.name", "port", "slot_size_bound"):
+        assert ": 4 problems, nothing was registered" in shown
+        for path in ("databases.0.name", "port", "settings.fsync", "slot_size_bound"):
             assert f"- {path}: " in shown
         assert "Traceback" not in shown
     assert not stack.resources("PostgreSQLServer")
