@@ -221,7 +221,7 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[
     def make() -> Stack:
         folder = tmp_path_factory.mktemp("s")
         for part in (folder, *folder.parents[:2]):
-            part.chmod(0o755)  # The servers' OS user must get through.
+            part.chmod(part.stat().st_mode | 0o055)  # The servers' OS user must get through. It may be /tmp itself.
         project = f"t{secrets.token_hex(4)}"
         (folder / "Pulumi.yaml").write_text(f"name: {project}\nruntime: python\n")
         (folder / "state").mkdir()
