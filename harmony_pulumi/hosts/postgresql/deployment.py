@@ -358,8 +358,12 @@ class Deployment:
 
     def configure(self, server: Server, marker: Marker) -> bool:
         """Write the configuration files; tell whether any changed."""
-        layout, source = server.layout, self.props.get("source")
-        there = server.read(layout.config, ("adopted.conf", "adopted_hba.conf", "replication.conf"))
+        layout, source, settings = server.layout, self.props.get("source"), self.props["settings"]
+        there = server.read(layout.config, ("adopted.conf", "adopted_hba.conf", "limits.conf", "replication.conf"))
+        if source:
+            limits = files.settings_config(files.limits(server.control_data(), settings))
+        else:  # One that was promoted keeps what it had as a standby, where the program is silent.
+            limits = files.without_settings(there["limits.conf"] or files.HEADER, {name.lower() for name in settings})
         texts = {
             "postgresql.conf": files.main_config(
                 layout,
@@ -369,7 +373,8 @@ class Deployment:
                 slot_size_bound=self.props["slot_size_bound"],
                 adopted=there["adopted.conf"] is not None,
             ),
-            "settings.conf": files.settings_config(self.props["settings"]),
+            "settings.conf": files.settings_config(settings),
+            "limits.conf": limits,
             "pg_hba.conf": files.hba(
                 self.props["authentication"]["networks"],
                 there["adopted_hba.conf"] or "",

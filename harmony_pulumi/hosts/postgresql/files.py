@@ -5,27 +5,56 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.capabilities.postgresql_settings import quantity, setting
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
 HEADER = "# Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
 
 
-def quote_setting(value: object) -> str:
-    """Quote a value for postgresql.conf: PostgreSQL, "Setting Parameters"."""
+def setting_text(value: object) -> str:
+    """Return a setting's value as PostgreSQL has it, without quotes."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Pulumi hands integers back as floats.
-    text = str(value)
+    return str(value)
+
+
+def quote_setting(value: object) -> str:
+    """Quote a value for postgresql.conf: PostgreSQL, "Setting Parameters"."""
+    text = setting_text(value)
+    if isinstance(value, bool):
+        return text
     if not text.isprintable():
         msg = f"{text!r} has a control character and cannot stand in a configuration file"
         raise ValueError(msg)
     return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+_SETTING_LINE = re.compile(r"\s*([A-Za-z_][\w.$]*)\s*(?:=\s*|\s)('(?:[^'\\]|''|\\.)*'|[^\s#']+)")
+
+
+def settings_in(text: str) -> dict[str, str]:
+    """Return the settings of a configuration file, by their names in lower case; what it includes is not read."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if match := _SETTING_LINE.match(line):
+            value = match[2]
+            if value.startswith("'"):
+                value = re.sub(r"''|\\(.)", lambda pair: pair[1] or "'", value[1:-1])
+            found[match[1].lower()] = value
+    return found
+
+
+def without_settings(text: str, names: Collection[str]) -> str:
+    """Return a configuration file without the lines of some settings, named in lower case."""
+    return "".join(f"{line}\n" for line in text.splitlines() if not settings_in(line).keys() & set(names))
 
 
 def quote_identifier(name: str) -> str:
@@ -97,11 +126,43 @@ def main_config(layout: Layout, *, name: str, address: str, port: int, slot_size
             HEADER,
             _ADOPTED if adopted else _lines(_DEFAULTS),
             "include 'settings.conf'\n",
+            "include 'limits.conf'\n",
             _lines(managed),
             "include 'replication.conf'\n",
             "include_if_exists 'synchronous.conf'\n",
         )
     )
+
+
+# PostgreSQL, "Hot Standby", "Administrator's Overview": the labels of pg_controldata, by the settings.
+_LIMITS: Mapping[str, str] = {
+    "max_connections": "max_connections setting",
+    "max_worker_processes": "max_worker_processes setting",
+    "max_wal_senders": "max_wal_senders setting",
+    "max_prepared_transactions": "max_prepared_xacts setting",
+    "max_locks_per_transaction": "max_locks_per_xact setting",
+}
+
+
+def limits(control: Mapping[str, str], settings: Mapping[str, object]) -> dict[str, object]:
+    """Return what a standby needs beyond its settings: it does not start with less than its primary has.
+
+    Args:
+        control: of the standby's data directory, as pg_controldata prints it: there is what its primary had.
+        settings: those of the program.
+    """
+    declared = {name.lower(): value for name, value in settings.items()}
+    needed: dict[str, object] = {}
+    for name, label in _LIMITS.items():
+        known = setting(name)
+        default = known.default if known else None
+        configured = quantity(name, setting_text(declared.get(name, default))) or 0
+        if (least := int(control[label])) > configured:
+            needed[name] = least
+    # It would start with less, but once promoted it could no longer serve the logical subscribers of its primary.
+    if control["wal_level setting"] == "logical" and declared.get("wal_level") != "logical":
+        needed["wal_level"] = "logical"
+    return needed
 
 
 def settings_config(settings: Mapping[str, object]) -> str:
