@@ -66,11 +66,11 @@ class Following:
             self._forget_foreign_settings()
 
     def _forget_foreign_settings(self) -> None:
-        """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port."""
-        path = f"{self.server.layout.data}/postgresql.auto.conf"
+        """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port, or that are declared."""
+        path = self.server.layout.altered
         text = self.server.connection.read_file(path, self.server.user) or ""
-        lines = [line for line in text.splitlines() if line.partition("=")[0].strip().lower() not in MANAGED]
-        self.server.write({path: "\n".join(lines) + "\n"})
+        names = {*MANAGED, *(name.lower() for name in self.props["settings"])}
+        self.server.write({path: files.without_settings(text, names)})
 
     def _drop_slot(self) -> None:
         """Drop the slot that an earlier run left at the source; one that stays in use is somebody's, and refused."""
