@@ -9,14 +9,16 @@ import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 
 from tests.e2e.conftest import (
     Stack,
+    as_os_user,
     connection,
     eventually,
-    os_user,
+    found_postgresql,
     port_of,
     postmaster,
     stop_postmaster,
@@ -36,14 +38,9 @@ pulumi.export("primary_uri", database.uri)
 
 def server_program(stack: Stack, member: str, *command: str) -> None:
     """Run one of PostgreSQL's programs on a member's server by hand, as its OS user."""
-    found = subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
-    argv = [f"{found}/{command[0]}", *command[1:]]
-    prefix = ["setpriv", f"--reuid={os_user()}", f"--regid={os_user()}", "--init-groups"] if os.geteuid() == 0 else []
     root = stack.server(member)["root"]
-    subprocess.run(
-        [*prefix, *(word.format(root=root) for word in argv)],
-        check=True, timeout=60, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    argv = [f"{found_postgresql().path}/{command[0]}", *(word.format(root=root) for word in command[1:])]
+    subprocess.run(as_os_user(*argv), check=True, timeout=60, cwd="/", stdin=DEVNULL, stdout=DEVNULL)
 
 
 def test_a_server_keeps_nothing_of_the_environment_of_whoever_deploys(stack: Stack) -> None:

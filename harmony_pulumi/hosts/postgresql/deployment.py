@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,11 +37,9 @@ from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.wait import wait_for
 
 _FIRST_PORT = 5432
-ADOPTED_SETTINGS = ("ssl", "wal_level", "listen_addresses", "port", "max_wal_senders", "max_replication_slots")
-"""What is compared, and shown, before an existing server is taken over."""
 _LOCK_DEADLINE = 60
 _END_DEADLINE = 30
-_CHANGED = ("postgresql.conf", "settings.conf", "pg_hba.conf", "pg_ident.conf", "replication.conf")
+_CHANGED = ("postgresql.conf", "settings.conf", "limits.conf", "pg_hba.conf", "pg_ident.conf", "replication.conf")
 # What only a restart can change is no refusal. One that was removed from the files is told without a name.
 _REFUSED = """
 SELECT json_agg(concat_ws(': ', coalesce(name, sourcefile || ' line ' || sourceline), error)) FROM pg_file_settings
@@ -138,7 +136,6 @@ class Deployment:
 
     def _make(self, server: Server, marker: Marker, existing: adoption.Existing | None) -> Mapping[str, Any]:
         self._certificates(server)
-        credentials = self._credentials(server)
         fresh = marker.state == "making"
         if existing:
             self._take_over(server, marker, existing)
@@ -146,9 +143,11 @@ class Deployment:
             self._fill(server, marker)
         else:
             self._refuse_other_role(server, marker)
+            self._refuse_altered(server, marker)
             self.journal.note(f"found its data in {server.layout.data}, made before: taken over", step="adopt")
         self.configure(server, marker)
         self._start(server, marker)
+        credentials = self._credentials(server, marker)
         if self.props.get("source"):
             self._follow(server, marker, fresh=fresh)
         else:
@@ -239,24 +238,31 @@ class Deployment:
         data = self.props.get("adopt")
         if not data or self.props.get("source") or (marker is not None and marker.state != "making"):
             return None
-        return adoption.find(self.connection, data, self.user, ADOPTED_SETTINGS)
+        return adoption.find(self.connection, data, self.user, adoption.COMPARED)
 
     def _take_over(self, server: Server, marker: Marker, existing: adoption.Existing) -> None:
-        """Restart an existing server under harmony's configuration; if it does not start, as it was."""
+        """Restart an existing server under harmony's configuration; if it cannot be taken over, as it was."""
         marker.port = int(self.props.get("port") or existing.port)
+        required, sockets = adoption.required(existing), files.folder_list(existing.sockets)
         server.write(
             {
                 f"{server.layout.config}/adopted_hba.conf": existing.hba_rules,
-                f"{server.layout.config}/adopted.conf": f"include {files.quote_setting(existing.config_file)}\n",
+                f"{server.layout.config}/adopted_ident.conf": existing.ident_maps,
+                f"{server.layout.config}/adopted.conf": files.adopted_config(
+                    existing.config_file, {**required, "unix_socket_directories": sockets}
+                ),
             }
         )
         self.configure(server, marker)
         with self.journal.step("take-over", f"restarting the server in {existing.data} under harmony"):
             server.stop(self._deadline("start"))
             try:
+                adoption.clear_altered(server, existing, {*required, *self.props["settings"]})
                 server.start(self._deadline("start"))
+                self._refuse_unknown_passwords(server, marker, self.props.get("passwords") or {})
             except SiteError:
-                self.journal.note("it did not start: starting it again as it was", step="give-back")
+                how = "starting it again as it was" if existing.running else "leaving it stopped, as it was"
+                self.journal.note(f"it is not taken over: {how}", step="give-back")
                 adoption.give_back(server, existing, self._deadline("start"))
                 raise
         marker.system_identifier = server.control_data()["Database system identifier"]
@@ -350,14 +356,15 @@ class Deployment:
         found = {name: (texts[f"{name}.crt"], texts[f"{name}.key"]) for name in names}
         return {name: certificates.KeyPair(crt, key) for name, (crt, key) in found.items() if crt and key}
 
-    def _credentials(self, server: Server) -> dict[str, str]:
-        """Return the passwords by role: declared, else those of before, else new ones."""
+    def _credentials(self, server: Server, marker: Marker) -> dict[str, str]:
+        """Return the passwords by role: declared, else those of before, else new ones. The server runs."""
         source = self.props.get("source")
         if source:
             credentials = dict(source["credentials"])
         else:
             before = json.loads(self.connection.read_file(server.layout.credentials, self.user) or "{}")
             declared = self.props.get("passwords") or {}
+            self._refuse_unknown_passwords(server, marker, {**before, **declared})
             owners = sorted({database["owner"] for database in self.props["databases"]})
             credentials = {
                 **before,
@@ -365,6 +372,13 @@ class Deployment:
             }
         server.write({server.layout.credentials: json.dumps(credentials, sort_keys=True)})
         return credentials
+
+    def _refuse_unknown_passwords(self, server: Server, marker: Marker, known: Collection[str]) -> None:
+        """Refuse to replace the password of a role that is there: who uses it would be locked out."""
+        content = adoption.look_inside(server, self.props["databases"], port=marker.port)
+        if problems := adoption.unknown_passwords(content, known):
+            msg = f"{self.connection.name}: {'; '.join(problems.values())}"
+            raise SiteError(msg)
 
     # -- the data directory --------------------------------------------------------------------------------------
 
@@ -386,29 +400,61 @@ class Deployment:
 
     def configure(self, server: Server, marker: Marker) -> bool:
         """Write the configuration files; tell whether any changed."""
-        layout, source = server.layout, self.props.get("source")
-        there = server.read(layout.config, ("adopted.conf", "adopted_hba.conf", "replication.conf"))
+        layout, source, settings = server.layout, self.props.get("source"), self.props["settings"]
+        names = ("adopted.conf", "adopted_hba.conf", "adopted_ident.conf", "limits.conf", "replication.conf")
+        there = server.read(layout.config, names)
+        if source:
+            limits = files.settings_config(files.limits(server.control_data(), settings))
+        else:  # One that was promoted keeps what it had as a standby, where the program is silent.
+            limits = files.without_settings(there["limits.conf"] or files.HEADER, {name.lower() for name in settings})
         texts = {
             "postgresql.conf": files.main_config(
-                layout,
-                name=self._member(),
-                address=self.props["host"]["address"],
-                port=marker.port,
-                slot_size_bound=self.props["slot_size_bound"],
-                adopted=there["adopted.conf"] is not None,
+                self._managed(layout, marker, there["adopted.conf"]), adopted=there["adopted.conf"] is not None
             ),
-            "settings.conf": files.settings_config(self.props["settings"]),
+            "settings.conf": files.settings_config(settings),
+            "limits.conf": limits,
             "pg_hba.conf": files.hba(
                 self.props["authentication"]["networks"],
                 there["adopted_hba.conf"] or "",
             ),
-            "pg_ident.conf": files.ident(self.user),
+            "pg_ident.conf": files.ident(self.user, there["adopted_ident.conf"] or ""),
         }
         if source or there["replication.conf"] is None:
             texts["replication.conf"] = files.replication_config(
                 source, slot_name(self.props["owner"]), layout, self._member()
             )
         return server.write({f"{layout.config}/{name}": text for name, text in texts.items()})
+
+    def _managed(self, layout: Layout, marker: Marker, adopted: str | None) -> dict[str, object]:
+        """Return the settings that harmony sets itself; `adopted` is the configuration that was taken over, if any."""
+        sockets = files.folders_in(files.settings_in(adopted or "").get("unix_socket_directories", ""))
+        return files.managed_settings(
+            layout,
+            name=self._member(),
+            address=self.props["host"]["address"],
+            port=marker.port,
+            slot_size_bound=self.props["slot_size_bound"],
+            sockets=adoption.usable(self.connection, sockets, self.user),
+        )
+
+    def _refuse_altered(self, server: Server, marker: Marker) -> None:
+        """Refuse to go on while ALTER SYSTEM beats what is declared: it would be written, and never hold."""
+        altered = self.connection.read_file(server.layout.altered, self.user) or ""
+        there = server.read(server.layout.config, ("adopted.conf", "synchronous.conf"))
+        wanted = {
+            **self.props["settings"],
+            **self._managed(server.layout, marker, there["adopted.conf"]),
+            "synchronous_standby_names": "",
+            **files.settings_in(there["synchronous.conf"] or ""),
+        }
+        if names := files.overriding(altered, wanted):
+            msg = (
+                f"{self.connection.name}: ALTER SYSTEM has set {', '.join(names)} in {server.layout.altered}, which "
+                f"beats what is declared; expected nothing there that harmony sets. As a superuser, run "
+                f"{' '.join(f'ALTER SYSTEM RESET {name};' for name in names)} or, while the server is stopped, remove "
+                f"the lines"
+            )
+            raise SiteError(msg)
 
     def _start(self, server: Server, marker: Marker) -> None:
         """Have the server run under its configuration; a port chosen here is chosen anew if somebody was faster."""
@@ -445,6 +491,9 @@ class Deployment:
                 f"primary; roles are moved by orchestration, not by deployment"
             )
             raise SiteError(msg)
+        content = adoption.look_inside(server, self.props["databases"], port=marker.port)
+        for change in adoption.owner_changes(content, self.props["databases"]):
+            self.journal.note(change, step="populate")
         with self.journal.step("populate", f"roles and databases: {names}"):
             server.sql(files.roles_sql(credentials), port=marker.port)
             server.sql(files.databases_sql(self.props["databases"]), port=marker.port)
@@ -481,12 +530,15 @@ class Deployment:
             marker, server = self.existing()
             renew = before["certificate_lifetime_days"] != self.props["certificate_lifetime_days"]
             self._certificates(server, renew=renew)
-            credentials = self._credentials(server)
+            self._refuse_altered(server, marker)
             self._change(server, marker)
+            credentials = self._credentials(server, marker)
             if self.props.get("source") is None:
                 self._populate(server, marker, credentials)
             else:
                 self._follow(server, marker, fresh=False)
+                if self._following(server).has_caught_up(marker.port) and self.configure(server, marker):
+                    self._start(server, marker)  # The primary's limits were lowered, and that is known here by now.
             return self.outputs(server, marker, credentials)
 
     def _change(self, server: Server, marker: Marker) -> None:

@@ -5,27 +5,80 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.capabilities.postgresql_settings import quantity, setting
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
 HEADER = "# Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
 
 
-def quote_setting(value: object) -> str:
-    """Quote a value for postgresql.conf: PostgreSQL, "Setting Parameters"."""
+def setting_text(value: object) -> str:
+    """Return a setting's value as PostgreSQL has it, without quotes."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # Pulumi hands integers back as floats.
-    text = str(value)
+    return str(value)
+
+
+def quote_setting(value: object) -> str:
+    """Quote a value for postgresql.conf: PostgreSQL, "Setting Parameters"."""
+    text = setting_text(value)
+    if isinstance(value, bool):
+        return text
     if not text.isprintable():
         msg = f"{text!r} has a control character and cannot stand in a configuration file"
         raise ValueError(msg)
     return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+_SETTING_LINE = re.compile(r"\s*([A-Za-z_][\w.$]*)\s*(?:=\s*|\s)('(?:[^'\\]|''|\\.)*'|[^\s#']+)")
+
+
+def settings_in(text: str) -> dict[str, str]:
+    """Return the settings of a configuration file, by their names in lower case; what it includes is not read."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if match := _SETTING_LINE.match(line):
+            value = match[2]
+            if value.startswith("'"):
+                value = re.sub(r"''|\\(.)", lambda pair: pair[1] or "'", value[1:-1])
+            found[match[1].lower()] = value
+    return found
+
+
+def without_settings(text: str, names: Collection[str]) -> str:
+    """Return a configuration file without the lines of some settings, named in lower case."""
+    return "".join(f"{line}\n" for line in text.splitlines() if not settings_in(line).keys() & set(names))
+
+
+def same_value(name: str, one: object, other: object) -> bool:
+    """Tell whether PostgreSQL reads two values of a setting as the same one, however they are written."""
+    texts = [setting_text(one), setting_text(other)]
+    numbers = [quantity(name, text) for text in texts]
+    known = setting(name)
+    if known is not None and known.kind in {"bool", "enum"}:
+        words = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}
+        texts = [words.get(text.lower(), text.lower()) for text in texts]
+    return texts[0] == texts[1] or (numbers[0] is not None and numbers[0] == numbers[1])
+
+
+def overriding(auto: str, wanted: Mapping[str, object]) -> list[str]:
+    """Return the settings of postgresql.auto.conf that beat wanted ones: it is read last, whatever else is written.
+
+    Args:
+        auto: the text of postgresql.auto.conf, where ALTER SYSTEM writes.
+        wanted: values by name.
+    """
+    there, names = settings_in(auto), {name.lower(): name for name in wanted}
+    return sorted(
+        name for name in there.keys() & names.keys() if not same_value(name, there[name], wanted[names[name]])
+    )
 
 
 def quote_identifier(name: str) -> str:
@@ -61,12 +114,10 @@ _DEFAULTS: Mapping[str, object] = {
 }
 
 
-# A server that was not made by us may have no checksums, and then pg_rewind needs the hints in the WAL.
-_ADOPTED = "include 'adopted.conf'\nwal_log_hints = on\nwal_level = replica\n"
-
-
-def main_config(layout: Layout, *, name: str, address: str, port: int, slot_size_bound: str, adopted: bool) -> str:
-    """Return postgresql.conf: defaults, then what the user set, then what harmony sets and what replication sets.
+def managed_settings(
+    layout: Layout, *, name: str, address: str, port: int, slot_size_bound: str, sockets: Sequence[str] = ()
+) -> dict[str, object]:
+    """Return the settings that harmony sets itself.
 
     Args:
         layout: where the server is.
@@ -74,16 +125,16 @@ def main_config(layout: Layout, *, name: str, address: str, port: int, slot_size
         address: the host name or IP to listen on, beside the Unix socket.
         port: the TCP port.
         slot_size_bound: of WAL kept for replicas, for instance `10GB`.
-        adopted: whether the server was taken over; its own configuration then applies where ours is silent.
+        sockets: the folders of Unix sockets that the clients of a server that was taken over know.
     """
-    managed: dict[str, object] = {
+    return {
         "cluster_name": name,
         "data_directory": layout.data,
         "hba_file": f"{layout.config}/pg_hba.conf",
         "ident_file": f"{layout.config}/pg_ident.conf",
         "listen_addresses": address,
         "port": port,
-        "unix_socket_directories": layout.socket,
+        "unix_socket_directories": folder_list((layout.socket, *sockets)),
         "hot_standby": True,
         "max_slot_wal_keep_size": slot_size_bound,
         "password_encryption": "scram-sha-256",
@@ -92,16 +143,75 @@ def main_config(layout: Layout, *, name: str, address: str, port: int, slot_size
         "ssl_cert_file": f"{layout.tls}/server.crt",
         "ssl_key_file": f"{layout.tls}/server.key",
     }
+
+
+def main_config(managed: Mapping[str, object], *, adopted: bool) -> str:
+    """Return postgresql.conf: defaults, then what the user set, then what harmony sets and what replication sets.
+
+    Args:
+        managed: what `managed_settings` returns.
+        adopted: whether the server was taken over; its own configuration then applies where ours is silent.
+    """
     return "".join(
         (
             HEADER,
-            _ADOPTED if adopted else _lines(_DEFAULTS),
+            "include 'adopted.conf'\n" if adopted else _lines(_DEFAULTS),
             "include 'settings.conf'\n",
+            "include 'limits.conf'\n",
             _lines(managed),
             "include 'replication.conf'\n",
             "include_if_exists 'synchronous.conf'\n",
         )
     )
+
+
+def adopted_config(config_file: str, settings: Mapping[str, object]) -> str:
+    """Return the configuration of a server that was taken over: its own, and what must be otherwise for replication."""
+    return f"{HEADER}include {quote_setting(config_file)}\n{_lines(settings)}"
+
+
+def folder_list(folders: Sequence[str]) -> str:
+    """Return a list of folders as PostgreSQL takes it, each quoted where it must be."""
+    return ", ".join(
+        folder if re.fullmatch(r"[\w./@+=-]+", folder) else '"' + folder.replace('"', '""') + '"' for folder in folders
+    )
+
+
+def folders_in(text: str) -> list[str]:
+    """Return the folders of such a list."""
+    found = re.findall(r'"((?:[^"]|"")*)"|([^,"\s][^,"]*)', text)
+    return [quoted.replace('""', '"') or bare.strip() for quoted, bare in found]
+
+
+# PostgreSQL, "Hot Standby", "Administrator's Overview": the labels of pg_controldata, by the settings.
+_LIMITS: Mapping[str, str] = {
+    "max_connections": "max_connections setting",
+    "max_worker_processes": "max_worker_processes setting",
+    "max_wal_senders": "max_wal_senders setting",
+    "max_prepared_transactions": "max_prepared_xacts setting",
+    "max_locks_per_transaction": "max_locks_per_xact setting",
+}
+
+
+def limits(control: Mapping[str, str], settings: Mapping[str, object]) -> dict[str, object]:
+    """Return what a standby needs beyond its settings: it does not start with less than its primary has.
+
+    Args:
+        control: of the standby's data directory, as pg_controldata prints it: there is what its primary had.
+        settings: those of the program.
+    """
+    declared = {name.lower(): value for name, value in settings.items()}
+    needed: dict[str, object] = {}
+    for name, label in _LIMITS.items():
+        known = setting(name)
+        default = known.default if known else None
+        configured = quantity(name, setting_text(declared.get(name, default))) or 0
+        if (least := int(control[label])) > configured:
+            needed[name] = least
+    # It would start with less, but once promoted it could no longer serve the logical subscribers of its primary.
+    if control["wal_level setting"] == "logical" and declared.get("wal_level") != "logical":
+        needed["wal_level"] = "logical"
+    return needed
 
 
 def settings_config(settings: Mapping[str, object]) -> str:
@@ -156,9 +266,14 @@ def hba(networks: Sequence[str], adopted: str) -> str:
     return HEADER + "\n".join([*rules, *adopted.splitlines(), *clients]) + "\n"
 
 
-def ident(os_user: str) -> str:
-    """Return pg_ident.conf: the OS user that runs the server is its superuser, over the Unix socket."""
-    return f'{HEADER}harmony "{os_user}" postgres\n'
+def ident(os_user: str, adopted: str) -> str:
+    """Return pg_ident.conf: the OS user that runs the server is its superuser, over the Unix socket.
+
+    Args:
+        os_user: that user.
+        adopted: the maps of a server that was taken over, which its rules may name.
+    """
+    return "\n".join([f'{HEADER}harmony "{os_user}" postgres', *adopted.splitlines()]) + "\n"
 
 
 def scram_verifier(password: str) -> str:
@@ -207,3 +322,8 @@ def databases_sql(databases: Sequence[Mapping[str, Any]]) -> str:
 def extensions_sql(extensions: Sequence[str]) -> str:
     """Return SQL, to be run in a database, that makes its missing extensions."""
     return "".join(f"CREATE EXTENSION IF NOT EXISTS {quote_identifier(name)};\n" for name in extensions)
+
+
+def replayed_sql(lsn: str) -> str:
+    """Return SQL that tells, as JSON, whether a standby has replayed everything before an LSN."""
+    return f"SELECT to_json(coalesce(pg_last_wal_replay_lsn() >= {quote_literal(lsn)}::pg_lsn, false))"

@@ -23,6 +23,7 @@ _LOG_END = 65536
 """Bytes at the end of a log; a standby tries, and logs why it fails, every 5 seconds."""
 _SPARE_KB = 256 * 1024
 _RECEIVER = "SELECT to_json(coalesce((SELECT status FROM pg_stat_wal_receiver), 'no receiver'))"
+_REPLAY_DEADLINE = 10
 _SLOT_DEADLINE = 90
 """Seconds. A copy that was killed holds its slot until the source notices: `wal_sender_timeout`, 60 s by default."""
 
@@ -88,11 +89,11 @@ class Following:
             raise SiteError(msg)
 
     def _forget_foreign_settings(self) -> None:
-        """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port."""
-        path = f"{self.server.layout.data}/postgresql.auto.conf"
+        """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port, or that are declared."""
+        path = self.server.layout.altered
         text = self.server.connection.read_file(path, self.server.user) or ""
-        lines = [line for line in text.splitlines() if line.partition("=")[0].strip().lower() not in MANAGED]
-        self.server.write({path: "\n".join(lines) + "\n"})
+        names = {*MANAGED, *(name.lower() for name in self.props["settings"])}
+        self.server.write({path: files.without_settings(text, names)})
 
     def _drop_slot(self) -> None:
         """Drop the slot that an earlier run left at the source; one that stays in use is somebody's, and refused."""
@@ -136,6 +137,25 @@ class Following:
                 advice=f"Look at the end of {self.server.layout.log}.",
             )
         return seen == "streaming"
+
+    def has_caught_up(self, port: int) -> bool:
+        """Wait, not for long, until it has replayed what its source had written; tell whether it has."""
+        sent = self.server.look("SELECT to_json(latest_end_lsn) FROM pg_stat_wal_receiver", port=port)
+        if sent is None:
+            return False
+        look = files.replayed_sql(sent)
+        try:
+            wait_for(
+                f"{self._host}: replaying up to {sent}",
+                lambda: self.server.look(look, port=port),
+                bool,
+                deadline=_REPLAY_DEADLINE,
+                advice="",
+            )
+        except SiteError as error:
+            self.journal.note(str(error), step="stream", state="warning")
+            return False
+        return True
 
     def leave(self) -> None:
         """Drop the slot, which would keep WAL for a replica that is gone. The server is stopped."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 from harmony_pulumi.capabilities.postgresql_facts import password_problem
-from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity, setting
+from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import adoption
+from harmony_pulumi.hosts.postgresql import adoption, files
 from harmony_pulumi.hosts.postgresql.following import has_lost_its_source
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
@@ -117,15 +117,56 @@ def _is_settled(source: Mapping[str, Any] | None) -> bool:
 
 
 def _plan_to_adopt(connection: Connection, user: str, new: Mapping[str, Any]) -> list[str]:
-    wanted = {
-        "ssl": "on",
-        "wal_level": "replica",
-        "listen_addresses": str(new["host"]["address"]),
-        **({"port": str(new["port"])} if new.get("port") else {}),
-        **{name: str(value) for name, value in new["settings"].items() if setting(name) is not None},
-    }
-    existing = adoption.find(connection, new["adopt"], user, tuple(wanted))
-    return adoption.changes(existing, wanted)
+    """Return what taking over an existing server will change on it."""
+    names = (*adoption.COMPARED, *new["settings"])
+    existing = adoption.find(connection, new["adopt"], user, names)
+    layout = Layout(root_of(connection, new), existing.data)
+    managed = files.managed_settings(
+        layout,
+        name=str(new["host"]["name"]),
+        address=str(new["host"]["address"]),
+        port=int(new.get("port") or existing.port),
+        slot_size_bound=new["slot_size_bound"],
+        sockets=existing.sockets,
+    )
+    wanted = {**managed, **adoption.required(existing), **new["settings"]}
+    try:
+        content = adoption.look_inside_before(connection, existing, user, new["databases"])
+        inside = adoption.content_changes(content, new["databases"], _declared_roles(new))
+    except SiteError:
+        inside = [
+            "roles and databases: not looked at, since it does not run or does not let its superuser in",
+            "owners of databases become those that are declared; a password that is not declared is not replaced",
+        ]
+    return [*adoption.changes(existing, wanted, layout.altered_before), *inside]
+
+
+def _declared_roles(new: Mapping[str, Any]) -> list[str]:
+    """Return the roles whose passwords are declared, known at preview or not."""
+    return list(new.get("passwords") or ())
+
+
+def _adoption_problems(connection: Connection, user: str, new: Mapping[str, Any]) -> list[Finding]:
+    """Return why an existing server cannot be taken over."""
+    try:
+        existing = adoption.find(connection, new["adopt"], user, ())
+    except SiteError as error:
+        return [("adopt", str(error))]
+    findings: list[Finding] = []
+    machine = new["host"]["machine_id"]
+    if existing.tablespaces and any(peer["host"].get("machine_id", machine) == machine for peer in new["peers"] or ()):
+        message = (
+            f"{connection.name}: {existing.data} has tablespaces in {', '.join(existing.tablespaces)}, and a replica "
+            f"on the same machine would have its own in the same folders. Move what is in them (ALTER TABLE ... SET "
+            f"TABLESPACE pg_default) and drop them, or deploy the server without a replica"
+        )
+        findings.append(("adopt", message))
+    try:
+        content = adoption.look_inside_before(connection, existing, user, new["databases"])
+    except SiteError:
+        return findings  # The plan says that it was not looked at, and `up` looks before it changes a role.
+    problems = adoption.unknown_passwords(content, _declared_roles(new))
+    return [*findings, *((f"passwords.{role}", f"{connection.name}: {problem}") for role, problem in problems.items())]
 
 
 def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], major: int | None) -> tuple[list[str], list[str]]:
@@ -218,11 +259,9 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
     if create and marker is not None and ours and marker.state != "making" and not new.get("source"):
         problem = role_problem(connection, new, root, user, marker)
         findings += [("source", f"{connection.name}: {problem}")] if problem else []
-    if create and new.get("adopt") and not new.get("source") and (marker is None or marker.state == "making"):
-        try:
-            adoption.find(connection, new["adopt"], user, ())
-        except SiteError as error:
-            return [*findings, ("adopt", str(error))]
+    adopts = new.get("adopt") and not new.get("source") and (marker is None or marker.state == "making")
+    if create and adopts and (problems := _adoption_problems(connection, user, new)):
+        return [*findings, *problems]
     major = marker.major if marker and ours and not create else new.get("version")
     try:
         choose_binaries(connection, major)

@@ -35,6 +35,16 @@ class Layout:
         return f"{self.root}/config"
 
     @property
+    def altered(self) -> str:
+        """Where ALTER SYSTEM writes. PostgreSQL reads it last, so it beats every file in `config`."""
+        return f"{self.data}/postgresql.auto.conf"
+
+    @property
+    def altered_before(self) -> str:
+        """That file of a server that was taken over, as it was before."""
+        return f"{self.kept}/postgresql.auto.conf"
+
+    @property
     def tls(self) -> str:
         """The folder of keys and certificates."""
         return f"{self.root}/tls"

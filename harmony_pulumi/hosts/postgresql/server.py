@@ -180,15 +180,24 @@ class Server:
         """Return what the server logged after its log had a size in bytes."""
         return self.connection.run(["tail", "-c", f"+{size + 1}", "--", self.layout.log], user=self.user).stdout
 
-    def sql(self, text: str, *, port: int, database: str = "postgres", timeout: float = 60) -> str:
+    def sql(
+        self, text: str, *, port: int, database: str = "postgres", timeout: float = 60, socket: str | None = None
+    ) -> str:
         """Run SQL as the superuser over the Unix socket, and return unaligned rows.
+
+        Args:
+            text: one statement or more.
+            port: of the server.
+            database: to run it in.
+            timeout: seconds.
+            socket: the folder of the Unix socket, if it is not where harmony has it.
 
         Raises:
             SiteError: PostgreSQL refused it.
         """
-        argv = [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-"]
+        argv = [self.program("psql"), "-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-f", "-"]
         env = {
-            "PGHOST": self.layout.socket,
+            "PGHOST": socket or self.layout.socket,
             "PGPORT": str(port),
             "PGUSER": "postgres",
             "PGDATABASE": database,
@@ -197,9 +206,9 @@ class Server:
         }
         return self.connection.check(argv, user=self.user, stdin=text, env=env, timeout=timeout).strip()
 
-    def look(self, query: str, *, port: int) -> Any:
+    def look(self, query: str, *, port: int, socket: str | None = None) -> Any:
         """Run a query that returns one JSON value, and return that."""
-        return json.loads(self.sql(query, port=port) or "null")
+        return json.loads(self.sql(query, port=port, socket=socket) or "null")
 
     def initdb(self, locale: str) -> None:
         """Make an empty database cluster with checksums."""
