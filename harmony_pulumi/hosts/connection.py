@@ -32,7 +32,7 @@ for path; do
 done
 """
 # GNU head takes no more from a pipe than it is told to, so the next one finds the next file.
-_WRITE = """
+WRITE = """
 set -e
 umask 077
 left=$#
@@ -42,7 +42,7 @@ while [ "$left" -gt 0 ]; do
   head -c "$size" > "$path.new"
   if cmp -s "$path.new" "$path"; then rm "$path.new"; else set -- "$@" "$path.new"; fi
 done
-read -r end && [ "$end" = whole ] # It is not, when who writes has died.
+if ! { read -r end && [ "$end" = whole ]; }; then exit 1; fi # It is not, when who writes has died.
 [ $# = 0 ] || sync -d "$@"
 for new; do
   mv -f "$new" "${new%.new}"
@@ -160,7 +160,7 @@ class Connection(ABC):
         """
         sizes = [word for path, text in texts.items() for word in (path, str(len(text.encode())))]
         stdin = "".join((*texts.values(), "whole\n"))
-        return self.check(["sh", "-c", _WRITE, "sh", *sizes], user=user, stdin=stdin).splitlines()
+        return self.check(["sh", "-c", WRITE, "sh", *sizes], user=user, stdin=stdin).splitlines()
 
     def append_file(self, path: str, text: str, *, user: str | None = None) -> None:
         """Append whole lines to a file."""

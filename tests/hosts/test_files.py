@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts import connection
 from harmony_pulumi.hosts.connection import LocalConnection
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -103,3 +104,13 @@ def test_a_writer_that_dies_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         assert time.monotonic() < end, "the shell that writes outlived its parent"
         time.sleep(0.02)
     assert path.read_text(encoding="utf-8") == "old"
+
+
+def test_what_does_not_come_whole_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old", encoding="utf-8")
+    for given in (b"x" * 10, b"x" * 500, b"x" * 1000, b"x" * 1000 + b"who"):
+        argv = ["sh", "-c", connection.WRITE, "sh", str(path), "1000"]
+        done = subprocess.run(argv, input=given, capture_output=True, check=False, timeout=10)
+        assert done.returncode != 0
+        assert path.read_text(encoding="utf-8") == "old"
