@@ -15,10 +15,10 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NoReturn, cast
 
 from harmony_pulumi.errors import SiteError, UnreachableError
 
@@ -61,6 +61,7 @@ wait "$command"
 # What a command is given of our environment. A server keeps its own for as long as it lives, and others can read it: no
 # passphrase, token or key of whoever runs Pulumi may be in it.
 _KEPT_VARIABLES = ("HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "XDG_STATE_HOME")
+_APPEND_SECONDS = 30
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")  # machine-id(5)
 
 
@@ -112,6 +113,16 @@ class Connection(ABC):
 
         Raises:
             SiteError: somebody else held it for `deadline` seconds.
+        """
+
+    @abstractmethod
+    def appending(self, path: str, *, user: str | None = None) -> AbstractContextManager[Callable[[str], None]]:
+        """Append texts to a file, by one process for as long as the block lasts; give what to call with each.
+
+        What it was called with is written, even if this process dies right after.
+
+        Raises:
+            SiteError: the file cannot be written.
         """
 
     @abstractmethod
@@ -221,9 +232,42 @@ class LocalConnection(Connection):
             finally:
                 stdin.close()
 
-    def _start(self, argv: Sequence[str], user: str | None, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+    @contextmanager
+    def appending(self, path: str, *, user: str | None = None) -> Generator[Callable[[str], None]]:
+        """Append texts to a file, by one process for as long as the block lasts; give what to call with each."""
+        argv = ["sh", "-c", 'umask 077 && exec cat >> "$1"', "sh", path]
+        with self._start(argv, user, None, outlives_us=True) as process:
+            stdin, stderr = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stderr)
+
+            def fail() -> NoReturn:
+                msg = f"{self.name}: cannot append to {path}: {stderr.read().decode(errors='replace').strip()}"
+                raise SiteError(msg)
+
+            def append(text: str) -> None:
+                try:
+                    stdin.write(text.encode())
+                    stdin.flush()
+                except BrokenPipeError:
+                    fail()
+
+            try:
+                yield append
+            finally:
+                with suppress(BrokenPipeError):  # Then its status tells.
+                    stdin.close()
+            if process.wait(_APPEND_SECONDS):
+                fail()
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        user: str | None,
+        env: Mapping[str, str] | None,
+        *,
+        outlives_us: bool = False,
+    ) -> subprocess.Popen[bytes]:
         # A base backup must not go on into a directory that the next run has taken over.
-        command = ["setpriv", "--pdeathsig", "KILL"]
+        command = ["setpriv", *([] if outlives_us else ["--pdeathsig", "KILL"])]
         home = None
         if user and user != _login_name():
             account = _account(user)

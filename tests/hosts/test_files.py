@@ -114,3 +114,29 @@ def test_what_does_not_come_whole_is_not_written(tmp_path: Path) -> None:
         done = subprocess.run(argv, input=given, capture_output=True, check=False, timeout=10)
         assert done.returncode != 0
         assert path.read_text(encoding="utf-8") == "old"
+
+
+def test_what_is_appended_is_there_even_if_the_writer_dies_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    program = (
+        "import os, signal, sys\n"
+        "from harmony_pulumi.hosts.connection import LocalConnection\n"
+        "with LocalConnection().appending(sys.argv[1]) as append:\n"
+        "    append('one\\n')\n"
+        "    append('two\\n')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    for _ in range(2):
+        argv = [sys.executable, "-c", program, str(path)]
+        done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=False, timeout=30)
+        assert done.returncode == -signal.SIGKILL
+    end = time.monotonic() + 10
+    while path.read_text(encoding="utf-8") != "one\ntwo\n" * 2:
+        assert time.monotonic() < end, path.read_text(encoding="utf-8")
+        time.sleep(0.02)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_cannot_be_appended_to_is_said_to_be_so(here: LocalConnection, tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match=f"cannot append to {tmp_path}: .*directory"), here.appending(str(tmp_path)):
+        pass

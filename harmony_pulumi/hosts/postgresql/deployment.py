@@ -130,8 +130,11 @@ class Deployment:
     def _alone(self) -> Generator[None]:
         """Keep every other operation on this server out: that of a run which was killed may still be at work."""
         layout = self.layout()
-        with self.connection.holding(layout.lock, user=self.user, deadline=_LOCK_DEADLINE):
-            self.journal.write_to(lambda lines: self.connection.append_file(layout.events, lines, user=self.user))
+        with (
+            self.connection.holding(layout.lock, user=self.user, deadline=_LOCK_DEADLINE),
+            self.connection.appending(layout.events, user=self.user) as append,
+        ):
+            self.journal.write_to(append)
             yield
 
     def _make(self, server: Server, marker: Marker, existing: adoption.Existing | None) -> Mapping[str, Any]:
