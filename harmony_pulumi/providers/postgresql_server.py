@@ -185,7 +185,7 @@ class PostgreSQLServer(Resource, module="harmony", name="PostgreSQLServer"):
         """Declare the server. `props` is what `deploy_server` makes of a configuration."""
         outputs = (
             "endpoint data_directory event_log postgresql_version system_identifier identity ca_certificate "
-            "replication_certs credentials site status root mount incarnation plan"
+            "replication_certs credentials site status root mount incarnation revision plan"
         )
         super().__init__(
             PostgreSQLServerProvider(),

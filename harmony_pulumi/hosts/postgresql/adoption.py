@@ -369,6 +369,12 @@ def _in_lines(names: Sequence[str]) -> list[str]:
 
 
 def _change(name: str, found: str, value: object) -> str:
+    if name == "unix_socket_directories":
+        before, after = files.folders_in(found), files.folders_in(files.setting_text(value))
+        if set(before) < set(after):  # Said in full, it would be too long for Pulumi to show.
+            return (
+                f"{name}: {', '.join(folder for folder in after if folder not in before)} comes first, the rest stays"
+            )
     return f"{name}: {_spoken(name, found)} becomes {_spoken(name, files.setting_text(value))}"
 
 

@@ -156,6 +156,7 @@ class Deployment:
         else:
             self._populate(server, marker, credentials)
         marker.state, marker.incarnation = "ready", secrets.token_hex(8)
+        marker.revision = marker.incarnation
         self._write_marker(server, marker)
         return self.outputs(server, marker, credentials)
 
@@ -562,7 +563,7 @@ class Deployment:
             self._start(server, settled)
             self._write_marker(server, settled)
             raise
-        marker.state = "ready"
+        marker.state, marker.revision = "ready", secrets.token_hex(8)
         self._write_marker(server, marker)
 
     def _apply(self, server: Server, port: int) -> None:
@@ -650,6 +651,7 @@ class Deployment:
             "endpoint": {"host": host["address"], "port": marker.port},
             "root": self.root,
             "incarnation": marker.incarnation,
+            "revision": marker.revision,
             "mount": mount_of(self.connection, self.root),
             "data_directory": server.layout.data,
             "event_log": server.layout.events,

@@ -29,6 +29,8 @@ class Marker:
     system_identifier: str = ""
     incarnation: str = ""
     """Of the deployment that has it, to tell that from one before."""
+    revision: str = ""
+    """Of its last change, to tell one that the engine did not live to record."""
     format: int = 1
 
     @classmethod

@@ -247,11 +247,14 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
             )
             return [("host.user", message)]
         root = root_of(connection, new)
-        marker = Marker.read(connection, root, user) if connection.exists(root, user) else None
     except UnreachableError:
         raise
     except SiteError as error:
         return [("directory", str(error))]
+    try:
+        marker = Marker.read(connection, root, user) if connection.exists(root, user) else None
+    except SiteError as error:
+        return room_problems(connection, root, user) or [("directory", str(error))]
     ours = marker is not None and marker.owner == new["owner"]
     if not old and marker is not None and ours:
         findings += _kept_problems(connection, new, root, marker)
@@ -379,8 +382,8 @@ def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> s
     server = Server(connection, Layout(state["root"], marker.data), Binaries("", marker.version), user)
     if server.running_pid() is None:
         return f"stopped: no server process in {marker.data}; `pulumi up` starts it"
-    if marker.state == "changing":
-        return "half-changed: a change of its configuration was cut off; `pulumi up` finishes it"
+    if marker.state == "changing" or marker.revision != state["revision"]:
+        return "half-changed: a change of its configuration was cut off; `pulumi up` brings it to what is declared"
     if state.get("source") and has_lost_its_source(
         replace(server, binaries=choose_binaries(connection, marker.major)), marker.port
     ):
