@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         PostgreSQLConfig,
     )
     from harmony_pulumi.errors import CapabilityError, InputError, Problem, SiteError
-    from harmony_pulumi.failover import FailoverTopology
+    from harmony_pulumi.failover import Active, FailoverTopology
     from harmony_pulumi.topologies.base import HigherOrderTopology, Topology
     from harmony_pulumi.topologies.linux_host import LinuxHostTopology
 
@@ -50,13 +50,14 @@ _HOMES = {
         "PostgreSQLConfig",
     ),
     "errors": ("CapabilityError", "InputError", "Problem", "SiteError"),
-    "failover": ("FailoverTopology",),
+    "failover": ("Active", "FailoverTopology"),
     "topologies.base": ("HigherOrderTopology", "Topology"),
     "topologies.linux_host": ("LinuxHostTopology",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Active",
     "Authentication",
     "Capability",
     "CapabilityError",

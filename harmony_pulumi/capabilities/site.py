@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any, Protocol, TypedDict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from harmony_pulumi.errors import SiteError
 
@@ -40,6 +41,53 @@ class Slot(TypedDict):
     """`reserved`, `extended`, `unreserved` or `lost`: PostgreSQL, "pg_replication_slots"."""
 
 
+class Token(TypedDict):
+    """What a clean stop of a primary proves: whoever has replayed this has everything that was ever committed."""
+
+    system_identifier: str
+    timeline: int
+    lsn: str
+    """Where the shutdown checkpoint begins, the last record that the primary wrote."""
+    record: str
+    """That record, as pg_waldump shows it: a standby has this very record, or another history."""
+
+
+class Operation(TypedDict):
+    """A role change that is under way, as the sites of both members keep it until it has ended."""
+
+    id: str
+    """Unique: no token of one operation is taken for another's."""
+    kind: str
+    """`switchover`."""
+    epoch: int
+    """The epoch that it is to establish."""
+    source: str
+    """The role of the member that steps down."""
+    target: str
+    """The role of the member that takes over."""
+    operator: str
+    """Who began it, where, and when."""
+    prepared: bool
+    token: Token | None
+    """Of the member that has stepped down."""
+    given_up: str
+    """Why it is being taken back; empty if it is not."""
+
+
+class Roles(TypedDict):
+    """What a site was last told of its pair. It never takes a lower epoch for it."""
+
+    pair: str
+    """`<project>/<stack>/<resource>`."""
+    epoch: int
+    """Of the last role change; 0 for the roles that the members were deployed with."""
+    active: str
+    """The role of the member that is to be active."""
+    me: str
+    """This member's own role."""
+    operation: Operation | None
+
+
 class Observation(TypedDict):
     """What was seen of one server."""
 
@@ -66,6 +114,32 @@ class Observation(TypedDict):
     slots: list[Slot]
     certificates: dict[str, str]
     """When each expires, ISO 8601, by the name of its file."""
+    left_as: str
+    """Of one that is stopped: what it would start as, `primary` or `standby`; else empty."""
+    ended_cleanly: bool
+    """Of one that is stopped: whether all it had acknowledged is in its shutdown checkpoint."""
+    roles: Roles | None
+    """What it was last told; None if nothing, which is as epoch 0."""
+
+
+class Survey(TypedDict):
+    """What decides whether one server can take another's place. Gathered before roles move, not at every look."""
+
+    major: int
+    build: Mapping[str, str]
+    """What a data directory is bound to: block sizes, alignment, catalogue version: PostgreSQL, "pg_controldata"."""
+    extensions: Mapping[str, list[str]]
+    """By database: the extensions in use."""
+    available: list[str]
+    """The extensions whose files are installed."""
+    collations: Mapping[str, list[str]]
+    """By database: its collation's version as recorded and as the system now has it, where both are known."""
+    limits: Mapping[str, int]
+    """The settings that a standby must have at least as high as its primary: PostgreSQL, "Hot Standby"."""
+    logical_slots: list[str]
+    """Logical slots that would not survive: those that are not failover slots of PostgreSQL 17 and newer."""
+    free_bytes: int
+    """On the disk of the data directory."""
 
 
 class PostgreSQLSite(Protocol):
@@ -87,6 +161,102 @@ class PostgreSQLSite(Protocol):
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits on this primary wait for one of these replicas; with none, for nobody."""
         ...
+
+
+@runtime_checkable
+class RoleSite(PostgreSQLSite, Protocol):
+    """A server whose role orchestration can move.
+
+    Each act may be cut off anywhere and called again. All but `survey` are called within `alone`.
+    """
+
+    def alone(self, operator: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Keep every other operation out, until the block ends or this process dies, however it dies.
+
+        Gives what to record whole lines with meanwhile: faster than `record`, since clients wait as roles move.
+
+        Raises:
+            SiteError: somebody else is at work; the message says who.
+        """
+        ...
+
+    def survey(self) -> Survey:
+        """Look at what decides whether this running server can take another's place, or follow it."""
+        ...
+
+    def events(self) -> str:
+        """Return the site's log of events: JSON, an object a line."""
+        ...
+
+    def tell(self, roles: Roles) -> None:
+        """Keep what the pair's roles are, on disk, and refuse a lower epoch, or another pair's.
+
+        Raises:
+            SiteError: it was told a higher epoch, or is of another pair.
+        """
+        ...
+
+    def prepare(self, follower: str) -> None:
+        """Get ready to lead: keep WAL from here on for the member that `follower`, its slot, names."""
+        ...
+
+    def ease(self) -> None:
+        """Get ready to step down fast: on a primary, a checkpoint."""
+        ...
+
+    def demote(self) -> Token:
+        """Step down: stop cleanly, and never start as a primary again unless reinstated. Clients are disconnected.
+
+        Called again, returns the same token.
+
+        Raises:
+            SiteError: it did not end cleanly, or is a standby: there is no token.
+        """
+        ...
+
+    def reinstate(self) -> None:
+        """Take a demotion back: be the primary again. Must be called only while nobody else was promoted."""
+        ...
+
+    def verify(self, token: Token, *, deadline: float) -> None:
+        """Wait until this standby has replayed a token, and compare its history with the token's.
+
+        Raises:
+            SiteError: it has not, within `deadline` seconds, or it has another history.
+        """
+        ...
+
+    def promote(self) -> None:
+        """Become the primary, and return once writes are accepted. A running primary stays what it is.
+
+        Raises:
+            SiteError: it was not told that it is to be active.
+        """
+        ...
+
+    def offer(self) -> Mapping[str, Any]:
+        """Return what a standby needs to follow: `endpoint`, `certs`, `system_identifier`, `limits`. Secret."""
+        ...
+
+    def follow(self, source: Mapping[str, Any]) -> None:
+        """Be a standby of what another site offers, and start. Does not wait until it streams."""
+        ...
+
+    def forget(self, follower: str) -> None:
+        """Stop keeping WAL for a member by its slot, as it leads now."""
+        ...
+
+
+def roles_of(site: PostgreSQLSite, name: str) -> RoleSite:
+    """Return a site as one whose role can be moved.
+
+    Raises:
+        SiteError: it is not one; a pair inside a pair is none yet.
+    """
+    if not isinstance(site, RoleSite):
+        msg = f"the roles of {name} cannot be moved: it is a {type(site).__name__}, not a server"
+        raise SiteError(msg)
+    return site
 
 
 def load_site(handle: Mapping[str, Any]) -> PostgreSQLSite:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harmony_pulumi.failover.base import Failover
+from harmony_pulumi.failover.base import Active, Failover
 from harmony_pulumi.failover.docker import FailoverDocker
 from harmony_pulumi.failover.postgresql import FailoverPostgreSQL
 from harmony_pulumi.topologies.base import T
@@ -24,4 +24,4 @@ else:
         """A primary and a replica: provides every capability that both provide and that has a derivation."""
 
 
-__all__ = ["Failover", "FailoverDocker", "FailoverPostgreSQL", "FailoverTopology"]
+__all__ = ["Active", "Failover", "FailoverDocker", "FailoverPostgreSQL", "FailoverTopology"]

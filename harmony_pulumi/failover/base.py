@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import pulumi
 
 from harmony_pulumi.topologies.base import HigherOrderTopology, T
+
+
+@dataclass(frozen=True)
+class Active:
+    """Which member is to be active, and the number of the change that makes it so.
+
+    Roles move only if the epoch is raised by one together with them, so that an old program moves nothing back.
+    """
+
+    member: Literal["primary", "replica"]
+    epoch: int
+    """0 for the roles that the members are deployed with; each role change raises it by one."""
 
 
 class Failover(HigherOrderTopology[T]):

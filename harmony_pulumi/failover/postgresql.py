@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pulumi
@@ -19,7 +19,8 @@ from harmony_pulumi.capabilities.postgresql import (
     insist,
     uri,
 )
-from harmony_pulumi.failover.base import Failover
+from harmony_pulumi.errors import Problem
+from harmony_pulumi.failover.base import Active, Failover
 from harmony_pulumi.topologies.base import T
 
 if TYPE_CHECKING:
@@ -42,16 +43,27 @@ class FailoverPostgreSQL(Failover[T]):
         config: PostgreSQLConfig,
         *,
         replication: Replication | None = None,
+        active: Active | None = None,
     ) -> PostgreSQLPair:
         """Deploy the primary; take its certificates and endpoint; deploy the replica; wait until it streams.
 
         With `replication.source` the pair itself follows another cluster: its primary is a cascading replica.
+
+        Args:
+            name: of the database, for people.
+            config: what it is to be.
+            replication: what an outer topology says.
+            active: the member that is to be active. By default what the stack's configuration says,
+                `harmony:active: {"<topology>-<name>": {"member": "replica", "epoch": 1}}`; else the primary.
         """
         from harmony_pulumi.providers.postgresql_pair import PostgreSQLPairResource
 
         configs = _by_role(config)
         plans = {role: member.plan_postgresql(name, configs[role]) for role, member in self.members.items()}
         whole = PostgreSQLPlan.joined(list(plans.values()))
+        resource_name = f"{cast('Any', self).name}-{name}"
+        roles, role_problems = declared_active(resource_name, active)
+        whole = replace(whole, problems=(*whole.problems, *role_problems))
         insist(f"PostgreSQL {name!r} on {cast('Any', self).name!r}", whole, config)
         outer = replication or Replication()
         primary = self.primary.deploy_postgresql(
@@ -67,20 +79,27 @@ class FailoverPostgreSQL(Failover[T]):
         )
         members = {"primary": primary, "replica": replica}
         pair = PostgreSQLPairResource(
-            f"{cast('Any', self).name}-{name}",
+            resource_name,
             {
                 "name": name,
+                "pair": f"{pulumi.get_project()}/{pulumi.get_stack()}/{resource_name}",
                 "members": {
-                    role: {"site": cluster.site, "identity": cluster.identity} for role, cluster in members.items()
+                    role: {
+                        "name": cast("Any", self.members[role]).name,
+                        "site": cluster.site,
+                        "identity": cluster.identity,
+                    }
+                    for role, cluster in members.items()
                 },
-                "active": "primary",
+                "active": roles.member,
+                "epoch": roles.epoch,
                 "replication": config.replication,
                 "follows": outer.source is not None,
                 "deadline": config.deadlines.stream,
             },
             pulumi.ResourceOptions(parent=cast("Any", self), depends_on=[primary.resource, replica.resource]),
         )
-        return _pair(name, config, members, pair)
+        return _pair(name, config, members, pair, roles.member)
 
     def get_replication_certs(
         self: Failover[PostgreSQL], cluster: PostgreSQLCluster
@@ -100,6 +119,33 @@ class FailoverPostgreSQL(Failover[T]):
 def _by_role(config: PostgreSQLConfig) -> Mapping[str, PostgreSQLConfig]:
     """Return the configuration as it is for each role: a replica is a copy, and takes over no server that is there."""
     return {"primary": config, "replica": config.model_copy(update={"adopt": None})}
+
+
+def declared_active(pair: str, given: Active | None) -> tuple[Active, list[Problem]]:
+    """Return which member the program, or else the stack's configuration, wants active; and what is wrong with that.
+
+    Args:
+        pair: the name of the pair's resource, the key in the configuration.
+        given: by the program.
+    """
+    configured = (pulumi.Config("harmony").get_object("active") or {}).get(pair)
+    if configured is None:
+        found, path = given or Active("primary", 0), "active"
+    elif given is not None:
+        message = f"is in the stack's configuration (harmony:active), too; say it in one place: {given} or {configured}"
+        return given, [Problem("active", message)]
+    else:
+        path = f"harmony:active.{pair}"
+        if not isinstance(configured, Mapping) or set(configured) != {"member", "epoch"}:
+            message = f'{configured!r} is not taken; expected {{"member": "replica", "epoch": 1}}'
+            return Active("primary", 0), [Problem(path, message)]
+        found = Active(**cast("Any", configured))
+    problems: list[Problem] = []
+    if found.member not in ("primary", "replica"):
+        problems.append(Problem(f"{path}.member", f"{found.member!r} is not a member; expected 'primary' or 'replica'"))
+    if type(found.epoch) is not int or found.epoch < 0:  # A bool is an int, too, and a configuration holds anything.
+        problems.append(Problem(f"{path}.epoch", f"{found.epoch!r} is not an epoch; expected a whole number from 0 on"))
+    return found, problems
 
 
 def _only(members: Sequence[str], config: PostgreSQLConfig) -> PostgreSQLConfig:
@@ -127,6 +173,7 @@ def _pair(
     config: PostgreSQLConfig,
     members: Mapping[str, PostgreSQLCluster],
     resource: PostgreSQLPairResource,
+    active: str,
 ) -> PostgreSQLPair:
     """Return the pair as a cluster: what a client needs spans both members, the rest is the active one's."""
     first = config.declared_databases[0]
@@ -149,7 +196,7 @@ def _pair(
         site=resource.site,
         resource=resource,
         members=members,
-        active="primary",
+        active=active,
         observed_active=resource.observed_active,
         serving=resource.serving,
         lag_bytes=resource.lag_bytes,

@@ -108,11 +108,17 @@ class Connection(ABC):
         """
 
     @abstractmethod
-    def holding(self, path: str, *, user: str | None = None, deadline: float) -> AbstractContextManager[None]:
+    def holding(self, path: str, *, who: str, user: str | None = None, deadline: float) -> AbstractContextManager[None]:
         """Hold an exclusive lock on a file, until the block ends or this process dies, however it dies.
 
+        Args:
+            path: of the file; made if it is not there.
+            who: holds it, for others to read.
+            user: the OS user that the file belongs to.
+            deadline: seconds to wait for somebody else.
+
         Raises:
-            SiteError: somebody else held it for `deadline` seconds.
+            SiteError: somebody else held it for `deadline` seconds; the message says who.
         """
 
     @abstractmethod
@@ -216,15 +222,17 @@ class LocalConnection(Connection):
         return _Conversation(self.name, argv, process, on_stderr).finish(stdin, timeout)
 
     @contextmanager
-    def holding(self, path: str, *, user: str | None = None, deadline: float) -> Generator[None]:
+    def holding(self, path: str, *, who: str, user: str | None = None, deadline: float) -> Generator[None]:
         """Hold an exclusive lock on a file, until the block ends or this process dies, however it dies."""
         # The lock is held by a process that ends with its standard input, which is ours.
-        argv = ["flock", "--exclusive", "--wait", str(deadline), "--", path, "sh", "-c", "echo held; exec cat"]
+        script = 'printf "%s\\n" "$2" > "$1" && echo held && exec cat'
+        argv = ["flock", "--exclusive", "--wait", str(deadline), "--", path, "sh", "-c", script, "sh", path, who]
         with self._start(argv, user, None) as process:
             stdin, stdout, stderr = (cast("IO[bytes]", p) for p in (process.stdin, process.stdout, process.stderr))
             if stdout.readline() != b"held\n":
                 said = stderr.read().decode(errors="replace").strip()
-                found = said or f"another operation has held it for the last {deadline:g} s"
+                holder = (self.read_file(path, user) or "").strip() or "another operation"
+                found = said or f"{holder} has held it for the last {deadline:g} s"
                 msg = f"{self.name}: cannot lock {path}: {found}; let it end, or see who it is: fuser -v {path}"
                 raise SiteError(msg)
             try:

@@ -5,7 +5,10 @@ Knows no topology, no capability and no Pulumi: it is given where to show and wh
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import platform
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -18,10 +21,16 @@ Show = Callable[[str], None]
 Write = Callable[[str], None]
 
 
+def operator(operation: str) -> str:
+    """Return who does this, for others who find it under way: operation, user, host, process and time."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{operation} by {getpass.getuser()}@{platform.node()}, process {os.getpid()}, since {when}"
+
+
 class Journal:
     """Records the steps of one operation on one subject.
 
-    What is recorded before there is a place to write it is kept and written when `write_to` names one.
+    What is recorded before there is a place to write it, or while that fails, is kept and written later.
     Must not be given a secret: texts and details are shown and stored as they are.
     """
 
@@ -36,9 +45,19 @@ class Journal:
     def write_to(self, write: Write) -> None:
         """Write to `write`, which takes whole lines, from here on, and first what waited for it."""
         self._write = write
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            write("".join(waiting))
+        if self._waiting:
+            write("".join(self._waiting))
+            self._waiting = []
+
+    @contextmanager
+    def writing_to(self, write: Write) -> Generator[None]:
+        """Write to `write` for as long as the block lasts, then to where it was written before."""
+        before = self._write
+        self.write_to(write)
+        try:
+            yield
+        finally:
+            self._write = before
 
     @contextmanager
     def step(self, name: str, text: str, **detail: Any) -> Generator[None]:
@@ -48,8 +67,7 @@ class Journal:
         try:
             yield
         except BaseException as error:
-            with suppress(SiteError):  # If the record cannot be written either, the first error is the one to tell.
-                self._record(name, "failed", text, seconds=_seconds_since(began), error=str(error), **detail)
+            self._record(name, "failed", text, seconds=_seconds_since(began), error=str(error), **detail)
             raise
         self._record(name, "done", text, seconds=_seconds_since(began), **detail)
 
@@ -72,11 +90,10 @@ class Journal:
             "text": text,
             **detail,
         }
-        line = json.dumps(event, separators=(",", ":"), default=str) + "\n"
-        if self._write is None:
-            self._waiting.append(line)
-        else:
-            self._write(line)
+        self._waiting.append(json.dumps(event, separators=(",", ":"), default=str) + "\n")
+        if self._write is not None:
+            with suppress(SiteError):  # What is done must not depend on where it is recorded: that may be what failed.
+                self.write_to(self._write)
 
 
 def _seconds_since(began: float) -> float:

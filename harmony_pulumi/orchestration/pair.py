@@ -7,8 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, load_site
+from harmony_pulumi.orchestration.replication import members_of
+from harmony_pulumi.orchestration.runner import Pair
 
 KIND = "harmony_pulumi.orchestration.pair:PairSite"
+
+
+def pair_of(handle: Mapping[str, Any]) -> Pair:
+    """Return the pair of a handle, for the runner."""
+    return Pair(
+        id=str(handle["pair"]),
+        name=str(handle["name"]),
+        members=members_of(handle["members"]),
+        synchronous=bool(handle["synchronous"]),
+        deadline=float(handle["deadline"]),
+    )
+
+
+def has_roles(handle: Mapping[str, Any]) -> bool:
+    """Tell whether roles can move in a pair: it is one of servers, and follows no other cluster."""
+    return not handle.get("follows") and all("members" not in member for member in handle["members"].values())
 
 
 @dataclass(frozen=True)

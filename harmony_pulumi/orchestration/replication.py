@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite
+from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, RoleSite, load_site, roles_of
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.wait import wait_for
@@ -13,10 +14,35 @@ from harmony_pulumi.orchestration.wait import wait_for
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a pair: its role as declared, and its site."""
+    """A member of a pair: its role as declared, its site, and the handle that the site was made of."""
 
     role: str
     site: PostgreSQLSite
+    handle: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its topology's name, by which replication knows it."""
+        return str(self.handle["name"])
+
+    @property
+    def movable(self) -> RoleSite:
+        """Its site, as one whose role can be moved.
+
+        Raises:
+            SiteError: it is not one.
+        """
+        return roles_of(self.site, self.name)
+
+    @property
+    def slot(self) -> str:
+        """The replication slot by which its source keeps WAL for it."""
+        return str(self.handle["slot"])
+
+
+def members_of(handles: Mapping[str, Mapping[str, Any]]) -> dict[str, Member]:
+    """Return the members of a pair by role, of their handles."""
+    return {role: Member(role, load_site(handle), handle) for role, handle in handles.items()}
 
 
 def establish(

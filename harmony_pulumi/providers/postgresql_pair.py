@@ -1,4 +1,8 @@
-"""The Pulumi resource that orchestrates a pair: it wires the members' replication and tells who is active. Thin."""
+"""The Pulumi resource that orchestrates a pair: its roles, its wiring, and who is active. Thin.
+
+What is desired (`active`, with its `epoch`) is an input; what was seen (`observed_active`) is an output. Reading never
+writes the one from the other.
+"""
 
 from __future__ import annotations
 
@@ -6,59 +10,69 @@ from collections.abc import Mapping
 from typing import Any
 
 import pulumi
-from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from harmony_pulumi.capabilities.site import load_site
 from harmony_pulumi.errors import UnreachableError
 from harmony_pulumi.orchestration import pair
-from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.replication import Member, establish, leaders
+from harmony_pulumi.orchestration.journal import Journal, operator
+from harmony_pulumi.orchestration.replication import establish, leaders, members_of
+from harmony_pulumi.orchestration.roles import Desired, input_problem
+from harmony_pulumi.orchestration.runner import reach, steps_in_words
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
 
 class PostgreSQLPairProvider(Provider):
-    """Establishes replication between deployed members, and reads who is active."""
+    """Moves roles, establishes replication between deployed members, and reads who is active."""
 
     @clean_errors
     def check(self, _olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
-        """Keep a member's site as it was while it is not known anew and the member is the same."""
+        """Keep a member's site while it is not known anew and the member is the same; say what will be done."""
         old, new = plain(_olds), plain(news)
         members = dict(new["members"])
         for role, member in members.items():
             before = (old.get("members") or {}).get(role)
             if before and not is_known(member) and before["identity"] == member["identity"]:
                 members[role] = before
-        return CheckResult({**new, "members": members}, [])
+        new["members"] = members
+        if not old:
+            return CheckResult(new, [])
+        before, desired = _desired(old), _desired(new)
+        plan = steps_in_words(_names(new), desired.active) if before.active != desired.active else old.get("plan")
+        problem = input_problem(before, desired, _names(new))
+        failures = [CheckFailure("epoch", problem)] if problem else []
+        return CheckResult({**new, **({"plan": plan} if plan else {})}, failures)
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
-        """Tell whether the wiring is to be made anew.
+        """Tell whether anything is to be done.
 
-        What was observed is never desired, and no difference, except that a pair seen with no active member is to be
-        looked at again once its servers have been started.
+        What was observed is never desired. But where another member was seen to be active than the desired one, or
+        none, `up` is to look again: at servers that have been started, or at a drift, which it refuses.
         """
         old, new = plain(_olds), plain(_news)
-        asleep = str(old.get("observed_active")).startswith("none")
-        return DiffResult(changes=asleep or any(old.get(key) != value for key, value in new.items()))
+        drifted = old.get("observed_active") != new["active"]
+        return DiffResult(changes=drifted or any(old.get(key) != value for key, value in new.items() if key != "plan"))
 
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Wire the members and wait until the standby streams."""
         props = plain(props)
-        return CreateResult(props["name"], {**props, **_establish(props, "establish")})
+        return CreateResult(props["name"], {**props, **_reach(props, "establish")})
 
     @clean_errors
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
-        """Wire the members anew."""
+        """Move the roles if another member is to be active; wire the members anew."""
         old, new = plain(_olds), plain(_news)
-        return UpdateResult({**old, **new, **_establish(new, "establish")})
+        moved = _desired(old) != _desired(new)
+        return UpdateResult({**old, **new, **_reach(new, "switchover" if moved else "establish")})
 
     @clean_errors
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
         """See who is active. A member that cannot be reached proves nothing, so what was known of it stays."""
         state = plain(props)
         try:
-            active = leaders(_members(state), follows=state["follows"])
+            active = leaders(members_of(_handles(state)), follows=state["follows"])
         except UnreachableError as error:
             show(f"warning: {state['name']}: {error}")
             return ReadResult(id_, state)
@@ -77,32 +91,48 @@ class PostgreSQLPairProvider(Provider):
                 site.require_synchronous([])
 
 
-def _members(props: Mapping[str, Any]) -> dict[str, Member]:
-    return {role: Member(role, load_site(member["site"])) for role, member in props["members"].items()}
+def _desired(props: Mapping[str, Any]) -> Desired:
+    return Desired(props["active"], props["epoch"])
 
 
-def _establish(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
+def _names(props: Mapping[str, Any]) -> dict[str, str]:
+    return {role: member["name"] for role, member in props["members"].items()}
+
+
+def _handles(props: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {role: member["site"] for role, member in props["members"].items()}
+
+
+def _reach(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
+    handle: dict[str, Any] = {
+        "kind": pair.KIND,
+        "name": props["name"],
+        "pair": props["pair"],
+        "active": props["active"],
+        "follows": props["follows"],
+        "synchronous": props["replication"] == "synchronous",
+        "deadline": props["deadline"],
+        "members": _handles(props),
+    }
     journal = Journal(props["name"], operation, show)
-    members = _members(props)
+    members = members_of(handle["members"])
     journal.write_to(members[props["active"]].site.record)
-    seen = establish(
-        members,
-        active=props["active"],
-        synchronous=props["replication"] == "synchronous",
-        follows=props["follows"],
-        deadline=float(props["deadline"]),
-        journal=journal,
-    )
+    if pair.has_roles(handle):
+        seen = reach(pair.pair_of(handle), _desired(props), journal, by=operator(f"`pulumi` ({operation})"))
+    else:
+        seen = establish(
+            members,
+            active=props["active"],
+            synchronous=handle["synchronous"],
+            follows=props["follows"],
+            deadline=float(props["deadline"]),
+            journal=journal,
+        )
     return {
         "observed_active": props["active"],
         "serving": props["active"],
         "lag_bytes": {replica["name"]: replica["lag_bytes"] for replica in seen["replicas"]},
-        "site": {
-            "kind": pair.KIND,
-            "name": props["name"],
-            "active": props["active"],
-            "members": {role: member["site"] for role, member in props["members"].items()},
-        },
+        "site": handle,
     }
 
 

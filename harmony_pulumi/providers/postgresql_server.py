@@ -47,7 +47,8 @@ class PostgreSQLServerProvider(Provider):
         new = _bound(old, new)
         new = _with_settled_source(old, new)
         new["plan"] = inspection.plan(old, new)
-        failures = [CheckFailure(path, message) for path, message in inspection.value_problems(old, new)]
+        found = inspection.value_problems(old, new, inspection.roles_told(old))
+        failures = [CheckFailure(path, message) for path, message in found]
         try:
             failures += [CheckFailure(p, m) for p, m in inspection.site_problems(old, new)]
         except UnreachableError as error:

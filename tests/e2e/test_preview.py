@@ -19,12 +19,12 @@ PROGRAM = """
 primary = LinuxHostTopology("montreal", machine_id="{machine}")
 replica = LinuxHostTopology("toronto", machine_id="{machine}")
 site = FailoverTopology("orders", primary=primary, replica=replica)
-site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], {config}))
+site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], {config}), active={active})
 """
 
 
-def write(stack: Stack, config: str = "") -> None:
-    stack.program(PROGRAM.format(machine=HERE, config=config))
+def write(stack: Stack, config: str = "", active: str = "None") -> None:
+    stack.program(PROGRAM.format(machine=HERE, config=config, active=active))
 
 
 def normal(shown: str, stack: Stack) -> str:
@@ -71,6 +71,8 @@ def test_the_diffs_of_a_pr_check_read_well_and_hold_no_secret(stack: Stack) -> N
     shown["changed_slot_size_bound"] = stack.preview()
     write(stack, 'members={"toronto": MemberPlacement(directory="/srv/toronto")}')
     shown["replacement"] = stack.preview()
+    write(stack, active='Active("replica", epoch=1)')
+    shown["moved_roles"] = stack.preview()
 
     stack.wrapper = here
     secrets = secrets_of(stack)

@@ -111,7 +111,7 @@ def old_postgresql(folder: Path) -> str:
     """Make the programs of a PostgreSQL that is too old, and return their version."""
     folder.mkdir()
     version = f"{SUPPORTED_MAJORS[0] - 1}.22"
-    for name in ("postgres", "initdb", "pg_ctl", "pg_basebackup", "pg_controldata", "psql"):
+    for name in ("postgres", "initdb", "pg_ctl", "pg_basebackup", "pg_controldata", "pg_waldump", "psql"):
         (folder / name).write_text(f"#!/bin/sh\necho '{name} (PostgreSQL) {version}'\n")
         (folder / name).chmod(0o755)
     return version

@@ -32,8 +32,9 @@ from harmony_pulumi.hosts.postgresql.home import (
     unfit,
 )
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
+from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries, major_of
-from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.wait import wait_for
 
 _FIRST_PORT = 5432
@@ -130,8 +131,9 @@ class Deployment:
     def _alone(self) -> Generator[None]:
         """Keep every other operation on this server out: that of a run which was killed may still be at work."""
         layout = self.layout()
+        who = operator(f"`pulumi` ({self.journal.operation})")
         with (
-            self.connection.holding(layout.lock, user=self.user, deadline=_LOCK_DEADLINE),
+            self.connection.holding(layout.lock, who=who, user=self.user, deadline=_LOCK_DEADLINE),
             self.connection.appending(layout.events, user=self.user) as append,
         ):
             self.journal.write_to(append)
@@ -151,10 +153,12 @@ class Deployment:
         self.configure(server, marker)
         self._start(server, marker)
         credentials = self._credentials(server, marker)
-        if self.props.get("source"):
+        if self._is_to_lead(server):
+            self._populate(server, marker, credentials)
+        elif self.props.get("source"):
             self._follow(server, marker, fresh=fresh)
         else:
-            self._populate(server, marker, credentials)
+            self.journal.note("is a standby, as its pair's roles have it: they are left alone", step="roles")
         marker.state, marker.incarnation = "ready", secrets.token_hex(8)
         marker.revision = marker.incarnation
         self._write_marker(server, marker)
@@ -178,12 +182,22 @@ class Deployment:
                 )
                 raise SiteError(msg)
 
-    def _refuse_second_primary(self, server: Server) -> None:
-        """Refuse to start a primary while another member may be one: it was promoted by hand, say."""
-        if self.connection.exists(f"{server.layout.data}/standby.signal", self.user):
+    def _guard(self, server: Server) -> None:
+        """Let nothing start as a primary that is not to be one; refuse where that cannot be told.
+
+        What the sites were told of their pair counts. Beside a member that may be a primary, too, promoted by hand say,
+        nothing is started.
+        """
+        if self.connection.exists(server.layout.standby_signal, self.user):
             return
+        mine = read_roles(self.connection, server.layout.roles, self.user)
         for peer, root, held in self._peers_here():
-            if held.state != "making" and not self.connection.exists(f"{held.data}/standby.signal", self.user):
+            layout = Layout(root, held.data)
+            theirs = read_roles(self.connection, layout.roles, self.user)
+            # At epoch 0 the program's declaration counts, which may have been changed after a promotion by hand.
+            if mine and theirs and mine["pair"] == theirs["pair"] and theirs["epoch"] > mine["epoch"]:
+                mine["epoch"], mine["active"] = theirs["epoch"], theirs["active"]
+            elif held.state != "making" and not self.connection.exists(layout.standby_signal, self.user):
                 msg = (
                     f"{self.connection.name}: {server.layout.data} is that of a primary, and so is {held.data} of "
                     f"{peer}: started side by side, both would accept writes. Find out which one has the data that "
@@ -191,6 +205,12 @@ class Deployment:
                     f"{root}), and have the program declare the first as the primary"
                 )
                 raise SiteError(msg)
+        if not is_to_lead(mine, self.props.get("source")):
+            if mine is None or not mine["epoch"]:
+                return  # A copy that is just being made has its signal; a kept one was looked at before.
+            text = f"another member is active at epoch {mine['epoch']}: starting as a standby, which accepts no writes"
+            self.journal.note(text, step="guard", state="warning")
+            server.write({server.layout.standby_signal: ""})
 
     def _peers_here(self) -> Generator[tuple[str, str, Marker]]:
         """Iterate over the names, folders and markers of the other members that are on this machine."""
@@ -347,11 +367,10 @@ class Deployment:
         for name, pair in pairs.items():  # The key last: a pair that was cut off has no key and is made anew.
             texts |= {f"{name}.crt": pair.certificate, f"{name}.key": pair.key}
         texts["trusted.crt"] = authority.certificate
+        paths = {f"{server.layout.tls}/{name}": text for name, text in texts.items()}
         if source := self.props.get("source"):
-            texts["source-ca.crt"] = source["certs"]["ca_certificate"]
-            texts["source-client.crt"] = source["certs"]["client_certificate"]
-            texts["source-client.key"] = source["certs"]["client_key"]
-        server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
+            paths |= files.source_certificates(source["certs"], server.layout)
+        server.write(paths)
 
     def _key_pairs(self, server: Server) -> dict[str, certificates.KeyPair]:
         """Return the key pairs that are there, of `ca`, `server` and `replication`."""
@@ -407,7 +426,7 @@ class Deployment:
         layout, source, settings = server.layout, self.props.get("source"), self.props["settings"]
         names = ("adopted.conf", "adopted_hba.conf", "adopted_ident.conf", "limits.conf", "replication.conf")
         there = server.read(layout.config, names)
-        if source:
+        if not self._is_to_lead(server):
             limits = files.settings_config(files.limits(server.control_data(), settings))
         else:  # One that was promoted keeps what it had as a standby, where the program is silent.
             limits = files.without_settings(there["limits.conf"] or files.HEADER, {name.lower() for name in settings})
@@ -473,7 +492,7 @@ class Deployment:
                     raise
             else:
                 return
-        self._refuse_second_primary(server)
+        self._guard(server)
         for left in reversed(range(_PORT_TRIES)):
             try:
                 with self.journal.step("start", f"starting PostgreSQL {server.binaries.version} on port {marker.port}"):
@@ -491,8 +510,8 @@ class Deployment:
         names = ", ".join(database["name"] for database in self.props["databases"])
         if server.look("SELECT to_json(pg_is_in_recovery())", port=marker.port):
             msg = (
-                f"{self.connection.name}: the server in {self.root} is a standby, and the program declares it as the "
-                f"primary; roles are moved by orchestration, not by deployment"
+                f"{self.connection.name}: the server in {self.root} is a standby, and is to be the primary; roles are "
+                f"moved by orchestration, not by deployment: see `harmony status`"
             )
             raise SiteError(msg)
         content = adoption.look_inside(server, self.props["databases"], port=marker.port)
@@ -537,13 +556,17 @@ class Deployment:
             self._refuse_altered(server, marker)
             self._change(server, marker)
             credentials = self._credentials(server, marker)
-            if self.props.get("source") is None:
+            if self._is_to_lead(server):
                 self._populate(server, marker, credentials)
-            else:
+            elif self.props.get("source"):
                 self._follow(server, marker, fresh=False)
                 if self._following(server).has_caught_up(marker.port) and self.configure(server, marker):
                     self._start(server, marker)  # The primary's limits were lowered, and that is known here by now.
             return self.outputs(server, marker, credentials)
+
+    def _is_to_lead(self, server: Server) -> bool:
+        """Tell whether the server is to be a primary: roles may have moved since it was deployed."""
+        return is_to_lead(read_roles(self.connection, server.layout.roles, self.user), self.props.get("source"))
 
     def _change(self, server: Server, marker: Marker) -> None:
         """Write the configuration and have it take effect; if it cannot, put back the one that did."""
@@ -619,7 +642,7 @@ class Deployment:
             return server
         with self.journal.step("stop", "stopping PostgreSQL"):
             server.stop(self._deadline("start"))
-        if self.props.get("source"):
+        if self.props.get("source") and not self._is_to_lead(server):
             self._following(server).leave()
         return server
 

@@ -201,16 +201,26 @@ def limits(control: Mapping[str, str], settings: Mapping[str, object]) -> dict[s
         settings: those of the program.
     """
     declared = {name.lower(): value for name, value in settings.items()}
-    needed: dict[str, object] = {}
-    for name, label in _LIMITS.items():
-        known = setting(name)
-        default = known.default if known else None
-        configured = quantity(name, setting_text(declared.get(name, default))) or 0
-        if (least := int(control[label])) > configured:
-            needed[name] = least
+    needed = raised({name: int(control[label]) for name, label in _LIMITS.items()}, declared)
     # It would start with less, but once promoted it could no longer serve the logical subscribers of its primary.
     if control["wal_level setting"] == "logical" and declared.get("wal_level") != "logical":
         needed["wal_level"] = "logical"
+    return needed
+
+
+def raised(least: Mapping[str, int], declared: Mapping[str, object]) -> dict[str, object]:
+    """Return the limits that are configured lower than they must be, as they must be.
+
+    Args:
+        least: by the setting's name.
+        declared: the settings of the program, by their names in lower case.
+    """
+    needed: dict[str, object] = {}
+    for name, value in least.items():
+        known = setting(name)
+        default = known.default if known else None
+        if value > (quantity(name, setting_text(declared.get(name, default))) or 0):
+            needed[name] = value
     return needed
 
 
@@ -245,6 +255,15 @@ def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str
         "connect_timeout": 10,
     }
     return " ".join(f"{key}={quote_conninfo(value)}" for key, value in words.items())
+
+
+def source_certificates(certs: Mapping[str, str], layout: Layout) -> dict[str, str]:
+    """Return the files by which a replica connects to its source, by their paths."""
+    return {
+        f"{layout.tls}/source-ca.crt": certs["ca_certificate"],
+        f"{layout.tls}/source-client.crt": certs["client_certificate"],
+        f"{layout.tls}/source-client.key": certs["client_key"],
+    }
 
 
 def hba(networks: Sequence[str], adopted: str) -> str:
@@ -324,6 +343,25 @@ def extensions_sql(extensions: Sequence[str]) -> str:
     return "".join(f"CREATE EXTENSION IF NOT EXISTS {quote_identifier(name)};\n" for name in extensions)
 
 
-def replayed_sql(lsn: str) -> str:
-    """Return SQL that tells, as JSON, whether a standby has replayed everything before an LSN."""
-    return f"SELECT to_json(coalesce(pg_last_wal_replay_lsn() >= {quote_literal(lsn)}::pg_lsn, false))"
+def make_slot_sql(name: str) -> str:
+    """Return SQL that makes a physical slot, which keeps WAL from here on, unless it is there."""
+    slot = quote_literal(name)
+    missing = f"NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {slot})"
+    return f"SELECT pg_create_physical_replication_slot({slot}, true) WHERE {missing};\n"
+
+
+def drop_slot_sql(name: str) -> str:
+    """Return SQL that drops a slot, if it is there."""
+    there = f"FROM pg_replication_slots WHERE slot_name = {quote_literal(name)}"
+    return f"SELECT pg_drop_replication_slot(slot_name) {there};\n"
+
+
+def replayed_sql(lsn: str, *, record: bool = False) -> str:
+    """Return SQL that tells, as JSON, whether a standby has replayed everything before an LSN.
+
+    Args:
+        lsn: where.
+        record: whether it must have replayed the record that begins there, too.
+    """
+    operator = ">" if record else ">="
+    return f"SELECT to_json(coalesce(pg_last_wal_replay_lsn() {operator} {quote_literal(lsn)}::pg_lsn, false))"

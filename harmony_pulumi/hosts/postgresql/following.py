@@ -73,7 +73,7 @@ class Following:
         where = f"{self._source['endpoint']['host']}:{int(self._source['endpoint']['port'])}"
         with self.journal.step("clone", f"copying the data from {where} over TLS", slot=self._slot):
             self.server.base_backup(self._conninfo, self._slot, deadline=deadline, on_progress=progress)
-            self.server.write({f"{self.server.layout.data}/standby.signal": ""})
+            self.server.write({self.server.layout.standby_signal: ""})
             self._forget_foreign_settings()
 
     def _insist_on_room(self, kilobytes: int) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
+from harmony_pulumi.hosts.postgresql.layout import Layout
+from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import major_of
 
 
@@ -115,13 +117,21 @@ def unfit(marker: Marker, props: Mapping[str, Any]) -> str | None:
 
 
 def role_problem(connection: Connection, props: Mapping[str, Any], root: str, user: str, marker: Marker) -> str | None:
-    """Return why a data directory is not started in the role that is declared: two primaries could come of it."""
-    has = "standby" if connection.exists(f"{marker.data}/standby.signal", user) else "primary"
-    declared = "standby" if props.get("source") else "primary"
-    if has == declared:
+    """Return why a data directory is not started in the role that is wanted: two primaries could come of it.
+
+    What its site was told of its pair counts, if it was told anything; else what the program declares.
+    """
+    layout = Layout(root, marker.data)
+    roles = read_roles(connection, layout.roles, user)
+    has = "standby" if connection.exists(layout.standby_signal, user) else "primary"
+    wanted = "primary" if is_to_lead(roles, props.get("source")) else "standby"
+    if has == wanted:
         return None
+    if roles and roles["epoch"]:
+        by = f"its site was told, at epoch {roles['epoch']}, that it is to be a {wanted}"
+        return f"{marker.data} was left as a {has}, and {by}. See `harmony status`, then finish what was begun"
     return (
-        f"{marker.data} was left as a {has}, and the program declares a {declared}. Roles are moved by orchestration, "
+        f"{marker.data} was left as a {has}, and the program declares a {wanted}. Roles are moved by orchestration, "
         f"not by deployment: declare the roles as they were left, or move {root} away to have it copied anew"
     )
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from harmony_pulumi.capabilities.postgresql_facts import password_problem
 from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quantity
+from harmony_pulumi.capabilities.site import Roles
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption, files
@@ -26,6 +27,7 @@ from harmony_pulumi.hosts.postgresql.home import (
     unfit,
 )
 from harmony_pulumi.hosts.postgresql.layout import Layout, socket_problem
+from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
 
 _LEAST_DISK_MB = 512
@@ -192,17 +194,29 @@ def _identities_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(isinstance(text, str) for text in identities) and identities[0] != identities[1]
 
 
-def value_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Finding]:
-    """Return what is wrong with a change, told from the old and new inputs alone."""
+def roles_told(old: Mapping[str, Any]) -> Roles | None:
+    """Return what the site of a deployed server was told of its pair; None if nothing, or if it cannot be asked."""
+    if not old:
+        return None
+    try:
+        connection = connect(old["host"])
+        return read_roles(connection, Layout(old["directory"], "").roles, os_user(connection, old["host"]))
+    except SiteError:
+        return None  # Whether that is worth a word, `site_problems` tells.
+
+
+def value_problems(old: Mapping[str, Any], new: Mapping[str, Any], roles: Roles | None) -> list[Finding]:
+    """Return what is wrong with a change, told from the old and new inputs, and from what its site was told."""
     findings: list[Finding] = []
     if _identities_differ(old, new):
         change = f"this change replaces the server ({old['identity']} becomes {new['identity']})"
         # A standby that was promoted keeps its folder and its data: only what it follows changes.
         same_home = old["identity"].partition(" source=")[0] == new["identity"].partition(" source=")[0]
-        if new.get("peers") and not new.get("source") and not same_home:
+        if new.get("peers") and is_to_lead(roles, new.get("source")) and not same_home:
+            instead = "a copy of a standby" if new.get("source") else "an empty database"
             message = (
-                f"{change}, which is the active member: an empty database would serve in its place. Take the change "
-                f"back, or make another member active first"
+                f"{change}, which is the active member: {instead} would serve in its place. Take the change back, or "
+                f"make another member active first"
             )
             findings.append(("identity", message))
         if old.get("on_destroy") == "delete":
@@ -384,8 +398,11 @@ def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> s
         return f"stopped: no server process in {marker.data}; `pulumi up` starts it"
     if marker.state == "changing" or marker.revision != state["revision"]:
         return "half-changed: a change of its configuration was cut off; `pulumi up` brings it to what is declared"
-    if state.get("source") and has_lost_its_source(
-        replace(server, binaries=choose_binaries(connection, marker.major)), marker.port
+    roles = read_roles(connection, server.layout.roles, user)
+    if (
+        state.get("source")
+        and not is_to_lead(roles, state["source"])
+        and has_lost_its_source(replace(server, binaries=choose_binaries(connection, marker.major)), marker.port)
     ):
         return "left behind: its source no longer has the WAL that it needs; `pulumi up` copies it anew"
     return "running"

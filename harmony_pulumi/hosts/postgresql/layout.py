@@ -25,6 +25,16 @@ class Layout:
         return f"{self.root}/harmony.json"
 
     @property
+    def roles(self) -> str:
+        """What the site was told of its pair's roles: JSON, a `Roles`."""
+        return f"{self.root}/roles.json"
+
+    @property
+    def standby_signal(self) -> str:
+        """The file that makes the server start as a standby: PostgreSQL, "Standby Server Operation"."""
+        return f"{self.data}/standby.signal"
+
+    @property
     def credentials(self) -> str:
         """Passwords by role, JSON, mode 0600."""
         return f"{self.root}/credentials.json"

@@ -28,8 +28,21 @@ for postgres in "$(command -v postgres)" /usr/lib/postgresql/*/bin/postgres /usr
   [ -x "$postgres" ] || continue
   postgres=$(readlink -f "$postgres")
   bin=${postgres%/*}
-  for tool in initdb pg_ctl pg_basebackup pg_controldata psql; do [ -x "$bin/$tool" ] || continue 2; done
+  for tool in initdb pg_ctl pg_basebackup pg_controldata pg_waldump psql; do [ -x "$bin/$tool" ] || continue 2; done
   echo "$bin $("$bin/pg_ctl" --version)" # postgres says the same, and takes ten times as long
+done
+"""
+
+_LEFT_BEHIND = re.compile("Is another postmaster .* running in data directory|pre-existing shared memory block")
+"""What PostgreSQL says, untranslated, while there is something left of a server that was killed: its children, say."""
+_LEFT_BEHIND_DEADLINE = 30
+_STOP = """
+kill -INT "$1" || exit 0
+left=$3
+while [ -e "$2" ] && kill -0 "$1" 2>/dev/null; do
+  [ "$left" -gt 0 ] || { echo "the server (process $1) has not ended" >&2; exit 1; }
+  left=$((left - 1))
+  sleep 0.01
 done
 """
 
@@ -150,22 +163,39 @@ class Server:
     def start(self, deadline: float) -> None:
         """Start the server as a daemon and wait until it accepts connections.
 
+        While there is something left of one that was killed a moment ago, its children say, it is waited for.
+
         Raises:
             SiteError: it did not start; the message holds the end of its log.
         """
+        refused = wait_for(
+            f"{self.connection.name}: the end of what is left of the server in {self.layout.root}",
+            lambda: self._try_to_start(deadline),
+            lambda said: not _LEFT_BEHIND.search(said),
+            deadline=_LEFT_BEHIND_DEADLINE,
+            advice="Something still uses its data directory: see what, and end that.",
+        )
+        if refused:
+            raise SiteError(refused)
+
+    def _try_to_start(self, deadline: float) -> str:
+        """Start the server; return why it did not start, or nothing."""
         size = self.log_size()
         argv = [self.program("pg_ctl"), "start", "-D", self.layout.config, "-l", self.layout.log, "-s", "-w"]
         done = self.connection.run([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
-        if done.status:
-            said = f"{done.stderr.strip()} {self.log_since(size).strip()[-1500:]}"
-            msg = f"{self.connection.name}: the server in {self.layout.root} did not start: {said}"
-            raise SiteError(msg)
+        if not done.status:
+            return ""
+        said = f"{done.stderr.strip()} {self.log_since(size).strip()[-1500:]}"
+        return f"{self.connection.name}: the server in {self.layout.root} did not start: {said}"
 
     def stop(self, deadline: float) -> None:
         """Stop the server cleanly: clients are disconnected, everything is on disk, replicas have it."""
-        if self.running_pid() is not None:
-            argv = [self.program("pg_ctl"), "stop", "-D", self.layout.data, "-m", "fast", "-s", "-w"]
-            self.connection.check([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
+        pid = self.running_pid()
+        if pid is not None:
+            # As `pg_ctl stop -m fast` does, which looks ten times a second: clients may wait for this.
+            file = f"{self.layout.data}/postmaster.pid"
+            argv = ["sh", "-c", _STOP, "sh", str(pid), file, str(int(deadline * 100))]
+            self.connection.check(argv, user=self.user, timeout=deadline + 15)
 
     def reload(self) -> None:
         """Have the server read its files again."""
@@ -206,9 +236,18 @@ class Server:
         }
         return self.connection.check(argv, user=self.user, stdin=text, env=env, timeout=timeout).strip()
 
-    def look(self, query: str, *, port: int, socket: str | None = None) -> Any:
+    def look(self, query: str, *, port: int, database: str = "postgres", socket: str | None = None) -> Any:
         """Run a query that returns one JSON value, and return that."""
-        return json.loads(self.sql(query, port=port, socket=socket) or "null")
+        return json.loads(self.sql(query, port=port, database=database, socket=socket) or "null")
+
+    def wal_record(self, timeline: int, lsn: str) -> str:
+        """Return the WAL record at an LSN, as pg_waldump shows it: type, length, links and content.
+
+        Raises:
+            SiteError: there is none.
+        """
+        argv = [self.program("pg_waldump"), "-p", f"{self.layout.data}/pg_wal", "-t", str(timeline), "-s", lsn]
+        return self.connection.check([*argv, "-n", "1"], user=self.user, env={"LC_ALL": "C"}).strip()
 
     def initdb(self, locale: str) -> None:
         """Make an empty database cluster with checksums."""

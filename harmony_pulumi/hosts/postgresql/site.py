@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.site import Observation
+from harmony_pulumi.capabilities.site import Observation, Roles, Survey, Token
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout
+from harmony_pulumi.hosts.postgresql.roles import read_roles, refusal
 from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
+from harmony_pulumi.orchestration.wait import wait_for
 
 _CERTIFICATES = ("ca", "server", "replication", "source-client")
 _LOOK = """
@@ -43,12 +47,51 @@ SELECT json_build_object(
 FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END AS lsn) sent
 """
 
+_DATABASES = "SELECT json_agg(datname ORDER BY datname) FROM pg_database WHERE datallowconn AND datname <> 'template1'"
+_IN_DATABASE = "SELECT json_agg(extname ORDER BY extname) FROM pg_extension"
+_AVAILABLE = "SELECT json_agg(name ORDER BY name) FROM pg_available_extensions"
+_COLLATIONS = """
+SELECT coalesce(json_object_agg(datname, json_build_array(datcollversion, actual)), '{}') FROM (
+  SELECT datname, datcollversion, pg_database_collation_actual_version(oid) AS actual FROM pg_database) d
+WHERE datcollversion IS NOT NULL AND actual IS NOT NULL
+"""
+_LIMITS = """
+SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('max_connections',
+  'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
+"""
+_LOGICAL_SLOTS = (
+    "SELECT coalesce(json_agg(slot_name ORDER BY slot_name), '[]') FROM pg_replication_slots "
+    "WHERE slot_type = 'logical' AND {lost}"
+)
+_PROMOTE = """
+SELECT pg_promote(false) WHERE pg_is_in_recovery();
+DO $$ BEGIN FOR i IN 1..{tries} LOOP EXIT WHEN NOT pg_is_in_recovery(); PERFORM pg_sleep(0.005); END LOOP; END $$;
+SELECT pg_is_in_recovery();
+"""
+_STATE, _ENDED_CLEANLY = "Database cluster state", "shut down"
+_BUILD = (
+    "pg_control version number",
+    "Catalog version number",
+    "Maximum data alignment",
+    "Database block size",
+    "WAL block size",
+    "Bytes per WAL segment",
+    "Data page checksum version",
+)
+_LOCK_DEADLINE = 5
+"""Seconds. Who waits longer than this is told who is at work."""
+_CHECKPOINT_DEADLINE = 600
+_STOP_DEADLINE = _START_DEADLINE = 120
+_PROMOTE_DEADLINE = 60
+
 
 @dataclass(frozen=True)
 class HostPostgreSQL:
     """One server on a host, by its handle."""
 
     handle: Mapping[str, Any]
+    _held: list[tuple[Server, Marker]] = field(default_factory=list["tuple[Server, Marker]"], repr=False)
+    """What was found as the lock was taken, which nobody else changes until it is let go: clients wait meanwhile."""
 
     @classmethod
     def from_handle(cls, handle: Mapping[str, Any]) -> HostPostgreSQL:
@@ -74,12 +117,17 @@ class HostPostgreSQL:
         seen["version"] = server.binaries.version
         seen["system_identifier"] = marker.system_identifier
         seen["certificates"] = self._expiries(server)
+        seen["roles"] = read_roles(connection, server.layout.roles, server.user)
         if server.running_pid() is not None:
             try:
                 seen.update(server.look(_LOOK, port=marker.port))
                 seen["state"], seen["detail"] = "running", ""
             except SiteError as error:  # It recovers from a crash, is out of connections, hangs: nothing is known.
                 seen["state"], seen["detail"] = "unreachable", f"its process runs and does not answer: {error}"
+        elif connection.exists(f"{marker.data}/PG_VERSION", server.user):
+            signal = connection.exists(server.layout.standby_signal, server.user)
+            seen["left_as"] = "standby" if signal else "primary"
+            seen["ended_cleanly"] = server.control_data()[_STATE] == _ENDED_CLEANLY
         return seen
 
     def record(self, lines: str) -> None:
@@ -95,13 +143,209 @@ class HostPostgreSQL:
         if server.write({f"{server.layout.config}/synchronous.conf": files.settings_config(settings)}):
             server.reload()
 
+    # -- moving roles --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self, operator: str) -> Generator[Callable[[str], None]]:
+        """Keep every other operation on this server out, deployments too."""
+        server = self._existing()
+        with (
+            server.connection.holding(server.layout.lock, who=operator, user=server.user, deadline=_LOCK_DEADLINE),
+            server.connection.appending(server.layout.events, user=server.user) as append,
+        ):
+            self._held.append(self._both())
+            try:
+                yield append
+            finally:
+                self._held.clear()
+
+    def survey(self) -> Survey:
+        """Look at what decides whether this server can take another's place, or follow it."""
+        server, marker = self._both()
+        control = server.control_data()
+        port = marker.port
+        databases: list[str] = server.look(_DATABASES, port=port)
+        by_database = {name: server.look(_IN_DATABASE, port=port, database=name) for name in databases}
+        collations = server.look(_COLLATIONS, port=port) if server.binaries.major >= 15 else {}
+        slots = _LOGICAL_SLOTS.format(
+            lost="NOT failover" if server.binaries.major >= 17 else "true"  # PostgreSQL 17, "pg_replication_slots".
+        )
+        free = server.connection.check(["df", "--output=avail", "-B1", "--", marker.data]).split()[-1]
+        return {
+            "major": server.binaries.major,
+            "build": {label: control[label] for label in _BUILD},
+            "extensions": by_database,
+            "available": server.look(_AVAILABLE, port=port),
+            "collations": collations,
+            "limits": server.look(_LIMITS, port=port),
+            "logical_slots": server.look(slots, port=port),
+            "free_bytes": int(free),
+        }
+
+    def events(self) -> str:
+        """Return the log of events."""
+        server = self._existing()
+        return server.connection.read_file(server.layout.events, server.user) or ""
+
+    def tell(self, roles: Roles) -> None:
+        """Keep what the pair's roles are."""
+        server = self._existing()
+        if reason := refusal(read_roles(server.connection, server.layout.roles, server.user), roles):
+            msg = f"{server.connection.name}: {self._root} does not take these roles: {reason}"
+            raise SiteError(msg)
+        server.write({server.layout.roles: json.dumps(roles, indent=1) + "\n"})
+
+    def prepare(self, follower: str) -> None:
+        """Keep WAL from here on, by the follower's slot: a standby may have slots, too."""
+        server, marker = self._both()
+        server.sql(files.make_slot_sql(follower), port=marker.port)
+
+    def ease(self) -> None:
+        """Write a checkpoint, so that the one of the stop has little left to write."""
+        server, marker = self._both()
+        server.sql("CHECKPOINT", port=marker.port, timeout=_CHECKPOINT_DEADLINE)
+
+    def demote(self) -> Token:
+        """Stop cleanly, and leave a standby. A clean stop waits until connected standbys have every record."""
+        server, marker = self._both()
+        if server.running_pid() is not None:
+            if server.look("SELECT to_json(pg_is_in_recovery())", port=marker.port):
+                msg = f"{server.connection.name}: the server in {self._root} is a standby, and cannot step down"
+                raise SiteError(msg)
+            server.stop(_STOP_DEADLINE)
+        control = server.control_data()
+        if control[_STATE] != _ENDED_CLEANLY:
+            msg = (
+                f"{server.connection.name}: the server in {self._root} did not end cleanly (`{control[_STATE]}`), so "
+                f"what it acknowledged may not be in its last checkpoint"
+            )
+            raise SiteError(msg)
+        # Only now: a running primary with this file would come back from a crash as a standby.
+        server.write({server.layout.standby_signal: ""})
+        lsn, timeline = control["Latest checkpoint location"], int(control["Latest checkpoint's TimeLineID"])
+        return {
+            "system_identifier": control["Database system identifier"],
+            "timeline": timeline,
+            "lsn": lsn,
+            "record": server.wal_record(timeline, lsn),
+        }
+
+    def reinstate(self) -> None:
+        """Be the primary again, after a demotion that nobody has taken over from."""
+        server, _ = self._to_lead("reinstated")
+        if not server.connection.exists(server.layout.standby_signal, server.user) and server.running_pid() is not None:
+            return
+        server.stop(_STOP_DEADLINE)
+        server.connection.check(["rm", "-f", "--", server.layout.standby_signal], user=server.user)
+        server.start(_START_DEADLINE)
+
+    def verify(self, token: Token, *, deadline: float) -> None:
+        """Wait until the token's record is replayed, and compare it byte by byte, as pg_waldump shows it."""
+        server, marker = self._both()
+        look = files.replayed_sql(token["lsn"], record=True)
+        wait_for(
+            f"{server.connection.name}: everything up to {token['lsn']}",
+            lambda: server.look(look, port=marker.port),
+            bool,
+            deadline=deadline,
+            advice=f"Look at the end of {server.layout.log}.",
+            interval=0.01,
+        )
+        found = (marker.system_identifier, server.wal_record(token["timeline"], token["lsn"]))
+        expected = (token["system_identifier"], token["record"])
+        if found != expected:
+            msg = (
+                f"{server.connection.name}: another history: expected database {expected[0]} with `{expected[1]}`, "
+                f"found {found[0]} with `{found[1]}`; this copy is not one of the member that stepped down: clone it "
+                f"anew"
+            )
+            raise SiteError(msg)
+
+    def promote(self) -> None:
+        """Become the primary, and return once writes are accepted."""
+        server, marker = self._to_lead("promoted")
+        if server.running_pid() is None:
+            server.start(_START_DEADLINE)
+        # pg_promote(wait => true) looks ten times a second; clients wait meanwhile.
+        promote = _PROMOTE.format(tries=_PROMOTE_DEADLINE * 200)
+        if server.sql(promote, port=marker.port, timeout=_PROMOTE_DEADLINE + 15).splitlines()[-1] != "f":
+            msg = (
+                f"{server.connection.name}: the server in {self._root} is not a primary {_PROMOTE_DEADLINE} s after "
+                f"its promotion; look at the end of {server.layout.log}"
+            )
+            raise SiteError(msg)
+
+    def offer(self) -> Mapping[str, Any]:
+        """Return what a standby needs to connect here. Secret."""
+        server, marker = self._both()
+        names = ("ca.crt", "replication.crt", "replication.key")
+        texts = server.read(server.layout.tls, names)
+        if missing := [name for name in names if not texts[name]]:
+            msg = f"{server.connection.name}: {server.layout.tls} lacks {', '.join(missing)}; run `pulumi up`"
+            raise SiteError(msg)
+        keys = ("ca_certificate", "client_certificate", "client_key")
+        return {
+            "endpoint": {"host": self.handle["host"]["address"], "port": marker.port},
+            "system_identifier": marker.system_identifier,
+            "limits": server.look(_LIMITS, port=marker.port),
+            "certs": dict(zip(keys, (texts[name] for name in names), strict=True)),
+        }
+
+    def follow(self, source: Mapping[str, Any]) -> None:
+        """Be a standby of what another site offers, and start."""
+        server, marker = self._both()
+        if marker.system_identifier != source["system_identifier"]:
+            msg = (
+                f"{server.connection.name}: {self._root} holds database {marker.system_identifier}, and is to follow "
+                f"{source['system_identifier']}; clone it anew"
+            )
+            raise SiteError(msg)
+        layout = server.layout
+        config = files.replication_config(source, self.handle["slot"], layout, str(self.handle["name"]))
+        declared = files.settings_in(server.read(layout.config, ["settings.conf"])["settings.conf"] or "")
+        limits = files.raised(source["limits"], declared)  # A standby does not start with less than its primary has.
+        # Nobody replicates from a standby here: commits that waited for its peer wait no longer when it leads again.
+        server.write(
+            {
+                **files.source_certificates(source["certs"], layout),
+                layout.standby_signal: "",
+                f"{layout.config}/limits.conf": files.settings_config(limits),
+                f"{layout.config}/replication.conf": config,
+                f"{layout.config}/synchronous.conf": files.settings_config({}),
+            }
+        )
+        if server.running_pid() is None:
+            server.start(_START_DEADLINE)
+        else:
+            server.reload()
+
+    def forget(self, follower: str) -> None:
+        """Drop the slot of a member that leads now; as long as it is in use, wait."""
+        server, marker = self._both()
+        server.sql(files.drop_slot_sql(follower), port=marker.port)
+
+    def _to_lead(self, what: str) -> tuple[Server, Marker]:
+        """Return the server, if its site was told that it is to be active."""
+        server, marker = self._both()
+        roles = read_roles(server.connection, server.layout.roles, server.user)
+        if roles is None or roles["active"] != roles["me"]:
+            known = f"{roles['active']} is active at epoch {roles['epoch']}" if roles else "nothing of its pair"
+            msg = f"{server.connection.name}: {self._root} is not {what}: it was told that {known}"
+            raise SiteError(msg)
+        return server, marker
+
     def _existing(self) -> Server:
+        return self._both()[0]
+
+    def _both(self) -> tuple[Server, Marker]:
+        if self._held:
+            return self._held[0]
         connection = connect(self.handle["host"])
         marker = self._marker(connection)
         if marker is None:
             msg = f"{connection.name} has no server of {self.handle['owner']} in {self._root}"
             raise SiteError(msg)
-        return self._server(connection, marker)
+        return self._server(connection, marker), marker
 
     @property
     def _root(self) -> str:
@@ -138,4 +382,7 @@ def _unseen(name: str, state: str, detail: str) -> Observation:
         "replicas": [],
         "slots": [],
         "certificates": {},
+        "left_as": "",
+        "ended_cleanly": False,
+        "roles": None,
     }

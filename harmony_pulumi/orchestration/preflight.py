@@ -1,0 +1,153 @@
+"""Whether a planned role change would go well, told before anything is touched. Pure. Knows no topology, no Pulumi."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from harmony_pulumi.capabilities.site import Observation, Survey
+
+_MOST_LAG_BYTES = 64 * 1024 * 1024
+"""More than this takes a replica seconds to replay, and clients would wait for it."""
+_LEAST_FREE_BYTES = 256 * 1024 * 1024
+_NEEDED = ("server", "replication")
+"""The certificates without which clients, or the member that follows, could not connect to the new primary."""
+
+Verdict = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Verdict
+    """`problem`: roles are not moved. `warning`: they are, and something else will not be as it was."""
+    found: str
+    """What was found; of a problem also what to do."""
+
+
+def checks(
+    source: Observation, target: Observation, surveys: tuple[Survey, Survey] | None, *, now: datetime
+) -> list[Check]:
+    """Return everything that was looked at.
+
+    Args:
+        source: of the member that is to step down.
+        target: of the member that is to take over.
+        surveys: of both, in this order; None where one does not run, which is a problem of its own.
+        now: aware, for certificates.
+    """
+    found = [*_states(source, target), *_history(source, target), *_streaming(source, target)]
+    found += [*_certificates(target, now)]
+    if surveys is not None:
+        found += [*_likeness(*surveys, source["name"], target["name"])]
+    return found
+
+
+def problems(found: list[Check]) -> list[str]:
+    """Return the problems in words."""
+    return [f"{check.name}: {check.found}" for check in found if check.verdict == "problem"]
+
+
+def _states(source: Observation, target: Observation) -> Iterator[Check]:
+    for seen, wanted in ((source, "primary"), (target, "standby")):
+        state = f"a running {seen['role']}" if seen["state"] == "running" else f"{seen['state']}: {seen['detail']}"
+        if seen["role"] == wanted:
+            yield Check(seen["name"], "ok", state)
+        else:
+            advice = f"a {wanted} that runs is needed; see `harmony status`"
+            yield Check(seen["name"], "problem", f"{state}; {advice}")
+
+
+def _history(source: Observation, target: Observation) -> Iterator[Check]:
+    if source["system_identifier"] != target["system_identifier"]:
+        what = f"{source['name']} is database {source['system_identifier']}, {target['name']} is another one"
+        yield Check("database", "problem", f"{what}, {target['system_identifier']}; clone it anew")
+    elif "running" == source["state"] == target["state"]:
+        same = source["timeline"] == target["timeline"]
+        found = f"both are on {source['timeline']}" if same else f"{source['timeline']} and {target['timeline']} differ"
+        advice = "" if same else f"; let {target['name']} catch up, or clone it anew"
+        yield Check("timeline", "ok" if same else "problem", found + advice)
+
+
+def _streaming(source: Observation, target: Observation) -> Iterator[Check]:
+    replica = next((r for r in source["replicas"] if r["name"] == target["name"]), None)
+    if replica is None or replica["state"] != "streaming":
+        state = f"is {replica['state']}" if replica else "is not connected"
+        yield Check("streaming", "problem", f"{target['name']} {state}; its log says why")
+        return
+    yield Check("streaming", "ok", f"{target['name']} streams from {source['name']}, {replica['sync_state']}")
+    lag = replica["lag_bytes"]
+    if lag > _MOST_LAG_BYTES:
+        found = f"{target['name']} is {lag} bytes behind, more than {_MOST_LAG_BYTES}; wait until it has caught up"
+        yield Check("lag", "problem", found)
+    else:
+        yield Check("lag", "ok", f"{lag} bytes, {replica['lag_seconds']:.1f} s")
+    yield from _slots(source)
+
+
+def _slots(source: Observation) -> Iterator[Check]:
+    for slot in source["slots"]:
+        if slot["wal_status"] in {"lost", "unreserved"}:
+            found = f"{slot['name']} is {slot['wal_status']}; its replica must be cloned anew"
+            yield Check("slot", "problem", found)
+
+
+def _certificates(target: Observation, now: datetime) -> Iterator[Check]:
+    for name in _NEEDED:
+        text = target["certificates"].get(name)
+        if text is None:
+            yield Check("certificate", "problem", f"{target['name']} has no certificate {name!r}; run `pulumi up`")
+        elif datetime.fromisoformat(text) <= now.astimezone(UTC):
+            found = f"{name!r} of {target['name']} expired {text}; a changed certificate_lifetime_days makes a new one"
+            yield Check("certificate", "problem", found)
+        else:
+            yield Check("certificate", "ok", f"{name!r} of {target['name']} is valid until {text[:10]}")
+
+
+def _likeness(source: Survey, target: Survey, old: str, new: str) -> Iterator[Check]:
+    """Compare what a data directory, its indexes and its functions depend on."""
+    yield _equal("major version", {"": str(source["major"])}, {"": str(target["major"])}, old, new)
+    yield _equal("build", source["build"], target["build"], old, new)
+    lacking = {
+        f"{name} (in {database})"
+        for database, names in source["extensions"].items()
+        for name in names
+        if name not in target["available"]
+    }
+    found = f"{new} lacks the files of {', '.join(sorted(lacking))}; install them" if lacking else "all are installed"
+    yield Check("extensions", "problem" if lacking else "ok", found)
+    yield from _collations(target, new)
+    # The one that follows must have at least what the one that leads has.
+    low = {
+        name: (value, source["limits"][name])
+        for name, value in target["limits"].items()
+        if source["limits"][name] < value
+    }
+    words = ", ".join(f"{name} {there} on {new}, {here} on {old}" for name, (there, here) in low.items())
+    found = f"{words}: {old} gets those of {new}, since a standby needs no less" if low else "alike"
+    yield Check("settings", "warning" if low else "ok", found)
+    if source["logical_slots"]:
+        names = ", ".join(source["logical_slots"])
+        yield Check("logical slots", "warning", f"{names} will not be on {new}: make them anew after it")
+    for survey, name in ((source, old), (target, new)):
+        free = survey["free_bytes"]
+        enough = free >= _LEAST_FREE_BYTES
+        advice = "" if enough else f"; expected at least {_LEAST_FREE_BYTES}"
+        yield Check("disk", "ok" if enough else "problem", f"{name} has {free} bytes free{advice}")
+
+
+def _collations(target: Survey, new: str) -> Iterator[Check]:
+    moved = {db: versions for db, versions in target["collations"].items() if versions[0] != versions[1]}
+    words = ", ".join(f"{db} has {recorded}, {new} has {actual}" for db, (recorded, actual) in moved.items())
+    found = f"{words}: indexes on text would be wrong there; install the same libc or ICU" if moved else "alike"
+    yield Check("collations", "problem" if moved else "ok", found)
+
+
+def _equal(name: str, one: Mapping[str, str], other: Mapping[str, str], old: str, new: str) -> Check:
+    differ = [key for key in one if one[key] != other.get(key)]
+    words = ", ".join(f"{key} {one[key]} on {old}, {other.get(key)} on {new}".strip() for key in differ)
+    return Check(name, "problem" if differ else "ok", f"{words}: they must be equal" if differ else "alike")

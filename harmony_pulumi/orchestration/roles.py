@@ -1,0 +1,101 @@
+"""Who is to be active: what the program wants beside what the sites were told. Pure. Knows no topology and no Pulumi.
+
+Each role change raises the epoch of the pair. What is wanted takes effect only with an epoch that is one higher than
+the sites' own, so that a program that knows nothing of the last change is refused, not obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harmony_pulumi.capabilities.site import Roles
+from harmony_pulumi.errors import SiteError
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The roles that a program, or an operator, wants."""
+
+    active: str
+    """The role of the member that is to be active."""
+    epoch: int
+    """Of the change that made it so; 0 for the roles that the members were deployed with."""
+
+
+def input_problem(before: Desired, after: Desired, names: Mapping[str, str]) -> str | None:
+    """Return what is wrong with a change of what is desired, told without asking the sites; None if nothing is."""
+    if after.epoch < before.epoch:
+        return (
+            f"epoch {before.epoch} becomes {after.epoch}, which is older: this program does not know the last role "
+            f"change; get the newest one, or write active='{before.active}', epoch={before.epoch}"
+        )
+    if before.active == after.active:
+        return None
+    old, new = (f"'{d.active}' ({names[d.active]})" for d in (before, after))
+    change = f"active changes from {old} to {new}"
+    if after.epoch == before.epoch:
+        return f"{change}, and epoch stays {before.epoch}; write epoch={before.epoch + 1} to move the roles"
+    return None
+
+
+def latest(told: Mapping[str, Roles | None]) -> Roles | None:
+    """Return what the sites were told last: the highest epoch, and of equal ones that with an operation under way.
+
+    Args:
+        told: by member; None for those that were told nothing, or cannot be asked.
+    """
+    known = [roles for roles in told.values() if roles is not None]
+    return max(known, key=lambda roles: (roles["epoch"], _progress(roles)), default=None)
+
+
+def _progress(roles: Roles) -> int:
+    operation = roles["operation"]
+    if operation is None:
+        return 0
+    return 1 + bool(operation["prepared"]) + bool(operation["token"]) + 2 * bool(operation["given_up"])
+
+
+def moves(desired: Desired, told: Roles | None, names: Mapping[str, str]) -> bool:
+    """Tell whether roles are to move, so that what is desired comes to be.
+
+    Args:
+        desired: what is wanted.
+        told: what the sites were told last; None if nothing.
+        names: of the members, by role, for messages.
+
+    Raises:
+        SiteError: what is desired is not the next thing after what the sites know: it is refused, and the message says
+            which numbers to write.
+    """
+    epoch, active = (told["epoch"], told["active"]) if told else (0, "primary")
+    here = f"the sites are at epoch {epoch} with {active} ({names[active]}) active"
+    wanted = f"active='{desired.active}' ({names[desired.active]}) at epoch {desired.epoch} is wanted"
+    keep = f"active='{active}', epoch={epoch}"
+    other = f"active='{desired.active}', epoch={epoch + 1}"
+    under_way = told["operation"] if told else None
+    if under_way:
+        # To be ended, one way or the other, whatever epoch it has come to: given up, it may be past its own.
+        if (desired.active, desired.epoch) == (under_way["target"], under_way["epoch"]):
+            return True
+        target = under_way["target"]
+        msg = (
+            f"{wanted}, and a {under_way['kind']} to {names[target]}, begun by {under_way['operator']}, has not ended: "
+            f"run `harmony switchover --to {names[target]}` to finish it, then decide"
+        )
+        raise SiteError(msg)
+    if desired.epoch == epoch and desired.active == active:
+        return False
+    if desired.epoch == epoch + 1:
+        return True
+    if desired.epoch < epoch:
+        msg = (
+            f"{wanted}, but {here}: roles have moved since. Write {keep} to keep them as they are, or {other} to move "
+            f"them"
+        )
+        raise SiteError(msg)
+    if desired.epoch == epoch:
+        msg = f"{wanted}, but {here}: a change of `active` needs a raised epoch. Write {other} to move the roles"
+        raise SiteError(msg)
+    msg = f"{wanted}, but {here}: epochs are raised by one. Write {other if desired.active != active else keep}"
+    raise SiteError(msg)
