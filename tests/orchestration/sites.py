@@ -1,0 +1,475 @@
+"""A pair of sites in memory that does what PostgreSQL servers on hosts do, and whatever a test wants to go wrong.
+
+Every act of a site passes numbered points: before its first effect, between any two, and after its last. At each point
+WAL streams, a client commits, and the invariants are checked; and a test can have anything happen there.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from harmony_pulumi.capabilities.site import Observation, Roles, Survey, Token
+from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.hosts.postgresql import roles as host_roles
+
+PAIR = "shop/prod/orders"
+NAMES = {"primary": "montreal", "replica": "toronto"}
+FAR = "2100-01-01T00:00:00+00:00"
+PROMOTION_TAKES = 40
+"""Points from the request of a promotion to its end, if nobody waits for it."""
+
+
+class Killed(BaseException):
+    """The process is gone: nothing may catch this, and nothing that it does from here on has any effect."""
+
+
+class BrokenError(AssertionError):
+    """An invariant does not hold."""
+
+
+Act = Callable[["World", str], None]
+Record = tuple[int, str]
+"""Of WAL: its timeline and its content."""
+
+
+@dataclass
+class Server:
+    """A PostgreSQL server and what its host keeps of it."""
+
+    role: str
+    """As it is declared."""
+    name: str
+    slot: str
+    system_identifier: str = "7000000000000000001"
+    wal: list[Record] = field(default_factory=list[Record])
+    replayed: int = 0
+    state: str = "running"
+    in_recovery: bool = False
+    """Of one that runs: whether it is a standby."""
+    signal: bool = False
+    """Whether there is a standby.signal."""
+    clean: bool = False
+    """Of one that does not run: whether it ended with a shutdown checkpoint."""
+    source: str = ""
+    """The role of the member that its configuration has it follow."""
+    slots: set[str] = field(default_factory=set[str])
+    roles: Roles | None = None
+    waits_for: list[str] = field(default_factory=list[str])
+    holder: str | None = None
+    events: str = ""
+    promotes_at: int | None = None
+    """The point at which a promotion that was requested ends."""
+    unreachable: bool = False
+    """Cut off from the orchestrator, not from clients."""
+    linked: bool = True
+    """Whether it can connect to its source."""
+    replays: bool = True
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def leads(self) -> bool:
+        return self.running and not self.in_recovery
+
+    @property
+    def timeline(self) -> int:
+        return self.wal[-1][0]
+
+    def write(self, content: str) -> None:
+        self.wal.append((self.timeline, content))
+        self.replayed = len(self.wal)
+
+    def start(self) -> None:
+        """Start as it was left: this is also what somebody does by hand."""
+        if not self.running:
+            self.state, self.in_recovery, self.clean = "running", self.signal, False
+            self.replayed = len(self.wal) if self.replays or not self.signal else self.replayed
+
+    def crash(self) -> None:
+        if self.running:
+            self.state, self.clean, self.promotes_at = "stopped", False, None
+
+
+class World:
+    """Both servers, their clients, and the process that orchestrates them."""
+
+    def __init__(self, host: types.ModuleType = host_roles, *, busy: bool = True) -> None:
+        """Make a pair that streams.
+
+        Args:
+            host: the module with what a site refuses.
+            busy: whether a client commits at every point.
+        """
+        self.host = host
+        self.busy = busy
+        first = Server("primary", NAMES["primary"], "for_montreal", slots={"for_toronto"})
+        second = Server("replica", NAMES["replica"], "for_toronto", source="primary", signal=True, in_recovery=True)
+        for server in (first, second):
+            server.wal, server.replayed = [(1, "initdb")], 1
+        self.servers = {"primary": first, "replica": second}
+        self.acknowledged: list[str] = []
+        self.count = 0
+        self.labels: list[str] = []
+        self.dead = False
+        self.at: dict[int, Act] = {}
+        """What is to happen at a point, by its number."""
+        self.whenever: Act | None = None
+        """What is to happen at every point."""
+        self.shown: list[str] = []
+        self.checkpoints = 0
+        self._epochs = {"primary": 0, "replica": 0}
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def point(self, label: str) -> None:
+        """Let the world go on, check it, and have happen what is to happen here."""
+        if self.dead:
+            raise Killed(label)
+        if self.count > (2_000 if self.busy else 100_000):
+            raise BrokenError("it does not come to an end")
+        self.labels.append(label)
+        self.go_on()
+        number, self.count = self.count, self.count + 1
+        for act in (self.at.pop(number, None), self.whenever):
+            if act:
+                act(self, label)
+        self.check()
+
+    def go_on(self) -> None:
+        for server in self.servers.values():
+            if server.promotes_at is not None and self.count >= server.promotes_at:
+                self.promote(server)
+        if self.busy:
+            self.commit()
+        for server in self.servers.values():
+            self.ship(server)
+
+    def come_to_rest(self) -> None:
+        """Let everything that is under way by itself end."""
+        for _ in range(2):
+            self.count += PROMOTION_TAKES
+            self.go_on()
+            self.check()
+
+    def commit(self) -> None:
+        """Commit through each server that takes it, and have it acknowledged."""
+        for server in self.primaries:
+            value = f"commit {len(self.acknowledged)}"
+            server.write(value)
+            self.acknowledged.append(value)
+
+    def ship(self, standby: Server) -> None:
+        """Let a connected standby have all that its source has."""
+        if self.connected(standby):
+            source = self.servers[standby.source]
+            standby.wal.extend(source.wal[len(standby.wal) :])
+        if standby.running and standby.in_recovery and standby.replays:
+            standby.replayed = len(standby.wal)
+
+    def connected(self, standby: Server) -> bool:
+        if not (standby.running and standby.in_recovery and standby.linked and standby.source):
+            return False
+        source = self.servers[standby.source]
+        has_slot = source.running and standby.slot in source.slots
+        return has_slot and standby.wal == source.wal[: len(standby.wal)]
+
+    def promote(self, server: Server, *, by_hand: bool = False) -> None:
+        """End a promotion that was requested and not cut off meanwhile."""
+        if server.promotes_at is None and not by_hand:
+            return
+        server.promotes_at, server.in_recovery, server.signal = None, False, False
+        server.wal.append((server.timeline + 1, f"a timeline of {server.name} begins at point {self.count}"))
+        server.replayed = len(server.wal)
+
+    def stop(self, server: Server) -> None:
+        """End as a fast shutdown does: a primary writes a checkpoint, and connected standbys get it."""
+        if not server.running:
+            return
+        if server.leads:
+            self.checkpoints += 1
+            server.write(f"shutdown checkpoint {self.checkpoints} of {server.name}")
+            for other in self.servers.values():
+                self.ship(other)
+            server.clean = True
+        server.state, server.promotes_at = "stopped", None
+
+    # -- what must hold ----------------------------------------------------------------------------------------------
+
+    @property
+    def primaries(self) -> list[Server]:
+        return [server for server in self.servers.values() if server.leads]
+
+    def commits(self, server: Server) -> list[str]:
+        return [content for _, content in server.wal if content.startswith("commit")]
+
+    def check(self) -> None:
+        """Never two primaries; one that takes writes has all that was ever acknowledged, once; epochs only rise."""
+        if len(self.primaries) > 1:
+            raise BrokenError("both are primaries")
+        for server in self.primaries:
+            if self.commits(server) != self.acknowledged:
+                raise BrokenError(f"{server.name} takes writes and lacks some, or has some twice")
+        for role in self._epochs:
+            server = self.servers[role]
+            epoch = server.roles["epoch"] if server.roles else 0
+            if epoch < self._epochs[role]:
+                raise BrokenError(f"{server.name} went back from epoch {self._epochs[role]} to {epoch}")
+            self._epochs[role] = epoch
+
+    def forgets(self, role: str) -> None:
+        """Let a member lose what it was told: of it, an epoch may go back to 0."""
+        self._epochs.pop(role)
+
+    def picture(self) -> str:
+        """Return everything that the servers and their hosts keep."""
+        return repr(self.servers)
+
+    def mend(self) -> None:
+        """Put right what is outside of harmony: the links, the answers, and servers that were killed."""
+        for server in self.servers.values():
+            server.unreachable, server.linked, server.replays, server.holder = False, True, True, None
+
+
+@contextmanager
+def instantly(waiting: types.ModuleType) -> Generator[None]:
+    """Let the waits of a `wait` module take no time."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            self.now += max(seconds, 0.001)
+
+    kept = vars(waiting)["time"]
+    vars(waiting)["time"] = Clock()
+    try:
+        yield
+    finally:
+        vars(waiting)["time"] = kept
+
+
+def roles(epoch: int, active: str, me: str = "primary", **changes: Any) -> Roles:
+    """Return what a site was told."""
+    return Roles(**{"pair": PAIR, "epoch": epoch, "active": active, "me": me, "operation": None, **changes})  # type: ignore[typeddict-item]
+
+
+def survey(**changes: Any) -> Survey:
+    """Return what is found of a server that is like its peer."""
+    like: dict[str, Any] = {
+        "major": 17,
+        "build": {"Database block size": "8192"},
+        "extensions": {"postgres": ["plpgsql"], "orders": ["plpgsql", "pg_trgm"]},
+        "available": ["pg_trgm", "plpgsql"],
+        "collations": {"orders": ["2.36", "2.36"]},
+        "limits": {"max_connections": 100},
+        "logical_slots": [],
+        "free_bytes": 10 * 2**30,
+        **changes,
+    }
+    return Survey(**like)  # type: ignore[typeddict-item]
+
+
+class MemorySite:
+    """One server of a world, as orchestration sees it."""
+
+    def __init__(self, world: World, server: Server) -> None:
+        self.world, self.server = world, server
+
+    @classmethod
+    def from_handle(cls, handle: Mapping[str, Any]) -> MemorySite:
+        world: World = handle["world"]
+        return cls(world, world.servers[handle["role"]])
+
+    def _point(self, label: str) -> None:
+        self.world.point(f"{self.server.name}.{label}")
+        if self.server.unreachable:
+            raise UnreachableError(f"{self.server.name} does not answer")
+
+    def _query(self) -> None:
+        if not self.server.running:
+            raise SiteError(f"{self.server.name}: no server process")
+
+    def observe(self) -> Observation:
+        server = self.server
+        self.world.point(f"{server.name}.observe")
+        cut_off = server.unreachable
+        seen: dict[str, Any] = {
+            "name": server.name,
+            "state": "unreachable" if cut_off else server.state,
+            "detail": "does not answer" if cut_off else "" if server.running else "no server process",
+            "role": "",
+            "endpoint": f"{server.name}.example:5432",
+            "version": "17.2",
+            "system_identifier": "" if cut_off else server.system_identifier,
+            "timeline": 0,
+            "lsn": "",
+            "receiver": "",
+            "replayed_at": "",
+            "waits_for": "",
+            "replicas": [],
+            "slots": [],
+            "certificates": {} if cut_off else {"server": FAR, "replication": FAR},
+            "left_as": "",
+            "ended_cleanly": False,
+            "roles": None if cut_off else server.roles,
+        }
+        if cut_off:
+            return Observation(**seen)  # type: ignore[typeddict-item]
+        if not server.running:
+            seen |= {"left_as": "standby" if server.signal else "primary", "ended_cleanly": server.clean}
+            return Observation(**seen)  # type: ignore[typeddict-item]
+        seen |= {"role": "primary" if server.leads else "standby", "timeline": server.timeline}
+        seen["lsn"] = f"0/{server.replayed:X}"
+        seen["receiver"] = "streaming" if self.world.connected(server) else ""
+        seen["waits_for"] = ", ".join(server.waits_for) if server.leads else ""
+        kept = {"active": True, "retained_bytes": 0, "bound_bytes": None, "wal_status": "reserved"}
+        seen["slots"] = [{"name": name, **kept} for name in sorted(server.slots)]
+        for other in self.world.servers.values():
+            if other.source == server.role and self.world.connected(other):
+                sync = "sync" if other.name in server.waits_for else "async"
+                lag = {"lag_bytes": 16 * (len(server.wal) - other.replayed), "lag_seconds": 0.0}
+                secured = {"tls": "TLSv1.3", "client": "/CN=harmony_replication"}
+                states = {"state": "streaming", "sync_state": sync}
+                seen["replicas"].append({"name": other.name, **states, **lag, **secured})
+        return Observation(**seen)  # type: ignore[typeddict-item]
+
+    def record(self, lines: str) -> None:
+        self._point("record: before")
+        self.server.events += lines
+        self._point("record: after")
+
+    def events(self) -> str:
+        self._point("events: before")
+        return self.server.events
+
+    def require_synchronous(self, replicas: list[str]) -> None:
+        self._point("require_synchronous: before")
+        self.server.waits_for = replicas
+        self._point("require_synchronous: after")
+
+    @contextmanager
+    def alone(self, operator: str) -> Generator[Callable[[str], None]]:
+        self._point("alone: before")
+        if self.server.holder is not None:
+            raise SiteError(f"{self.server.name}: cannot lock: {self.server.holder} has held it for the last 5 s")
+        self.server.holder = operator
+        try:
+            self._point("alone: after")
+            yield self.record
+        finally:
+            self.server.holder = None
+
+    def survey(self) -> Survey:
+        self._point("survey: before")
+        self._query()
+        return survey()
+
+    def tell(self, roles: Roles) -> None:
+        self._point("tell: before")
+        assert self.server.holder is not None, "must be called within `alone`"
+        if reason := self.world.host.refusal(self.server.roles, roles):
+            raise SiteError(f"{self.server.name} does not take these roles: {reason}")
+        self.server.roles = roles
+        self._point("tell: after")
+
+    def prepare(self, follower: str) -> None:
+        self._point("prepare: before")
+        self._query()
+        self.server.slots.add(follower)
+        self._point("prepare: after")
+
+    def ease(self) -> None:
+        self._point("ease: before")
+        self._query()
+        self._point("ease: after")
+
+    def demote(self) -> Token:
+        self._point("demote: before")
+        server = self.server
+        if server.running:
+            if server.in_recovery:
+                raise SiteError(f"{server.name} is a standby, and cannot step down")
+            self.world.stop(server)
+        self._point("demote: stopped")
+        if server.running or not server.clean:
+            raise SiteError(f"{server.name} did not end cleanly")
+        server.signal = True
+        self._point("demote: after")
+        timeline, record = server.wal[-1]
+        lsn = f"0/{len(server.wal):X}"
+        return {"system_identifier": server.system_identifier, "timeline": timeline, "lsn": lsn, "record": record}
+
+    def reinstate(self) -> None:
+        self._point("reinstate: before")
+        self._to_lead()
+        if self.server.leads:
+            return
+        self.world.stop(self.server)
+        self._point("reinstate: stopped")
+        self.server.signal = False
+        self._point("reinstate: not started")
+        self.server.start()
+        self._point("reinstate: after")
+
+    def verify(self, token: Token, *, deadline: float) -> None:
+        self._point("verify: before")
+        self._query()
+        position = int(token["lsn"].removeprefix("0/"), 16)
+        if self.server.replayed < position:
+            raise SiteError(f"{self.server.name}: everything up to {token['lsn']}: not within {deadline:g} s")
+        found = (self.server.system_identifier, *self.server.wal[position - 1])
+        if found != (token["system_identifier"], token["timeline"], token["record"]):
+            raise SiteError(f"{self.server.name}: another history: found {found}, expected {token}")
+        self._point("verify: after")
+
+    def promote(self) -> None:
+        self._point("promote: before")
+        self._to_lead()
+        self.server.start()
+        self._point("promote: started")
+        if self.server.running and self.server.in_recovery:
+            self.server.promotes_at = self.world.count + PROMOTION_TAKES
+            self._point("promote: requested")
+            self.world.promote(self.server)
+        self._point("promote: after")
+        if not self.server.leads:
+            raise SiteError(f"{self.server.name} is not a primary 60 s after its promotion")
+
+    def offer(self) -> Mapping[str, Any]:
+        self._point("offer: before")
+        return {"role": self.server.role, "system_identifier": self.server.system_identifier}
+
+    def follow(self, source: Mapping[str, Any]) -> None:
+        self._point("follow: before")
+        if source["system_identifier"] != self.server.system_identifier:
+            raise SiteError(f"{self.server.name} holds another database; clone it anew")
+        assert not self.server.leads, "a running primary was told to follow"
+        self.server.source, self.server.signal, self.server.waits_for = source["role"], True, []
+        self._point("follow: configured")
+        self.server.start()
+        self._point("follow: after")
+
+    def forget(self, follower: str) -> None:
+        self._point("forget: before")
+        self._query()
+        self.server.slots.discard(follower)
+        self._point("forget: after")
+
+    def _to_lead(self) -> None:
+        known = self.server.roles
+        if known is None or known["active"] != known["me"]:
+            raise SiteError(f"{self.server.name}: was told that {known and known['active']} is active")
+
+
+def pair_site(world: World, role: str) -> MemorySite:
+    """Return the site of a member."""
+    return MemorySite.from_handle({"world": world, "role": role})

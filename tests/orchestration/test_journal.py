@@ -1,0 +1,69 @@
+"""The record of what is done."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration.journal import Journal
+
+
+class Log:
+    """A place to write that fails while it is full."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.full = False
+
+    def write(self, lines: str) -> None:
+        if self.full:
+            raise SiteError("no space left")
+        self.text += lines
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        return [(event["step"], event["state"]) for event in map(json.loads, self.text.splitlines())]
+
+
+def test_a_step_is_recorded_before_and_after_it_acts() -> None:
+    log, shown = Log(), list[str]()
+    journal = Journal("orders", "switchover", shown.append)
+    journal.write_to(log.write)
+    with journal.step("demote", "montreal steps down"):
+        assert log.events == [("demote", "started")]
+    assert log.events == [("demote", "started"), ("demote", "done")]
+    assert shown == ["orders: montreal steps down"]
+
+
+def test_a_step_that_fails_is_recorded_with_its_reason_and_raises() -> None:
+    log = Log()
+    journal = Journal("orders", "switchover", lambda _: None)
+    journal.write_to(log.write)
+    with pytest.raises(SiteError, match="out of luck"), journal.step("demote", "montreal steps down"):
+        raise SiteError("out of luck")
+    assert log.events == [("demote", "started"), ("demote", "failed")]
+    assert "out of luck" in log.text
+
+
+def test_what_is_recorded_before_there_is_a_place_is_written_there() -> None:
+    log = Log()
+    journal = Journal("orders", "switchover", lambda _: None)
+    journal.note("first")
+    journal.write_to(log.write)
+    journal.note("second")
+    assert [json.loads(line)["text"] for line in log.text.splitlines()] == ["first", "second"]
+
+
+def test_a_record_that_cannot_be_written_stops_nothing_and_is_written_later() -> None:
+    log = Log()
+    journal = Journal("orders", "switchover", lambda _: None)
+    journal.write_to(log.write)
+    log.full = True
+    with journal.step("demote", "montreal steps down"):
+        pass
+    assert log.events == []
+    log.full = False
+    journal.note("there is space again")
+    assert log.events == [("demote", "started"), ("demote", "done"), ("note", "note")]

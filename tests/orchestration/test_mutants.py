@@ -1,0 +1,113 @@
+"""The tests of the functions that decide, themselves tested: each of these functions is altered in every way below.
+
+Each refusal is taken out, each condition turned around, and each part of a condition left out. Some test must fail.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harmony_pulumi.hosts.postgresql import roles as host_roles
+from harmony_pulumi.orchestration import roles, switchover
+from tests.hosts import test_postgresql_roles as of_host
+from tests.orchestration import test_roles as of_roles
+from tests.orchestration import test_runner as of_runner
+from tests.orchestration import test_switchover as of_steps
+from tests.orchestration.code import REAL, Code, altered
+
+MODULES = (roles, switchover, host_roles)
+Alter = Callable[[ast.AST], None]
+
+
+def ways(node: ast.AST) -> Iterator[tuple[int, str, Alter]]:
+    """Yield each way of altering a node: the line, what is done, and what does it to the node or a copy."""
+    if isinstance(node, ast.If | ast.IfExp):
+        yield node.test.lineno, "turned around", _turn_around
+    if isinstance(node, ast.BoolOp):
+        for number, value in enumerate(node.values):
+            yield value.lineno, f"part {number} left out", _leaving_out(number)
+    if isinstance(node, ast.If | ast.FunctionDef | ast.ExceptHandler):
+        for number, statement in enumerate(node.body):
+            if isinstance(statement, ast.Raise) or (isinstance(node, ast.If) and isinstance(statement, ast.Return)):
+                yield statement.lineno, "taken out", _taking_out(number)
+
+
+def _turn_around(node: ast.AST) -> None:
+    assert isinstance(node, ast.If | ast.IfExp)
+    node.test = ast.UnaryOp(ast.Not(), node.test)
+
+
+def _leaving_out(number: int) -> Alter:
+    def alter(node: ast.AST) -> None:
+        assert isinstance(node, ast.BoolOp)
+        node.values[number] = ast.Constant(isinstance(node.op, ast.And))
+
+    return alter
+
+
+def _taking_out(number: int) -> Alter:
+    def alter(node: ast.AST) -> None:
+        assert isinstance(node, ast.If | ast.FunctionDef | ast.ExceptHandler)
+        node.body[number] = ast.Pass()
+
+    return alter
+
+
+def mutants(module: types.ModuleType) -> Iterator[tuple[str, ast.Module]]:
+    """Yield every altered source of a module, with its name."""
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    for number, node in enumerate(ast.walk(tree)):
+        for line, what, alter in ways(node):
+            mutant = copy.deepcopy(tree)
+            alter(list(ast.walk(mutant))[number])
+            yield f"{module.__name__.removeprefix('harmony_pulumi.')}:{line} {what}", ast.fix_missing_locations(mutant)
+
+
+def checks_of(code: Code) -> Iterator[Callable[[], None]]:
+    """Yield the tests, the quick ones first."""
+    for module in (of_host, of_roles, of_steps):
+        for name, test in vars(module).items():
+            if name.startswith("test_") and "text" not in test.__annotations__:
+                yield (lambda test=test: test(code)) if "code" in test.__annotations__ else test
+    yield lambda: of_host.test_a_file_that_is_not_one_of_roles_is_refused("{")
+    yield lambda: of_runner.test_a_switchover_and_one_back_lose_nothing(code)
+    yield lambda: of_runner.test_a_stale_epoch_is_refused_and_changes_nothing(code)
+    yield lambda: of_runner.test_killed_at_any_point_the_next_run_finishes_it(code)
+
+
+def killed(code: Code) -> bool:
+    """Tell whether a test fails."""
+    for test in checks_of(code):
+        try:
+            test()
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 # pytest's own failure is no Exception
+            return True
+    return False
+
+
+def test_no_test_fails_without_a_mutant() -> None:
+    for module in MODULES:
+        assert not killed(altered(module, ast.parse(Path(str(module.__file__)).read_text())))
+    for test in checks_of(REAL):
+        test()
+
+
+MUTANTS = [pytest.param(module, tree, id=name) for module in MODULES for name, tree in mutants(module)]
+
+
+@pytest.mark.parametrize(("module", "mutant"), MUTANTS)
+def test_a_mutant_does_not_survive(
+    module: types.ModuleType, mutant: ast.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = altered(module, mutant)
+    for name in ("is_to_lead", "read_roles", "refusal"):
+        monkeypatch.setattr(of_host, name, getattr(code.host, name))
+    assert killed(code)

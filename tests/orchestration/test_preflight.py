@@ -1,0 +1,153 @@
+"""Whether a switchover would go well: one test a problem, and one where there is none."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.capabilities.site import Observation, Survey
+from harmony_pulumi.orchestration.preflight import Check, checks, problems
+from tests.orchestration.sites import World, pair_site, survey
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+MB = 1024 * 1024
+
+
+def seen(member: str, /, **changes: Any) -> Observation:
+    """Return what is seen of a member of a pair that streams, with some of it changed."""
+    return Observation(**{**pair_site(World(busy=False), member).observe(), **changes})  # type: ignore[typeddict-item]
+
+
+def looked_at(
+    source: Observation | None = None, target: Observation | None = None, surveys: tuple[Survey, Survey] | None = None
+) -> list[Check]:
+    both = surveys or (survey(), survey())
+    return checks(source or seen("primary"), target or seen("replica"), both, now=NOW)
+
+
+def replica(**changes: Any) -> dict[str, Any]:
+    return {**seen("primary")["replicas"][0], **changes}
+
+
+def slot(status: str) -> dict[str, Any]:
+    return {**seen("primary")["slots"][0], "wal_status": status}
+
+
+def test_where_all_is_well_everything_that_was_looked_at_is_told() -> None:
+    found = looked_at()
+    assert problems(found) == []
+    assert {check.verdict for check in found} == {"ok"}
+    seen_of_both = ["montreal", "toronto", "timeline", "streaming", "lag", "certificate", "certificate"]
+    surveyed = ["major version", "build", "extensions", "collations", "settings", "disk", "disk"]
+    assert [check.name for check in found] == [*seen_of_both, *surveyed]
+
+
+def test_without_surveys_only_what_is_seen_is_judged() -> None:
+    found = checks(seen("primary"), seen("replica"), None, now=NOW)
+    assert [check.name for check in found][-1] == "certificate"
+
+
+STOPPED: dict[str, Any] = {"state": "stopped", "role": "", "detail": "no server process"}
+EXPIRED = "2030-01-01T12:00:00+00:00"
+ALMOST = "2030-01-01T13:00:01+01:00"
+"""A second later, said in another time zone."""
+
+OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
+    ({"role": "standby"}, ["montreal: a running standby; a primary that runs is needed; see `harmony status`"]),
+    (STOPPED, ["montreal: stopped: no server process; a primary that runs is needed; see `harmony status`"]),
+    ({"system_identifier": "8"}, ["database: montreal is database 8, toronto is another one, 7000000000000000001; "]),
+    ({"timeline": 2}, ["timeline: 2 and 1 differ; let toronto catch up, or clone it anew"]),
+    ({"replicas": []}, ["streaming: toronto is not connected; its log says why"]),
+    ({"replicas": [replica(state="catchup")]}, ["streaming: toronto is catchup; its log says why"]),
+    ({"replicas": [replica(name="ottawa")]}, ["streaming: toronto is not connected; its log says why"]),
+    ({"replicas": [replica(lag_bytes=64 * MB)]}, []),
+    (
+        {"replicas": [replica(lag_bytes=64 * MB + 1)]},
+        ["lag: toronto is 67108865 bytes behind, more than 67108864; wait until it has caught up"],
+    ),
+    ({"slots": [slot("lost")]}, ["slot: for_toronto is lost; its replica must be cloned anew"]),
+    ({"slots": [slot("unreserved")]}, ["slot: for_toronto is unreserved; its replica must be cloned anew"]),
+    ({"slots": [slot("extended")]}, []),
+]
+
+OF_THE_TARGET: list[tuple[dict[str, Any], list[str]]] = [
+    ({"role": "primary"}, ["toronto: a running primary; a standby that runs is needed; see `harmony status`"]),
+    (STOPPED, ["toronto: stopped: no server process; a standby that runs is needed; see `harmony status`"]),
+    (
+        {"state": "unreachable", "role": "", "detail": "no answer"},
+        ["toronto: unreachable: no answer; a standby that runs is needed; see `harmony status`"],
+    ),
+    (
+        {"certificates": {"replication": EXPIRED}},
+        [
+            "certificate: toronto has no certificate 'server'; run `pulumi up`",
+            f"certificate: 'replication' of toronto expired {EXPIRED}; a changed certificate_lifetime_days makes a new",
+        ],
+    ),
+    ({"certificates": {"server": ALMOST, "replication": ALMOST, "ca": EXPIRED}}, []),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), OF_THE_SOURCE)
+def test_what_is_wrong_with_the_member_that_steps_down(changes: dict[str, Any], expected: list[str]) -> None:
+    found = problems(looked_at(source=seen("primary", **changes)))
+    assert len(found) == len(expected)
+    assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
+
+
+@pytest.mark.parametrize(("changes", "expected"), OF_THE_TARGET)
+def test_what_is_wrong_with_the_member_that_takes_over(changes: dict[str, Any], expected: list[str]) -> None:
+    found = problems(looked_at(target=seen("replica", **changes)))
+    assert len(found) == len(expected)
+    assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
+
+
+BEHIND = {"collations": {"orders": ["2.36", "2.31"]}}
+UNLIKE: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    ({"major": 16}, {}, ["major version: 16 on montreal, 17 on toronto: they must be equal"]),
+    (
+        {},
+        {"build": {"Database block size": "4096"}},
+        ["build: Database block size 8192 on montreal, 4096 on toronto: they must be equal"],
+    ),
+    (
+        {"extensions": {"orders": ["postgis", "plpgsql"], "a": ["postgis"]}},
+        {},
+        ["extensions: toronto lacks the files of postgis (in a), postgis (in orders); install them"],
+    ),
+    (
+        {},
+        BEHIND,
+        ["collations: orders has 2.36, toronto has 2.31: indexes on text would be wrong there; install the same libc"],
+    ),
+    (BEHIND, {}, []),
+    ({"limits": {"max_connections": 101}}, {}, []),
+    ({"free_bytes": 256 * MB}, {"free_bytes": 256 * MB}, []),
+    ({"free_bytes": 256 * MB - 1}, {}, ["disk: montreal has 268435455 bytes free; expected at least 268435456"]),
+    ({}, {"free_bytes": 0}, ["disk: toronto has 0 bytes free; expected at least 268435456"]),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "expected"), UNLIKE)
+def test_members_that_are_not_alike(source: dict[str, Any], target: dict[str, Any], expected: list[str]) -> None:
+    found = problems(looked_at(surveys=(survey(**source), survey(**target))))
+    assert len(found) == len(expected)
+    assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
+
+
+def test_logical_slots_that_do_not_survive_are_a_warning() -> None:
+    found = looked_at(surveys=(survey(logical_slots=["audit", "feed"]), survey()))
+    assert problems(found) == []
+    warnings = [check.found for check in found if check.verdict == "warning"]
+    assert warnings == ["audit, feed will not be on toronto: make them anew after it"]
+
+
+def test_limits_that_the_old_primary_must_be_given_are_a_warning() -> None:
+    found = looked_at(surveys=(survey(), survey(limits={"max_connections": 101})))
+    assert problems(found) == []
+    warnings = [check.found for check in found if check.verdict == "warning"]
+    assert warnings == [
+        "max_connections 101 on toronto, 100 on montreal: montreal gets those of toronto, since a standby needs no less"
+    ]

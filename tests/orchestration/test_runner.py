@@ -1,0 +1,393 @@
+"""The runner over sites in memory: cut off, failing and disturbed at every point of every act.
+
+The world checks at each point that there are never two primaries, that the one that takes writes has everything that
+was ever acknowledged, in order and once, and that no site goes back to a lower epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harmony_pulumi.errors import SiteError, UnreachableError
+from tests.orchestration.code import (
+    REAL,
+    Code,
+    active_member,
+    command,
+    finished,
+    known,
+    outcome,
+    reach,
+)
+from tests.orchestration.sites import Killed, Record, World, roles
+
+
+def kill(world: World, label: str) -> None:
+    world.dead = True
+    raise Killed(label)
+
+
+def fail(world: World, label: str) -> None:
+    raise SiteError(f"failed at {label}")
+
+
+def time_out(world: World, label: str) -> None:
+    raise UnreachableError(f"no answer at {label}")
+
+
+def interrupt(world: World, label: str) -> None:
+    raise KeyboardInterrupt
+
+
+def labels_of(code: Code = REAL) -> list[str]:
+    """Return every point that a switchover passes."""
+    world = World(code.host)
+    reach(code, world, "replica", 1)
+    return world.labels
+
+
+def can_fail(label: str) -> bool:
+    """Tell whether an act may raise there: looking never does, and before the lock nothing was begun."""
+    return ".observe" not in label and ".alone" not in label
+
+
+def last_of(labels: list[str], text: str) -> int:
+    return max(number for number, label in enumerate(labels) if text in label)
+
+
+# -- as it should go ---------------------------------------------------------------------------------------------------
+
+
+def test_a_switchover_and_one_back_lose_nothing(code: Code) -> None:
+    world = World(code.host)
+    reach(code, world, "primary", 0)
+    finished(code, world, "primary", 0)
+    for epoch, active in enumerate(("replica", "primary", "replica", "primary"), 1):
+        reach(code, world, active, epoch)
+        finished(code, world, active, epoch)
+        assert world.servers["primary"].timeline == epoch + 1
+    assert len(world.acknowledged) > 100
+
+
+def test_reaching_what_is_reached_already_touches_no_role(code: Code) -> None:
+    world = World(code.host)
+    reach(code, world, "replica", 1)
+    world.labels.clear()
+    reach(code, world, "replica", 1)
+    finished(code, world, "replica", 1)
+    assert not [label for label in world.labels if "tell" in label or "demote" in label or "promote" in label]
+
+
+def test_a_raised_epoch_alone_is_told_and_moves_nothing(code: Code) -> None:
+    world = World(code.host)
+    reach(code, world, "primary", 1)
+    finished(code, world, "primary", 1)
+    assert world.servers["primary"].timeline == 1
+
+
+# -- cut off, failing, disturbed ---------------------------------------------------------------------------------------
+
+
+def test_a_killed_process_does_nothing_more(code: Code) -> None:
+    for number in range(len(labels_of(code))):
+        world = World(code.host)
+        left: list[str] = []
+
+        def stop(world: World, label: str, left: list[str] = left) -> None:
+            left.append(world.picture())
+            kill(world, label)
+
+        world.at[number] = stop
+        with pytest.raises(Killed):
+            reach(code, world, "replica", 1)
+        for server in world.servers.values():
+            server.holder = None
+        assert [world.picture()] == [text.replace("holder='the first'", "holder=None") for text in left]
+
+
+def test_killed_at_any_point_the_next_run_finishes_it(code: Code) -> None:
+    for number, label in enumerate(labels_of(code)):
+        world = World(code.host)
+        world.at[number] = kill
+        assert outcome(code, world, "replica", 1) == "killed", label
+        assert outcome(code, world, "replica", 1) == "done", label
+        finished(code, world, "replica", 1)
+
+
+def test_killed_at_any_point_the_command_finishes_it(code: Code) -> None:
+    for number, label in enumerate(labels_of(code)):
+        world = World(code.host)
+        world.at[number] = kill
+        assert outcome(code, world, "replica", 1) == "killed", label
+        assert command(code, world, "replica") == "done", label
+        finished(code, world, "replica", 1)
+
+
+def settled(code: Code, world: World, ended: str, where: str) -> None:
+    """Assert that a run ended well, or with the old primary back, or at a promotion that the next run finishes."""
+    if ended == "done":
+        finished(code, world, "replica", 1)
+        return
+    world.come_to_rest()
+    leader = active_member(world)
+    if leader == "montreal":
+        told = known(code, world)
+        given_up = "given up, and montreal is active" in ended
+        assert given_up or told["operation"] is None or told["operation"]["given_up"], (where, ended)
+    told = known(code, world)
+    if told["operation"] is None:
+        assert outcome(code, world, told["active"], told["epoch"]) == "done", where
+        finished(code, world, told["active"], told["epoch"])
+        epoch = told["epoch"] + (told["active"] != "replica")
+    else:
+        last = outcome(code, world, "replica", 1)
+        assert last == "done" or "given up" in last, (where, ended, last)
+        told = known(code, world)
+        epoch = told["epoch"] + (told["active"] != "replica")
+    assert outcome(code, world, "replica", epoch) == "done", where
+    finished(code, world, "replica", epoch)
+
+
+@pytest.mark.parametrize("happens", [fail, time_out, interrupt])
+def test_an_act_that_fails_once_is_finished_or_taken_back(code: Code, happens: Callable[[World, str], None]) -> None:
+    labels = labels_of(code)
+    demoted, promoting = last_of(labels, "demote: before"), last_of(labels, "promote: before")
+    for number, label in enumerate(labels):
+        if not can_fail(label) and happens is not interrupt:
+            continue
+        world = World(code.host)
+        world.at[number] = happens
+        ended = outcome(code, world, "replica", 1)
+        if demoted <= number < promoting and ended != "interrupted":
+            assert active_member(world) in {"montreal", "toronto"}, (label, ended)
+        settled(code, world, ended, label)
+
+
+def crash(role: str) -> Callable[[World, str], None]:
+    return lambda world, label: world.servers[role].crash()
+
+
+def restart(role: str) -> Callable[[World, str], None]:
+    def happens(world: World, label: str) -> None:
+        world.servers[role].crash()
+        world.servers[role].start()
+
+    return happens
+
+
+def start(role: str) -> Callable[[World, str], None]:
+    return lambda world, label: world.servers[role].start()
+
+
+def cut_off(role: str) -> Callable[[World, str], None]:
+    def happens(world: World, label: str) -> None:
+        world.servers[role].unreachable = True
+
+    return happens
+
+
+def cut_link(world: World, label: str) -> None:
+    world.servers["replica"].linked = False
+
+
+def lag(world: World, label: str) -> None:
+    world.servers["replica"].replays = False
+
+
+DISTURBANCES = {
+    "the source crashes": crash("primary"),
+    "the source restarts": restart("primary"),
+    "the source is started by hand": start("primary"),
+    "the source is cut off": cut_off("primary"),
+    "the target crashes": crash("replica"),
+    "the target restarts": restart("replica"),
+    "the target is started by hand": start("replica"),
+    "the target is cut off": cut_off("replica"),
+    "the standby loses its connection": cut_link,
+    "the standby replays nothing more": lag,
+}
+
+
+def put_right(world: World) -> None:
+    """Do what an operator does who knows nothing of a switchover: mend the network, start what does not run."""
+    world.mend()
+    for server in world.servers.values():
+        server.start()
+    world.come_to_rest()
+
+
+@pytest.mark.parametrize("what", DISTURBANCES)
+@pytest.mark.parametrize("killed", [False, True])
+def test_whatever_happens_to_a_server_all_is_well_once_it_is_back(code: Code, what: str, *, killed: bool) -> None:
+    for number, label in enumerate(labels_of(code)):
+        world = World(code.host)
+
+        def happens(world: World, label: str) -> None:
+            DISTURBANCES[what](world, label)
+            if killed:
+                kill(world, label)
+
+        world.at[number] = happens
+        first = outcome(code, world, "replica", 1)
+        put_right(world)
+        second = command(code, world, "replica")
+        if second != "done":
+            second = command(code, world, "replica")
+        assert second == "done", (label, first, second)
+        told = known(code, world)
+        finished(code, world, "replica", told["epoch"])
+
+
+def test_a_target_that_is_cut_off_before_it_was_told_brings_the_old_primary_back(code: Code) -> None:
+    labels = labels_of(code)
+    for number in range(last_of(labels, "demote: stopped"), last_of(labels, "toronto.verify: after")):
+        world = World(code.host)
+        world.at[number] = cut_off("replica")
+        outcome(code, world, "replica", 1)
+        assert [server.name for server in world.primaries] == ["montreal"], labels[number]
+
+
+# -- the token ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_with_another_record_is_not_promoted(code: Code) -> None:
+    labels = labels_of(code)
+
+    def forge(world: World, label: str) -> None:
+        if label == "toronto.verify: before":
+            forged: Record = (1, "shutdown checkpoint of another history")
+            world.servers["replica"].wal[-1] = forged
+
+    def rebuild(world: World, label: str) -> None:
+        if label == "toronto.verify: before":
+            world.servers["replica"].system_identifier = "7000000000000000002"
+
+    stopping = last_of(labels, "demote: before")
+    for happens in (forge, rebuild, lag, cut_link):
+        world = World(code.host)
+        if happens in (forge, rebuild):
+            world.whenever = happens
+        else:
+            world.at[stopping] = happens
+        ended = outcome(code, world, "replica", 1)
+        assert "the switchover was given up, and montreal is active" in ended
+        world.come_to_rest()
+        assert [server.name for server in world.primaries] == ["montreal"]
+        assert world.servers["primary"].timeline == 1
+        assert known(code, world)["operation"] is None
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stale_epoch_is_refused_and_changes_nothing(code: Code) -> None:
+    world = World(code.host, busy=False)
+    reach(code, world, "replica", 1)
+    before = world.picture()
+    for active, epoch, numbers in (
+        ("primary", 0, "active='replica', epoch=1"),
+        ("primary", 1, "active='primary', epoch=2"),
+        ("primary", 3, "active='primary', epoch=2"),
+        ("replica", 0, "active='replica', epoch=1"),
+        ("replica", 3, "active='replica', epoch=1"),
+    ):
+        assert numbers in outcome(code, world, active, epoch)
+        assert world.picture() == before
+
+
+def test_the_second_of_two_operators_is_told_who_holds_it(code: Code) -> None:
+    labels = labels_of(code)
+    held = range(labels.index("montreal.alone: after") + 1, last_of(labels, "toronto.tell: after"))
+    for number in held:
+        world = World(code.host)
+        said: list[str] = []
+
+        def second(world: World, label: str, said: list[str] = said) -> None:
+            before = world.picture()
+            said.append(outcome(code, world, "replica", 1, by="the second"))
+            assert world.acknowledged or before == world.picture()
+
+        world.at[number] = second
+        first = outcome(code, world, "replica", 1, by="the first")
+        assert first == "done", (labels[number], first)
+        assert "the first has held it" in said[0], labels[number]
+        finished(code, world, "replica", 1)
+
+
+def test_what_another_operator_did_meanwhile_is_not_overwritten(code: Code) -> None:
+    """The first looks at a pair that was told nothing; before it has the lock, the second begins, and is killed."""
+    plain = World(code.host)
+    reach(code, plain, "primary", 0)
+    before_lock = plain.labels.index("montreal.alone: before")
+    for number, label in enumerate(labels_of(code)):
+        world = World(code.host)
+
+        def meanwhile(world: World, label: str, number: int = number) -> None:
+            world.at[world.count + number] = kill
+            assert outcome(code, world, "replica", 1, by="the second") == "killed"
+            world.dead = False
+
+        world.at[before_lock] = meanwhile
+        outcome(code, world, "primary", 0, by="the first")
+        told = known(code, world)
+        if told["operation"] is None and told["epoch"] == 0:
+            assert active_member(world) == "montreal", label
+        assert command(code, world, "replica") == "done", label
+        finished(code, world, "replica", 1)
+
+
+def test_nothing_begins_where_preflight_finds_a_problem(code: Code) -> None:
+    world = World(code.host)
+    world.servers["replica"].linked = False
+    ended = outcome(code, world, "replica", 1)
+    assert "no switchover to toronto; nothing was touched\n  - streaming: toronto is not connected" in ended
+    assert not [label for label in world.labels if "tell" in label or "prepare" in label]
+
+
+def test_a_member_promoted_by_hand_is_drift_that_moves_no_role(code: Code) -> None:
+    world = World(code.host, busy=False)
+    world.servers["primary"].crash()
+    world.promote(world.servers["replica"], by_hand=True)
+    ended = outcome(code, world, "primary", 0)
+    assert "toronto accepts writes, and montreal is to be active alone" in ended
+    assert not [label for label in world.labels if "tell" in label]
+
+
+def test_a_target_promoted_by_hand_is_not_overridden(code: Code) -> None:
+    labels = labels_of(code)
+    for number in range(last_of(labels, "demote: after"), last_of(labels, "toronto.verify: after")):
+        world = World(code.host, busy=False)
+
+        def by_hand(world: World, label: str) -> None:
+            world.promote(world.servers["replica"], by_hand=True)
+            kill(world, label)
+
+        world.at[number] = by_hand
+        outcome(code, world, "replica", 1)
+        for _ in range(2):
+            assert "toronto is a primary, and not by this switchover" in outcome(code, world, "replica", 1)
+            assert [server.name for server in world.primaries] == ["toronto"]
+
+
+def test_a_source_that_lost_what_it_was_told_is_told_again(code: Code) -> None:
+    labels = labels_of(code)
+
+    def forgets(world: World, label: str) -> None:
+        world.servers["primary"].roles = None
+        kill(world, label)
+
+    world = World(code.host)
+    world.forgets("primary")
+    world.at[last_of(labels, "promote: after")] = forgets
+    assert outcome(code, world, "replica", 1) == "killed"
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_a_site_takes_no_lower_epoch_and_no_other_pair(code: Code) -> None:
+    world = World(code.host)
+    site = world.servers["primary"]
+    site.roles = roles(5, "primary", pair="shop/prod/other")
+    assert "shop/prod/other" in outcome(code, world, "primary", 5)

@@ -1,0 +1,125 @@
+"""Random schedules of faults and commands over a pair in memory, whose invariants the world checks at every point.
+
+Hypothesis shrinks what breaks them to the shortest schedule. With HARMONY_TEST_ALL, tens of thousands are tried.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.orchestration.code import REAL, command, finished, known, outcome
+from tests.orchestration.sites import World
+from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
+
+WHOLE = bool(os.environ.get("HARMONY_TEST_ALL"))
+SEED = int(os.environ.get("HARMONY_TEST_SEED") or (random.SystemRandom().randrange(2**32) if WHOLE else 4))
+EXAMPLES = 20_000 if WHOLE else 250
+
+MEMBERS = st.sampled_from(["primary", "replica"])
+ERRORS = {"killed": kill, "failed": fail, "timed out": time_out, "interrupted": interrupt}
+EVENTS = st.sampled_from([*ERRORS, *DISTURBANCES])
+POINTS = st.integers(0, 130)
+"""From the next point on: a switchover passes some hundred."""
+
+
+def event(name: str) -> Any:
+    """Return what happens at a point; an error that cannot be there is none."""
+
+    def happens(world: World, label: str) -> None:
+        if name in DISTURBANCES:
+            DISTURBANCES[name](world, label)
+        elif name in {"killed", "interrupted"} or can_fail(label):
+            ERRORS[name](world, label)
+
+    return happens
+
+
+class Schedules(RuleBasedStateMachine):
+    """Commands by operators, among whatever happens to the servers and to the processes that orchestrate them."""
+
+    @initialize(first=MEMBERS)
+    def deploy(self, first: str) -> None:
+        self.world = World(busy=False)
+        assert outcome(REAL, self.world, "primary", 0) == "done"
+        if first == "replica":
+            assert outcome(REAL, self.world, "replica", 1) == "done"
+
+    @rule(at=POINTS, what=EVENTS)
+    def something_will_happen(self, at: int, what: str) -> None:
+        self.world.at[self.world.count + at] = event(what)
+
+    @rule(what=st.sampled_from(list(DISTURBANCES)))
+    def something_happens(self, what: str) -> None:
+        DISTURBANCES[what](self.world, "between two commands")
+
+    @rule()
+    def a_client_commits(self) -> None:
+        self.world.commit()
+        self.world.go_on()
+
+    @rule(to=MEMBERS)
+    def switch_over(self, to: str) -> None:
+        self.ended = command(REAL, self.world, to)
+
+    @rule(active=MEMBERS, off=st.integers(-2, 2))
+    def a_program_runs(self, active: str, off: int) -> None:
+        told = known(REAL, self.world)
+        epoch = max(told["epoch"] + off, 0)
+        before = {role: server.roles for role, server in self.world.servers.items()}
+        outcome(REAL, self.world, active, epoch, by="a program")
+        if off < 0 and told["operation"] is None and known(REAL, self.world)["epoch"] <= told["epoch"]:
+            highest = max((roles["epoch"] for roles in before.values() if roles), default=0)
+            assert known(REAL, self.world)["epoch"] == highest
+
+    @rule()
+    def the_network_is_mended(self) -> None:
+        self.world.mend()
+
+    @rule(role=MEMBERS)
+    def a_server_is_started_by_hand(self, role: str) -> None:
+        self.world.servers[role].start()
+
+    @precondition(lambda self: hasattr(self, "world"))
+    @invariant()
+    def nothing_is_lost_and_there_are_never_two(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        """Let an operator put everything right: nothing must be left that no command gets out of."""
+        if not hasattr(self, "world"):
+            return
+        self.world.at.clear()
+        put_right(self.world)
+        for to in ("primary", "replica"):
+            ended = [command(REAL, self.world, to) for _ in range(3)]
+            assert ended[-1] == "done", ended
+            finished(REAL, self.world, to, known(REAL, self.world)["epoch"])
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_no_schedule_of_faults_and_commands_breaks_anything(part: int) -> None:
+    print(f"HARMONY_TEST_SEED={SEED}")
+    profile = settings(
+        max_examples=EXAMPLES // 2,
+        stateful_step_count=25,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        phases=[Phase.generate, Phase.shrink],
+    )
+    run_state_machine_as_test(seed(SEED + part)(Schedules), settings=profile)  # type: ignore[no-untyped-call]
