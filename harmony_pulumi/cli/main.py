@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harmony_pulumi.cli import doctor, graph, status
+from harmony_pulumi.cli import doctor, graph, roles, status
 
 app = typer.Typer(
     name="harmony",
@@ -32,7 +32,7 @@ def harmony(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Look at what harmony_pulumi has deployed. Nothing here changes anything.
+    """Look at what harmony_pulumi has deployed, and move the roles of pairs. Only `switchover` changes anything.
 
     Something is wrong? Start with `harmony status`. Nothing works? Start with `harmony doctor`.
     """
@@ -41,3 +41,6 @@ def harmony(
 app.command(epilog=status.EPILOG)(status.status)
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=graph.EPILOG)(graph.graph)
+app.command(epilog=roles.EPILOG)(roles.plan)
+app.command(epilog=roles.EPILOG)(roles.switchover)
+app.command(epilog=roles.EPILOG)(roles.events)

@@ -75,8 +75,21 @@ def _export(cwd: Path, stack: str | None) -> Mapping[str, Any]:
     return loads(done.stdout).get("deployment") or {}
 
 
+def run_pulumi(arguments: list[str], cwd: Path) -> str:
+    """Run a command of Pulumi's on a stack; return why it failed, or nothing."""
+    from pulumi.automation import CommandError, PulumiCommand
+
+    try:
+        PulumiCommand(skip_version_check=True).run(arguments, str(cwd), {})
+    except FileNotFoundError:
+        return "the `pulumi` command is not on PATH"
+    except CommandError as error:
+        return explained(str(error), cwd)
+    return ""
+
+
 def explained(error: str, cwd: Path) -> str:
-    """Return why Pulumi could not export a stack, in plain words. Pure."""
+    """Return why Pulumi failed on a stack, in plain words. Pure."""
     said = error.partition("stderr:")[2].strip().removeprefix("error: ") or error
     if "no stack selected" in said:
         return f"no stack is selected in {cwd}; name one with --stack, or run `pulumi stack select` there first"
@@ -92,4 +105,4 @@ def explained(error: str, cwd: Path) -> str:
         )
     if "passphrase" in said.lower():
         return f"Pulumi wants the stack's passphrase: set PULUMI_CONFIG_PASSPHRASE_FILE. It said: {said}"
-    return f"Pulumi could not read the stack: {said}"
+    return f"Pulumi failed on the stack: {said}"

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harmony_pulumi.cli.terminal import Cwd, Json, Stack, console, plainly, print_json, progress, refuse
+from harmony_pulumi.cli.subject import SiteFile, Subject, read_subject
+from harmony_pulumi.cli.terminal import Cwd, Json, Stack, console, print_json, progress, refuse
 
 if TYPE_CHECKING:
-    from harmony_pulumi.cli.deployed import Database, Handle
+    from harmony_pulumi.cli.deployed import Handle
     from harmony_pulumi.cli.report import Report, Seen
 
 _SECONDS = 20
@@ -31,15 +30,6 @@ EPILOG = (
 )
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """What to look at."""
-
-    databases: Sequence[Database]
-    project: str = ""
-    stack: str = ""
-
-
 def status(
     seconds: Annotated[
         float | None,
@@ -48,15 +38,7 @@ def status(
     *,
     stack: Stack = None,
     cwd: Cwd = Path(),
-    site: Annotated[
-        str | None,
-        typer.Option(
-            "--site",
-            metavar="FILE",
-            help="Take the sites from a JSON file instead of a stack: a `site` output, or all outputs. - is standard "
-            "input. Needs neither Pulumi nor a backend.",
-        ),
-    ] = None,
+    site: SiteFile = None,
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
 ) -> None:
@@ -68,10 +50,7 @@ def status(
         refuse(f"{seconds:g} goes with --watch; to name a stack, use --stack")
     if watch and as_json:
         refuse("--watch is for people and --json for scripts; use one, and call `harmony status --json` repeatedly")
-    if site is not None and (stack is not None or cwd != Path()):
-        refuse("--site needs no stack; leave out --stack and --cwd")
-    with plainly(), progress("reading what is deployed"):
-        subject = _from_file(site) if site is not None else _from_stack(cwd, stack)
+    subject = read_subject(site, cwd, stack)
     if watch:
         _watch(subject, seconds or 2)
         return
@@ -86,7 +65,7 @@ def status(
     raise typer.Exit(0 if report.healthy else 1)
 
 
-def look(subject: _Subject) -> Report:
+def look(subject: Subject) -> Report:
     """Observe every server, all at once, and judge what was seen."""
     from harmony_pulumi.cli.background import run_all
     from harmony_pulumi.cli.report import report
@@ -115,38 +94,7 @@ def _seen(answer: Future[Seen], handle: Handle) -> Seen:
     return answer.result() if error is None else unseen(handle, "unknown", str(error) or type(error).__name__)
 
 
-def _from_stack(cwd: Path, stack: str | None) -> _Subject:
-    from harmony_pulumi.cli.stack import NothingToShowError, read_stack
-
-    state = read_stack(cwd.resolve(), stack)
-    databases = state.resources.databases()
-    if not databases:
-        msg = f"stack {state.stack} has no database that could be observed; `pulumi up` deploys what the program says"
-        raise NothingToShowError(msg)
-    return _Subject(databases, state.project, state.stack)
-
-
-def _from_file(file: str) -> _Subject:
-    from harmony_pulumi.cli.deployed import databases_in
-    from harmony_pulumi.cli.stack import NothingToShowError
-
-    name = "standard input" if file == "-" else file
-    try:
-        document: Any = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
-    except OSError as error:
-        msg = f"cannot read {file}: {error.strerror}"
-        raise NothingToShowError(msg) from None
-    except ValueError as error:
-        msg = f"{name} is not JSON ({error}); expected what `pulumi stack output --json` prints"
-        raise NothingToShowError(msg) from None
-    databases = databases_in(document)
-    if not databases:
-        msg = f"{name} has no site in it: expected a `site` output of a database, with `kind` and `name`"
-        raise NothingToShowError(msg)
-    return _Subject(databases)
-
-
-def _watch(subject: _Subject, seconds: float) -> None:
+def _watch(subject: Subject, seconds: float) -> None:
     """Show what is seen, again and again; Ctrl-C is the way out and no failure."""
     from rich.console import Group
     from rich.live import Live

@@ -56,10 +56,10 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=True) + "\n")
 
 
-def refuse(message: str) -> NoReturn:
-    """End with a message on standard error and status 2."""
+def refuse(message: str, *, status: int = 2) -> NoReturn:
+    """End with a message on standard error."""
     _console(sys.stderr, stderr=True).print(Text.assemble(("error: ", "red"), message))
-    raise typer.Exit(2)
+    raise typer.Exit(status)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def test_a_hanging_site_does_not_keep_the_command_from_ending(tmp_path: Path) ->
         (["status", "--watch", "often"], "number"),
         (["status", "--cwd", "/nowhere"], "does not exist"),
         (["graph", "--format", "png"], "png"),
-        (["switchover"], "switchover"),
+        (["failover"], "failover"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(args: list[str], message: str) -> None:
