@@ -30,11 +30,13 @@ PAIR = """
 primary = LinuxHostTopology("montreal")
 replica = LinuxHostTopology("toronto")
 site = FailoverTopology("orders", primary=primary, replica=replica)
-database = site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], {config}))
+database = site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"], {config}), active={active})
 pulumi.export("uri", database.uri)
 pulumi.export("ca_certificate", database.ca_certificate)
+pulumi.export("site", database.site)
 pulumi.export("primary_uri", database.members["primary"].uri)
 pulumi.export("replica_uri", database.members["replica"].uri)
+pulumi.export("site", database.site)
 pulumi.export("primary_site", database.members["primary"].site)
 pulumi.export("replica_site", database.members["replica"].site)
 pulumi.export("certs", site.get_replication_certs(database))
@@ -65,9 +67,9 @@ class Stack:
         """Set the program."""
         (self.folder / "__main__.py").write_text(HEAD + text)
 
-    def pair(self, config: str = "") -> None:
-        """Set the program to a failover pair with these arguments of `PostgreSQLConfig`."""
-        self.program(PAIR.format(config=config))
+    def pair(self, config: str = "", *, active: str = "None") -> None:
+        """Set the program to a failover pair with these arguments of `PostgreSQLConfig`, and this `Active`."""
+        self.program(PAIR.format(config=config, active=active))
 
     def run(self, *args: str, expect: int | None = 0, deadline: float = DEADLINE) -> str:
         """Run the CLI and return what it shows."""
@@ -285,16 +287,17 @@ def as_os_user(*argv: str) -> list[str]:
     return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups", "--", *argv]
 
 
-def superuser(root: Path, sql: str, port: int) -> str:
+def superuser(root: Path, sql: str, port: int, database: str = "postgres") -> str:
     """Run SQL on a server as its administrator would; return what it answers."""
-    argv = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", f"{root}/run", "-p", str(port), "-U", "postgres", "-f", "-"]
+    argv = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-h", f"{root}/run", "-p", str(port), "-U", "postgres"]
+    argv += ["-d", database, "-f", "-"]
     return subprocess.run(
         as_os_user(*argv), input=sql, capture_output=True, text=True, check=True, timeout=60
     ).stdout.strip()
 
 
-@pytest.fixture
-def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], Stack]]:
+@contextmanager
+def stacks(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], Stack]]:
     """Make stacks; at the end stop and remove all that they made."""
     made: list[Stack] = []
 
@@ -325,6 +328,13 @@ def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[
     finally:
         for stack in made:
             stack.close()
+
+
+@pytest.fixture
+def make_stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], Stack]]:
+    """Make stacks; at the end stop and remove all that they made."""
+    with stacks(tmp_path_factory) as make:
+        yield make
 
 
 @pytest.fixture
