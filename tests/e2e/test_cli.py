@@ -107,7 +107,8 @@ def test_status_works_from_saved_handles_without_pulumi_and_backend(stack: Stack
     done = harmony(stack, "status", "--json", "--site", "-", given=saved, cwd=Path("/"))
     (stack.folder / "gone").rename(stack.folder / "state")
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(d["members"][0]["name"] for d in json.loads(done.stdout)["databases"]) == ["montreal", "toronto"]
+    (database,) = json.loads(done.stdout)["databases"]
+    assert [member["name"] for member in database["members"]] == ["montreal", "toronto"]
 
 
 def test_watch_looks_again_until_ctrl_c_and_that_is_no_failure(stack: Stack) -> None:
