@@ -137,7 +137,7 @@ class Survey(TypedDict):
     limits: Mapping[str, int]
     """The settings that a standby must have at least as high as its primary: PostgreSQL, "Hot Standby"."""
     logical_slots: list[str]
-    """Logical slots that would not survive: those that are not failover slots of PostgreSQL 17 and newer."""
+    """Its logical slots. None of them would be on another member: they are not synchronised."""
     free_bytes: int
     """On the disk of the data directory."""
 

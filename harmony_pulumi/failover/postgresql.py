@@ -92,6 +92,7 @@ class FailoverPostgreSQL(Failover[T]):
                     for role, cluster in members.items()
                 },
                 "active": roles.member,
+                "active_from": "program" if active else "configuration",
                 "epoch": roles.epoch,
                 "replication": config.replication,
                 "follows": outer.source is not None,

@@ -47,7 +47,10 @@ if ! { read -r end && [ "$end" = whole ]; }; then exit 1; fi # It is not, when w
 for new; do
   mv -f "$new" "${new%.new}"
   printf '%s\\n' "${new%.new}"
+  set -- "$@" "${new%/*}"
+  shift
 done
+[ $# = 0 ] || sync "$@" # The names, too: what is left are their folders.
 """
 # A long command's children must die with us, too (pg_basebackup has one, which would hold its slot for good): when our
 # end of its standard input closes, however we end, the whole process group is killed.
@@ -298,6 +301,9 @@ class LocalConnection(Connection):
             )
         except FileNotFoundError as error:
             msg = f"{self.name}: {error.filename} is not installed; on Debian it is in the package util-linux"
+            raise SiteError(msg) from error
+        except OSError as error:
+            msg = f"{self.name}: cannot start `{argv[0]}`: {error.strerror}; the machine is out of something"
             raise SiteError(msg) from error
 
 

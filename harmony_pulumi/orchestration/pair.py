@@ -26,7 +26,11 @@ def pair_of(handle: Mapping[str, Any]) -> Pair:
 
 def has_roles(handle: Mapping[str, Any]) -> bool:
     """Tell whether roles can move in a pair: it is one of servers, and follows no other cluster."""
-    return not handle.get("follows") and all("members" not in member for member in handle["members"].values())
+    return (
+        "pair" in handle
+        and not handle.get("follows")
+        and all("members" not in member for member in handle["members"].values())
+    )
 
 
 @dataclass(frozen=True)

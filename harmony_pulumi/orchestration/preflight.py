@@ -143,7 +143,8 @@ def _likeness(source: Survey, target: Survey, old: str, new: str) -> Iterator[Ch
 def _collations(target: Survey, new: str) -> Iterator[Check]:
     moved = {db: versions for db, versions in target["collations"].items() if versions[0] != versions[1]}
     words = ", ".join(f"{db} has {recorded}, {new} has {actual}" for db, (recorded, actual) in moved.items())
-    found = f"{words}: indexes on text would be wrong there; install the same libc or ICU" if moved else "alike"
+    alike = "alike" if target["collations"] else "no version is recorded, so none was compared"
+    found = f"{words}: indexes on text would be wrong there; install the same libc or ICU" if moved else alike
     yield Check("collations", "problem" if moved else "ok", found)
 
 

@@ -53,6 +53,11 @@ def told(seen: Mapping[str, Observation]) -> Roles | None:
     return latest({role: observation["roles"] for role, observation in seen.items()})
 
 
+def active_now(pair: Pair) -> str | None:
+    """Return the role of the member that the sites know as active; None while a role change is under way."""
+    return _settled_active(told(look(pair)))
+
+
 def other_than(pair: Pair, role: str) -> str:
     """Return the role of the other member."""
     return next(r for r in pair.members if r != role)
@@ -85,6 +90,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
                 raise SiteError(msg)
             _tell(pair, {role: _roles(pair, role, desired, None) for role in pair.members}, seen)
             _forget_leader(pair, desired.active, seen)
+            _keep_following(pair, desired, seen)
     return establish(
         pair.members,
         active=desired.active,
@@ -104,7 +110,12 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
     """
     seen = look(pair)
     with _alone(pair, seen, by) as write, journal.writing_to(write):
+        held = [role for role, observation in seen.items() if observation["state"] in {"running", "stopped"}]
         seen = look(pair)  # Again: whoever held the lock has moved on.
+        for role, observation in seen.items():
+            if observation["state"] in {"running", "stopped"} and role not in held:
+                msg = f"{pair.name}: {pair.names[role]} did not answer a moment ago, and does now; run this again"
+                raise SiteError(msg)
         _refuse_strangers(pair, seen)
         known = told(seen)
         if not moves(desired, known, pair.names):
@@ -191,6 +202,18 @@ def _forget_leader(pair: Pair, active: str, seen: Mapping[str, Observation]) -> 
             member.movable.forget(pair.members[active].slot)
 
 
+def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation]) -> None:
+    """Have the standby know where the leader is now, and its certificates, which a deployment may have changed.
+
+    Before the first role change the deployment itself sees to that.
+    """
+    if desired.epoch and all(observation["state"] == "running" for observation in seen.values()):
+        offer = pair.members[desired.active].movable.offer()
+        for role, member in pair.members.items():
+            if role != desired.active and seen[role]["role"] == "standby":
+                member.movable.follow(offer)
+
+
 @contextmanager
 def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> Generator[Write]:
     """Keep every other operation away from the members that answer; give what records at the sites of all of them."""
@@ -221,6 +244,8 @@ class _Run:
     """Of the source and of the target."""
     demoted: bool = False
     """Whether the token is from the source itself, in this run."""
+    insisted: bool = False
+    """Whether it was interrupted after the point of no return, and went on."""
 
     @property
     def source(self) -> Member:
@@ -247,6 +272,10 @@ class _Run:
                 self.roles = {role: observation["roles"] or self.roles[role] for role, observation in seen.items()}
                 if not self.operation["given_up"] and may_give_up(self.operation, *self.facts):
                     self._give_up(step, str(error) or "interrupted")
+                elif isinstance(error, KeyboardInterrupt) and not self.insisted:
+                    self.insisted = True
+                    text = "interrupted where there is no way back: going on; interrupt again to leave it open"
+                    self.journal.note(text, step="resume", state="warning")
                 elif not (step is Step.VERIFY and self._both_told()) or isinstance(error, KeyboardInterrupt):
                     raise
                 continue
@@ -271,12 +300,7 @@ class _Run:
     def _act(self, step: Step) -> None:
         match step:
             case Step.PREPARE:
-                self._save(self.operation)
-                self.target.movable.forget(self.source.slot)  # One that was left may have lost its WAL.
-                self.target.movable.prepare(self.source.slot)
-                self.source.movable.ease()
-                self.operation = {**self.operation, "prepared": True}
-                self._save(self.operation)
+                self._prepare()
             case Step.DEMOTE:
                 # Kept with the assignment: until then, to demote again gives the same token.
                 self.operation = {**self.operation, "token": self.source.movable.demote()}
@@ -285,9 +309,9 @@ class _Run:
                 self.target.movable.verify(self._token(), deadline=_CATCH_UP)
                 self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
             case Step.PROMOTE:
-                self.target.movable.promote()
+                self._promote()
             case Step.FOLLOW:
-                if self.facts[0].epoch < self.operation["epoch"]:
+                if self.facts[0].epoch != self.operation["epoch"]:
                     self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
                 self.source.movable.follow(self.target.movable.offer())
             case Step.WITHDRAW:
@@ -304,6 +328,21 @@ class _Run:
                 self._save(None, only=[self.operation["target"], self.operation["source"]])
             case Step.GIVE_UP:  # Acts on no site.
                 pass
+
+    def _prepare(self) -> None:
+        self._save(self.operation)
+        self.target.movable.forget(self.source.slot)  # One that was left may have lost its WAL.
+        self.target.movable.prepare(self.source.slot)
+        if self.pair.synchronous:  # From its first commit on: they wait until the source follows.
+            self.target.site.require_synchronous([self.source.name])
+        self.source.movable.ease()
+        self.operation = {**self.operation, "prepared": True}
+        self._save(self.operation)
+
+    def _promote(self) -> None:
+        if self.facts[0].state == "stopped" and self.facts[1].role != "primary":
+            self._token()  # It may have been a primary once more since it was verified, by hand.
+        self.target.movable.promote()
 
     def _token(self) -> Token:
         """Return the token. One that was kept must be that of this very stop, not of one before, say."""

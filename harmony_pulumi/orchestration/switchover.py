@@ -49,8 +49,8 @@ class Facts:
     role: str
     left_as: str
     ended_cleanly: bool
-    epoch: int
-    """What it was told last."""
+    epoch: int | None
+    """What it was told last, 0 if nothing; None if that is not known."""
     streams: bool = False
     """Of a standby: whether it is connected to its source."""
 
@@ -64,7 +64,7 @@ class Facts:
             seen["role"],
             seen["left_as"],
             seen["ended_cleanly"],
-            told["epoch"] if told else 0,
+            told["epoch"] if told else None if seen["state"] == "unreachable" else 0,
             seen["receiver"] == "streaming",
         )
 
@@ -120,7 +120,7 @@ def _after_promotion(operation: Operation, source: Facts, target: Facts) -> Step
             f"keep stays. What to do then: docs/lifecycle.md"
         )
         raise SiteError(msg)
-    if target.epoch < operation["epoch"] or operation["given_up"]:
+    if _knows_less(operation, target) or operation["given_up"]:
         msg = (
             f"{target.name} is a primary, and not by this {operation['kind']}: somebody promoted it. Look at `harmony "
             f"status` and decide which member is to stay"
@@ -173,8 +173,12 @@ def may_give_up(operation: Operation, source: Facts, target: Facts) -> bool:
 
 def _untold(operation: Operation, source: Facts, target: Facts) -> bool:
     """Tell whether the target was certainly not told to lead: the source is told before it is."""
-    epoch = operation["epoch"]
-    return source.epoch < epoch or (target.state in _ANSWERING and target.epoch < epoch)
+    return _knows_less(operation, source) or (target.state in _ANSWERING and _knows_less(operation, target))
+
+
+def _knows_less(operation: Operation, facts: Facts) -> bool:
+    """Tell whether a member was certainly not told the epoch of the operation. Of one that is not known, no."""
+    return facts.epoch is not None and facts.epoch < operation["epoch"]
 
 
 def _words(facts: Facts) -> str:

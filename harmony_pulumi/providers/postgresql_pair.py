@@ -92,7 +92,7 @@ class PostgreSQLPairProvider(Provider):
 
 
 def _desired(props: Mapping[str, Any]) -> Desired:
-    return Desired(props["active"], props["epoch"])
+    return Desired(props["active"], props.get("epoch", 0))
 
 
 def _names(props: Mapping[str, Any]) -> dict[str, str]:
@@ -109,6 +109,7 @@ def _reach(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
         "name": props["name"],
         "pair": props["pair"],
         "active": props["active"],
+        "active_from": props.get("active_from"),
         "follows": props["follows"],
         "synchronous": props["replication"] == "synchronous",
         "deadline": props["deadline"],

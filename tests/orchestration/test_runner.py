@@ -165,6 +165,15 @@ def test_an_act_that_fails_once_is_finished_or_taken_back(code: Code, happens: C
         settled(code, world, ended, label)
 
 
+def test_an_interrupt_after_the_point_of_no_return_leaves_nobody_without_a_primary(code: Code) -> None:
+    labels = labels_of(code)
+    for number in range(last_of(labels, "promote: before"), last_of(labels, "follow: before") + 1):
+        world = World(code.host)
+        world.at[number] = interrupt
+        assert outcome(code, world, "replica", 1) == "done", labels[number]
+        assert active_member(world) == "toronto"
+
+
 def crash(role: str) -> Callable[[World, str], None]:
     return lambda world, label: world.servers[role].crash()
 

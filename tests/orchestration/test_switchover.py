@@ -219,6 +219,13 @@ def test_a_switchover_is_given_up_only_where_nobody_can_have_been_promoted(code:
         assert code.switchover.may_give_up(begun, source, target) is expected, (source, target)
 
 
+def test_what_is_not_known_of_a_member_is_no_reason_to_give_up(code: Code) -> None:
+    for source, target in (("unreachable", "a standby"), (DEMOTED, "unreachable"), ("unreachable", "unreachable")):
+        unknown = [facts(code, "montreal", source, EPOCH), facts(code, "toronto", target, EPOCH)]
+        silent = [replace(f, epoch=None) if f.state == "unreachable" else f for f in unknown]
+        assert not code.switchover.may_give_up(operation(prepared=True, token=TOKEN), *silent)
+
+
 def test_what_a_step_leaves_is_what_a_site_shows_after_it(code: Code) -> None:
     """The runner does not look between two steps, so what it expects must be true."""
     world = World(code.host, busy=False)
@@ -260,6 +267,15 @@ def test_what_a_step_leaves_is_what_a_site_shows_after_it(code: Code) -> None:
                 expected[0].epoch,
             )
             assert found[1].epoch == expected[1].epoch
+
+
+def test_what_a_member_was_told_is_unknown_of_one_that_does_not_answer(code: Code) -> None:
+    world = World(code.host, busy=False)
+    seen = pair_site(world, "primary").observe()
+    of = code.switchover.Facts.of
+    assert of({**seen, "roles": None}).epoch == 0
+    assert of({**seen, "roles": None, "state": "unreachable"}).epoch is None
+    assert of({**seen, "roles": roles(3, "primary", "primary"), "state": "unreachable"}).epoch == 3
 
 
 def test_the_steps_of_a_plan_name_both_members() -> None:

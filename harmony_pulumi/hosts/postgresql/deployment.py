@@ -34,6 +34,7 @@ from harmony_pulumi.hosts.postgresql.home import (
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries, major_of
+from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL, site_of
 from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -246,6 +247,13 @@ class Deployment:
             msg = f"{self.connection.name}: {marker.data} was taken over, so it is not moved aside, but {reason}"
             raise SiteError(msg)
         server = self.server(choose_binaries(self.connection, marker.major), marker)
+        roles = read_roles(self.connection, server.layout.roles, self.user)
+        if roles and roles["epoch"] and roles["active"] == roles["me"]:
+            msg = (
+                f"{self.connection.name}: {reason}, and {marker.data} is that of the active member of {roles['pair']} "
+                f"at epoch {roles['epoch']}: it is not moved aside. Make another member active first"
+            )
+            raise SiteError(msg)
         with self.journal.step("set-aside", f"moving {marker.data} aside: {reason}"):
             server.stop(self._deadline("start"))
             self._move_aside(server, marker)
@@ -558,11 +566,31 @@ class Deployment:
             credentials = self._credentials(server, marker)
             if self._is_to_lead(server):
                 self._populate(server, marker, credentials)
+                self._tell_followers(server)
             elif self.props.get("source"):
                 self._follow(server, marker, fresh=False)
                 if self._following(server).has_caught_up(marker.port) and self.configure(server, marker):
                     self._start(server, marker)  # The primary's limits were lowered, and that is known here by now.
             return self.outputs(server, marker, credentials)
+
+    def _tell_followers(self, server: Server) -> None:
+        """Have the members that follow this one since a role change know its port and certificates of now.
+
+        Before the first role change, the program wires them.
+        """
+        roles = read_roles(self.connection, server.layout.roles, self.user)
+        if not roles or not roles["epoch"]:
+            return
+        here = self.props["host"]
+        offer = HostPostgreSQL(site_of(here, self.props["owner"], self.root)).offer()
+        for peer in self.props.get("peers") or ():
+            root = root_of(self.connection, peer)
+            site = HostPostgreSQL(site_of({**peer["host"], "machine_id": here["machine_id"]}, peer["owner"], root))
+            if peer["host"].get("machine_id", here["machine_id"]) == here["machine_id"]:
+                seen = site.observe()
+                if seen["role"] == "standby" and seen["roles"] and seen["roles"]["pair"] == roles["pair"]:
+                    with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
+                        site.follow(offer)
 
     def _is_to_lead(self, server: Server) -> bool:
         """Tell whether the server is to be a primary: roles may have moved since it was deployed."""
@@ -687,15 +715,7 @@ class Deployment:
                 "client_key": replication.key,
             },
             "credentials": dict(credentials),
-            "site": {
-                "kind": "harmony_pulumi.hosts.postgresql.site:HostPostgreSQL",
-                "name": host["name"],
-                "host": dict(host),
-                "owner": self.props["owner"],
-                "root": self.root,
-                "data": server.layout.data,
-                "slot": slot_name(self.props["owner"]),
-            },
+            "site": {**site_of(host, self.props["owner"], self.root), "data": server.layout.data},
         }
 
     def _member(self) -> str:

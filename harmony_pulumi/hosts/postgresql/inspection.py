@@ -380,7 +380,7 @@ def status(state: Mapping[str, Any]) -> str:
         user = os_user(connection, state["host"])
         if not connection.exists(state["root"], user):
             mounted = mount_of(connection, state["root"])
-            if mounted != state["mount"]:
+            if mounted != state.get("mount", mounted):
                 return f"unreachable: {state['root']} was on the disk at {state['mount']}, which is not mounted"
             return "absent"
         return _status_in(connection, state, user)
@@ -396,7 +396,7 @@ def _status_in(connection: Connection, state: Mapping[str, Any], user: str) -> s
     server = Server(connection, Layout(state["root"], marker.data), Binaries("", marker.version), user)
     if server.running_pid() is None:
         return f"stopped: no server process in {marker.data}; `pulumi up` starts it"
-    if marker.state == "changing" or marker.revision != state["revision"]:
+    if marker.state == "changing" or marker.revision != state.get("revision", marker.revision):
         return "half-changed: a change of its configuration was cut off; `pulumi up` brings it to what is declared"
     roles = read_roles(connection, server.layout.roles, user)
     if (

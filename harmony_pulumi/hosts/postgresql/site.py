@@ -13,9 +13,9 @@ from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
-from harmony_pulumi.hosts.postgresql.layout import Layout
+from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.roles import read_roles, refusal
-from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
+from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
 from harmony_pulumi.orchestration.wait import wait_for
 
 _CERTIFICATES = ("ca", "server", "replication", "source-client")
@@ -61,7 +61,7 @@ SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('m
 """
 _LOGICAL_SLOTS = (
     "SELECT coalesce(json_agg(slot_name ORDER BY slot_name), '[]') FROM pg_replication_slots "
-    "WHERE slot_type = 'logical' AND {lost}"
+    "WHERE slot_type = 'logical'"
 )
 _PROMOTE = """
 SELECT pg_promote(false) WHERE pg_is_in_recovery();
@@ -83,6 +83,18 @@ _LOCK_DEADLINE = 5
 _CHECKPOINT_DEADLINE = 600
 _STOP_DEADLINE = _START_DEADLINE = 120
 _PROMOTE_DEADLINE = 60
+
+
+def site_of(host: Mapping[str, Any], owner: str, root: str) -> dict[str, Any]:
+    """Return the handle of a server by its host, owner and folder."""
+    return {
+        "kind": "harmony_pulumi.hosts.postgresql.site:HostPostgreSQL",
+        "name": host["name"],
+        "host": dict(host),
+        "owner": owner,
+        "root": root,
+        "slot": slot_name(owner),
+    }
 
 
 @dataclass(frozen=True)
@@ -108,27 +120,40 @@ class HostPostgreSQL:
             return _unseen(name, "unreachable", str(error))
         if marker is None:
             return _unseen(name, "absent", f"{connection.name} has no server of {self.handle['owner']} in {self._root}")
+        seen = _unseen(name, "stopped", f"no server process in {marker.data}")
+        seen["endpoint"] = f"{self.handle['host']['address']}:{marker.port}"
+        seen["system_identifier"] = marker.system_identifier
+        try:
+            self._look(connection, marker, seen)
+        except SiteError as error:
+            seen["state"], seen["detail"] = "unreachable", str(error)
+        return seen
+
+    def _look(self, connection: Connection, marker: Marker, seen: Observation) -> None:
+        """Fill in what is to be seen of a server that is there."""
+        user = os_user(connection, self.handle["host"])
+        layout = Layout(self._root, marker.data)
+        bare = Server(connection, layout, Binaries("", marker.version), user)
+        seen["roles"] = read_roles(connection, layout.roles, user)
+        running = bare.running_pid() is not None
         try:
             server = self._server(connection, marker)
         except SiteError as error:
-            return _unseen(name, "stopped", str(error))
-        seen = _unseen(name, "stopped", f"no server process in {marker.data}")
-        seen["endpoint"] = f"{self.handle['host']['address']}:{marker.port}"
+            # Whether one that runs accepts writes is not known, and one that is stopped cannot be started here.
+            seen["state"], seen["detail"] = "unreachable" if running else "stopped", str(error)
+            return
         seen["version"] = server.binaries.version
-        seen["system_identifier"] = marker.system_identifier
         seen["certificates"] = self._expiries(server)
-        seen["roles"] = read_roles(connection, server.layout.roles, server.user)
-        if server.running_pid() is not None:
+        if running:
             try:
                 seen.update(server.look(_LOOK, port=marker.port))
                 seen["state"], seen["detail"] = "running", ""
             except SiteError as error:  # It recovers from a crash, is out of connections, hangs: nothing is known.
                 seen["state"], seen["detail"] = "unreachable", f"its process runs and does not answer: {error}"
-        elif connection.exists(f"{marker.data}/PG_VERSION", server.user):
-            signal = connection.exists(server.layout.standby_signal, server.user)
+        elif marker.state != "making" and connection.exists(f"{marker.data}/PG_VERSION", user):
+            signal = connection.exists(layout.standby_signal, user)
             seen["left_as"] = "standby" if signal else "primary"
             seen["ended_cleanly"] = server.control_data()[_STATE] == _ENDED_CLEANLY
-        return seen
 
     def record(self, lines: str) -> None:
         """Append whole lines to the server's log of events."""
@@ -167,9 +192,6 @@ class HostPostgreSQL:
         databases: list[str] = server.look(_DATABASES, port=port)
         by_database = {name: server.look(_IN_DATABASE, port=port, database=name) for name in databases}
         collations = server.look(_COLLATIONS, port=port) if server.binaries.major >= 15 else {}
-        slots = _LOGICAL_SLOTS.format(
-            lost="NOT failover" if server.binaries.major >= 17 else "true"  # PostgreSQL 17, "pg_replication_slots".
-        )
         free = server.connection.check(["df", "--output=avail", "-B1", "--", marker.data]).split()[-1]
         return {
             "major": server.binaries.major,
@@ -178,7 +200,7 @@ class HostPostgreSQL:
             "available": server.look(_AVAILABLE, port=port),
             "collations": collations,
             "limits": server.look(_LIMITS, port=port),
-            "logical_slots": server.look(slots, port=port),
+            "logical_slots": server.look(_LOGICAL_SLOTS, port=port),
             "free_bytes": int(free),
         }
 
@@ -232,12 +254,25 @@ class HostPostgreSQL:
 
     def reinstate(self) -> None:
         """Be the primary again, after a demotion that nobody has taken over from."""
-        server, _ = self._to_lead("reinstated")
-        if not server.connection.exists(server.layout.standby_signal, server.user) and server.running_pid() is not None:
+        server, marker = self._to_lead("reinstated")
+        signal = server.layout.standby_signal
+        if not server.connection.exists(signal, server.user) and self._is_primary(server, marker):
             return
+        # One that was asked to stop and has not ended yet is waited for: it is as good as stopped.
         server.stop(_STOP_DEADLINE)
-        server.connection.check(["rm", "-f", "--", server.layout.standby_signal], user=server.user)
+        # On disk before it starts: after a loss of power it must not come back as a standby that nobody follows.
+        remove = 'rm -f -- "$1" && sync -- "${1%/*}"'
+        server.connection.check(["sh", "-c", remove, "sh", signal], user=server.user)
         server.start(_START_DEADLINE)
+
+    def _is_primary(self, server: Server, marker: Marker) -> bool:
+        """Tell whether the server accepts writes now. One that is stopping does not answer."""
+        if server.running_pid() is None:
+            return False
+        try:
+            return server.look("SELECT to_json(pg_is_in_recovery())", port=marker.port) is False
+        except SiteError:
+            return False
 
     def verify(self, token: Token, *, deadline: float) -> None:
         """Wait until the token's record is replayed, and compare it byte by byte, as pg_waldump shows it."""
@@ -302,8 +337,11 @@ class HostPostgreSQL:
             raise SiteError(msg)
         layout = server.layout
         config = files.replication_config(source, self.handle["slot"], layout, str(self.handle["name"]))
-        declared = files.settings_in(server.read(layout.config, ["settings.conf"])["settings.conf"] or "")
-        limits = files.raised(source["limits"], declared)  # A standby does not start with less than its primary has.
+        there = server.read(layout.config, ("settings.conf", "limits.conf"))
+        declared = files.settings_in(there["settings.conf"] or "")
+        kept = files.settings_in(there["limits.conf"] or "").get("wal_level")
+        # A standby does not start with less than its primary has.
+        limits = {**files.raised(source["limits"], declared), **({"wal_level": kept} if kept else {})}
         # Nobody replicates from a standby here: commits that waited for its peer wait no longer when it leads again.
         server.write(
             {
