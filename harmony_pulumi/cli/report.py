@@ -31,9 +31,11 @@ Code = Literal[
     "no_primary",
     "not_encrypted",
     "not_streaming",
+    "not_synchronous",
     "slot",
     "stopped",
     "two_primaries",
+    "unfinished",
     "unknown",
     "unreachable",
 ]
@@ -186,7 +188,7 @@ def report(
     statuses: list[DatabaseStatus] = []
     for database, seen in databases:
         members = [_member(m, o, database.members, seen, now) for m, o in zip(database.members, seen, strict=True)]
-        found = _findings(database, members)
+        found = [*_unfinished(database, seen), *_findings(database, members)]
         findings += found
         statuses.append(_database(database, members, healthy=all(f.severity != "problem" for f in found)))
     return Report(
@@ -294,6 +296,18 @@ def _findings(database: Database, members: Sequence[MemberStatus]) -> list[Findi
     return sorted(found, key=lambda f: f.severity != "problem")
 
 
+def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Find a role change that is under way, or was cut off."""
+    operations = [(o.get("roles") or {}).get("operation") for o in seen]
+    for operation in [operation for operation in operations if operation][:1]:
+        target = next((m.name for m in database.members if m.position == operation["target"]), operation["target"])
+        message = (
+            f"a {operation['kind']} to {target} is under way, or was cut off: {operation['operator']}. If that has "
+            f"ended, run `harmony switchover --to {target}` to finish it"
+        )
+        yield Finding("problem", "unfinished", database.name, "", message)
+
+
 def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Iterator[Finding]:
     if not database.is_group:
         return
@@ -320,6 +334,12 @@ def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Itera
         )
         yield Finding("problem", "different_database", database.name, "", message)
     for primary in primaries:
+        if database.handle.get("synchronous") and not primary.waits_for:
+            message = (
+                f"is declared synchronous, and its commits wait for nobody. `harmony switchover --to {primary.name}`, "
+                f"which moves nothing, or `pulumi up --refresh` mends that"
+            )
+            yield Finding("problem", "not_synchronous", database.name, primary.name, message)
         streams = [m.replication for m in members if m.replication and m.replication.source == primary.name]
         if primary.waits_for and not any(stream.sync_state in {"sync", "quorum"} for stream in streams):
             message = (

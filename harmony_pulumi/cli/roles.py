@@ -7,6 +7,7 @@ afterwards, that one resource alone, when it can be.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit status: 0, done, or it would be. 1, refused or not done: the message says how the pair was left. 2, wrong "
-    "usage, or there is nothing to act on.\n\n"
-    "Safe to interrupt and to run again: Ctrl-C before the promotion puts the old primary back; what was begun and cut "
-    "off is finished by the next run."
+    "usage, or there is nothing to act on. 130, interrupted.\n\n"
+    "Safe to interrupt, and to run again with the same --to: Ctrl-C before the promotion puts the old primary back; "
+    "what was begun and cut off is finished by the next run."
 )
 
 Name = Annotated[str | None, typer.Argument(metavar="DATABASE", help="Which pair; needed if there are several.")]
@@ -99,25 +100,33 @@ def switchover(
     from harmony_pulumi.errors import SiteError
     from harmony_pulumi.orchestration.journal import Journal, operator
     from harmony_pulumi.orchestration.roles import Desired
-    from harmony_pulumi.orchestration.runner import reach
+    from harmony_pulumi.orchestration.runner import active_now, reach
 
+    if yes and to is None:
+        refuse("--yes needs --to NAME: run once more by a script, `the other member` would be the old one again")
     chosen = _pair_in(read_subject(site, cwd, stack), database)
     pair, role, found = _planned(chosen, to)
     _show(found)
     if not found.is_possible:
         raise typer.Exit(1)
-    if not found.is_needed:
-        console().print(f"{found.target} is active already: nothing to do")
-        raise typer.Exit(0)
-    if not yes:
+    if not found.is_needed:  # But a run before this one may have been cut off after the roles were moved.
+        console().print(f"{found.target} is active already")
+    elif not yes:
         _ask(f"Switch {pair.name} over to {found.target} now?")
-    journal = Journal(pair.name, "switchover", lambda line: console().print(line, markup=False))
+    journal = Journal(pair.name, "switchover", lambda line: console().print(line, markup=False, soft_wrap=True))
     journal.write_to(pair.members[role].site.record)
+    _end_like_ctrl_c(signal.SIGTERM, signal.SIGHUP)
     try:
         reach(pair, Desired(role, found.epoch), journal, by=operator("`harmony switchover`"))
     except SiteError as error:
+        if active_now(pair) == role:  # The roles are moved; what failed came after.
+            _tell_stack(chosen, role, found.epoch, cwd, stack)
         refuse(str(error), status=1)
-    _tell_stack(chosen, role, found.epoch, cwd, stack)
+    except KeyboardInterrupt:
+        again = f"run `harmony switchover --to {found.target}` to finish it"
+        refuse(f"interrupted: the switchover may be left open; {again}, `harmony status` to see how it is", status=130)
+    if found.is_needed or chosen.handle["active"] != role:
+        _tell_stack(chosen, role, found.epoch, cwd, stack)
 
 
 def events(
@@ -227,9 +236,21 @@ def _show(found: Plan) -> None:
     out.print(grid)
     if found.unfinished:
         out.print(f"going on with the switchover to {found.target}, begun by {found.unfinished}", markup=False)
+    elif not found.is_possible:
+        out.print(f"refused; nothing was touched. {found.active} stays active")
     elif found.is_needed:
         for number, step in enumerate(found.steps):
             out.print(f"{'  ' if number else ''}{step}", markup=False)
+
+
+def _end_like_ctrl_c(*signals: signal.Signals) -> None:
+    """Have these signals interrupt as Ctrl-C does, so that the old primary is put back then, too."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in signals:
+        signal.signal(number, interrupt)
 
 
 def _ask(question: str) -> None:
@@ -244,7 +265,12 @@ def _tell_stack(chosen: Database, role: str, epoch: int, cwd: Path, stack: str |
     from harmony_pulumi.cli.stack import run_pulumi
 
     if not chosen.urn:
-        console().print(f"The stack was not told. In its folder: {_by_hand('PAIR', role, epoch)}", markup=False)
+        text = f"The stack was not told. In its folder:{_by_hand('PAIR', role, epoch)}"
+        console().print(text, markup=False, soft_wrap=True)
+        return
+    if chosen.handle.get("active_from") == "program":
+        text = f'The program says who is active: write active=Active("{role}", epoch={epoch}) there, then `pulumi up`'
+        console().print(text, markup=False)
         return
     resource = chosen.urn.rpartition("::")[2]
     key = f'harmony:active["{resource}"]'
@@ -260,14 +286,13 @@ def _tell_stack(chosen: Database, role: str, epoch: int, cwd: Path, stack: str |
         else:
             problem = ""
     if problem:
-        text = f"The roles are moved, and the stack was not told: {problem}\nRun, in its folder: "
-        console().print(text + _by_hand(resource, role, epoch), markup=False)
+        text = f"The roles are moved, and the stack was not told: {problem}\nRun, in its folder:"
+        console().print(text + _by_hand(resource, role, epoch), markup=False, soft_wrap=True)
     else:
         console().print(f"The stack knows: {key} is {role} at epoch {epoch}", markup=False)
 
 
 def _by_hand(resource: str, role: str, epoch: int) -> str:
     key = f'harmony:active["{resource}"]'
-    return (
-        f"pulumi config set --path '{key}.member' {role} && pulumi config set --path '{key}.epoch' {epoch} && pulumi up"
-    )
+    commands = (f"config set --path '{key}.member' {role}", f"config set --path '{key}.epoch' {epoch}", "up")
+    return "".join(f"\n  pulumi {command}" for command in commands)

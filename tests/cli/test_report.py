@@ -65,6 +65,26 @@ def test_an_unreachable_member_proves_nothing_about_who_takes_writes() -> None:
     assert "not all could be asked" in message
 
 
+def test_a_role_change_that_was_cut_off_is_a_problem_that_says_how_to_finish_it() -> None:
+    operation = {"kind": "switchover", "target": "replica", "operator": "`harmony switchover` by ops@db1"}
+    judged = judge({**PRIMARY, "roles": {"operation": operation}}, {**STANDBY, "roles": {"operation": operation}})
+    finding = only(judged)
+    assert (finding.code, judged.healthy) == ("unfinished", False)
+    assert "a switchover to toronto is under way, or was cut off: `harmony switchover` by ops@db1" in finding.message
+    assert "run `harmony switchover --to toronto` to finish it" in finding.message
+
+
+def test_a_synchronous_pair_whose_commits_wait_for_nobody_is_a_problem() -> None:
+    resources = one_pair()
+    for resource in resources:
+        handle = resource["outputs"].get("site")
+        if handle and "members" in handle:
+            handle["synchronous"] = True
+    judged = judge(PRIMARY, STANDBY, resources=resources)
+    assert only(judged).code == "not_synchronous"
+    assert judge({**PRIMARY, "waits_for": "FIRST 1 (toronto)"}, STANDBY, resources=resources).healthy is False
+
+
 def test_two_primaries_are_a_problem_that_names_both_and_the_declared_one() -> None:
     judged = judge(LONELY, seen("toronto"))
     finding = only(judged)

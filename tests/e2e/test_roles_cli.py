@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import socket
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Stack, eventually
+from tests.e2e.conftest import Stack, eventually, port_of, stop_postmaster
 from tests.e2e.test_lifecycle import put_row, rows
 
 pytestmark = pytest.mark.e2e
@@ -40,9 +43,10 @@ def test_a_switchover_by_command_moves_the_roles_and_tells_the_stack(stack: Stac
     assert (plan["active"], plan["target"], plan["epoch"], plan["possible"]) == ("montreal", "toronto", 1, True)
     assert {check["name"] for check in plan["checks"]} >= {"streaming", "lag", "extensions", "settings", "disk"}
     assert "nobody is there to be asked" in harmony(stack, "switchover", expect=2)
+    assert "--yes needs --to" in harmony(stack, "switchover", "--yes", expect=2)
     stack.up("--expect-no-changes")
 
-    shown = harmony(stack, "switchover", "--yes")
+    shown = harmony(stack, "switchover", "--to", "toronto", "--yes")
     assert "toronto becomes the primary" in shown
     assert "The stack knows" in shown
     settings = (stack.folder / "Pulumi.dev.yaml").read_text()
@@ -53,7 +57,7 @@ def test_a_switchover_by_command_moves_the_roles_and_tells_the_stack(stack: Stac
     stack.up("--expect-no-changes")
     stack.refresh()
     stack.up("--expect-no-changes")
-    assert "is active already: nothing to do" in harmony(stack, "switchover", "--to", "toronto", "--yes")
+    assert "is active already" in harmony(stack, "switchover", "--to", "toronto", "--yes")
 
     events = json.loads(harmony(stack, "events", "--json"))
     steps = [event["step"] for event in events if event["operation"] == "switchover" and event["state"] == "done"]
@@ -68,11 +72,12 @@ def test_a_switchover_needs_no_backend_and_a_stale_program_is_refused_afterwards
     sites = stack.run("stack", "output", "--json", "site")
     (tmp_path / "sites.json").write_text(sites)
     shutil.move(stack.folder / "state", stack.folder / "away")
-    shown = harmony(stack, "switchover", "--yes", "--site", str(tmp_path / "sites.json"))
+    shown = harmony(stack, "switchover", "--to", "toronto", "--yes", "--site", str(tmp_path / "sites.json"))
     assert "The stack was not told" in shown
     shutil.move(stack.folder / "away", stack.folder / "state")
 
     stack.up("--expect-no-changes")  # It does not know, and changes nothing.
+    assert stack.outputs()["active"] == "primary"
     stack.pair('settings={"work_mem": "8MB"}')
     stack.up()  # The servers are changed where they are.
     stack.refresh()
@@ -87,14 +92,35 @@ def test_a_switchover_needs_no_backend_and_a_stale_program_is_refused_afterwards
 
 
 def test_a_plan_says_what_stands_in_the_way(stack: Stack) -> None:
-    from tests.e2e.conftest import stop_postmaster
-
     stack.pair()
     stack.up()
-    import signal
-
     stop_postmaster(Path(stack.server("toronto")["data_directory"]), signal.SIGINT)
     shown = harmony(stack, "plan", expect=1)
     assert "a standby that runs is needed" in shown
     assert "toronto is not connected" in shown
-    assert "a standby that runs is needed" in harmony(stack, "switchover", "--yes", expect=1)
+    assert "a standby that runs is needed" in harmony(stack, "switchover", "--to", "toronto", "--yes", expect=1)
+
+
+def test_roles_that_the_program_declares_are_not_written_into_the_configuration(stack: Stack) -> None:
+    stack.pair(active='Active("primary", epoch=0)')
+    stack.up()
+    shown = harmony(stack, "switchover", "--to", "toronto", "--yes")
+    assert 'write active=Active("replica", epoch=1) there' in shown
+    stack.pair(active='Active("replica", epoch=1)')
+    stack.up()
+    stack.up("--expect-no-changes")
+
+
+def test_a_moved_leader_whose_port_and_certificates_change_is_still_followed(stack: Stack) -> None:
+    stack.pair(active='Active("replica", epoch=1)')
+    stack.up()
+    put_row(stack, 1)
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    members = f'members={{"toronto": MemberPlacement(port={port})}}, certificate_lifetime_days=99'
+    stack.pair(members, active='Active("replica", epoch=1)')
+    stack.up()
+    assert port_of(stack.outputs()["replica_uri"]) == port
+    put_row(stack, 2)
+    eventually(lambda: rows(stack) == [1, 2], "both rows on the old primary")
+    stack.up("--expect-no-changes")
