@@ -174,8 +174,9 @@ class Deployment:
 
     def _refuse_beside(self) -> None:
         """Refuse to make a new database while a peer holds this one."""
-        for peer, root, held in self._peers_here():
+        for host, root, held in self._peers_here():
             if held.state != "making":
+                peer = host["name"]
                 msg = (
                     f"{self.connection.name}: a new, empty database was about to be made in {self.root}, but "
                     f"{peer} holds this database in {root} (system identifier {held.system_identifier}). Make {peer} "
@@ -192,7 +193,7 @@ class Deployment:
         if self.connection.exists(server.layout.standby_signal, self.user):
             return
         mine = read_roles(self.connection, server.layout.roles, self.user)
-        for peer, root, held in self._peers_here():
+        for host, root, held in self._peers_here():
             layout = Layout(root, held.data)
             theirs = read_roles(self.connection, layout.roles, self.user)
             # At epoch 0 the program's declaration counts, which may have been changed after a promotion by hand.
@@ -201,8 +202,8 @@ class Deployment:
             elif held.state != "making" and not self.connection.exists(layout.standby_signal, self.user):
                 msg = (
                     f"{self.connection.name}: {server.layout.data} is that of a primary, and so is {held.data} of "
-                    f"{peer}: started side by side, both would accept writes. Find out which one has the data that "
-                    f"counts (docs: the primary is lost), move the folder of the other one away ({self.root} or "
+                    f"{host['name']}: started side by side, both would accept writes. Find out which one has the data "
+                    f"that counts (docs: the primary is lost), move the folder of the other one away ({self.root} or "
                     f"{root}), and have the program declare the first as the primary"
                 )
                 raise SiteError(msg)
@@ -213,15 +214,15 @@ class Deployment:
             self.journal.note(text, step="guard", state="warning")
             server.write({server.layout.standby_signal: ""})
 
-    def _peers_here(self) -> Generator[tuple[str, str, Marker]]:
-        """Iterate over the names, folders and markers of the other members that are on this machine."""
+    def _peers_here(self) -> Generator[tuple[Mapping[str, Any], str, Marker]]:
+        """Iterate over the hosts, folders and markers of the other members that are on this machine."""
         here = self.props["host"]["machine_id"]
         for peer in self.props.get("peers") or ():
             if peer["host"].get("machine_id", here) == here:  # Another machine this connection does not reach.
                 root = root_of(self.connection, peer)
                 marker = Marker.read(self.connection, root, self.user)
                 if marker is not None and marker.owner == peer["owner"]:
-                    yield str(peer["host"]["name"]), root, marker
+                    yield peer["host"], root, marker
 
     def _refuse_other_role(self, server: Server, marker: Marker) -> None:
         problem = role_problem(self.connection, self.props, self.root, self.user, marker)
@@ -583,14 +584,12 @@ class Deployment:
             return
         here = self.props["host"]
         offer = HostPostgreSQL(site_of(here, self.props["owner"], self.root)).offer()
-        for peer in self.props.get("peers") or ():
-            root = root_of(self.connection, peer)
-            site = HostPostgreSQL(site_of({**peer["host"], "machine_id": here["machine_id"]}, peer["owner"], root))
-            if peer["host"].get("machine_id", here["machine_id"]) == here["machine_id"]:
-                seen = site.observe()
-                if seen["role"] == "standby" and seen["roles"] and seen["roles"]["pair"] == roles["pair"]:
-                    with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
-                        site.follow(offer)
+        for host, root, held in self._peers_here():
+            site = HostPostgreSQL(site_of({**host, "machine_id": here["machine_id"]}, held.owner, root))
+            seen = site.observe()
+            if seen["role"] == "standby" and seen["roles"] and seen["roles"]["pair"] == roles["pair"]:
+                with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
+                    site.follow(offer)
 
     def _is_to_lead(self, server: Server) -> bool:
         """Tell whether the server is to be a primary: roles may have moved since it was deployed."""
