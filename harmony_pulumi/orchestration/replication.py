@@ -41,8 +41,8 @@ class Member:
 
 
 def members_of(handles: Mapping[str, Mapping[str, Any]]) -> dict[str, Member]:
-    """Return the members of a pair by role, of their handles."""
-    return {role: Member(role, load_site(handle), handle) for role, handle in handles.items()}
+    """Return the members of a pair by role, of their handles, in one order: a stack's state keeps none."""
+    return {role: Member(role, load_site(handle), handle) for role, handle in sorted(handles.items())}
 
 
 def establish(
