@@ -52,19 +52,30 @@ class Token(TypedDict):
     """That record, as pg_waldump shows it: a standby has this very record, or another history."""
 
 
+class Terms(TypedDict):
+    """What whoever ordered a failover accepts."""
+
+    max_data_loss: int
+    """Bytes of WAL."""
+    accept_unknown_loss: bool
+    """Whether commits may be lost that nobody knows of."""
+    fenced: str
+    """Why it is known that the old primary accepts no writes, where its site cannot be asked; empty if it is not."""
+
+
 class Operation(TypedDict):
     """A role change that is under way, as the sites of both members keep it until it has ended."""
 
     id: str
     """Unique: no token of one operation is taken for another's."""
     kind: str
-    """`switchover`."""
+    """`switchover`, `failover` or `rejoin`."""
     epoch: int
-    """The epoch that it is to establish."""
+    """The epoch that it is to establish; of a rejoin, which moves no role, that of before."""
     source: str
-    """The role of the member that steps down."""
+    """The role of the member that is to follow in the end."""
     target: str
-    """The role of the member that takes over."""
+    """The role of the member that is to lead in the end."""
     operator: str
     """Who began it, where, and when."""
     prepared: bool
@@ -72,6 +83,27 @@ class Operation(TypedDict):
     """Of the member that has stepped down."""
     given_up: str
     """Why it is being taken back; empty if it is not."""
+    terms: Terms | None
+    """Of a failover."""
+    stage: str
+    """Of a rejoin: empty; `archived` once what the member alone has was put aside; `copied` once it can follow."""
+    clone: str
+    """Of a rejoin: why the member must be copied anew; empty as long as it may be rewound."""
+
+
+class Away(TypedDict):
+    """A member that a failover left behind, until it has rejoined."""
+
+    member: str
+    """Its role."""
+    timeline: int
+    """That it was on."""
+    fork: str
+    """The LSN at which the timeline of the one that took over begins: what the member wrote from there on is lost."""
+    fenced: str
+    """How it was known that it accepts no writes."""
+    since: str
+    """ISO 8601."""
 
 
 class Roles(TypedDict):
@@ -85,7 +117,10 @@ class Roles(TypedDict):
     """The role of the member that is to be active."""
     me: str
     """This member's own role."""
+    synchronous: bool
+    """Whether every commit that the active member acknowledged since this was told is on the other one, too."""
     operation: Operation | None
+    away: Away | None
 
 
 class Observation(TypedDict):
@@ -104,6 +139,12 @@ class Observation(TypedDict):
     timeline: int
     lsn: str
     """Written, on a primary; replayed, on a standby."""
+    received: str
+    """On a standby: up to where it has its source's WAL on disk; empty if it has received none since it started."""
+    heard_lsn: str
+    """On a standby that is connected: up to where its source had written when it was last heard of; else empty."""
+    heard_at: str
+    """On a standby: when its source was last heard of for certain, ISO 8601; empty if that is not known."""
     receiver: str
     """On a standby: the state of its connection to the source."""
     replayed_at: str
@@ -140,6 +181,44 @@ class Survey(TypedDict):
     """Its logical slots. None of them would be on another member: they are not synchronised."""
     free_bytes: int
     """On the disk of the data directory."""
+
+
+class Transaction(TypedDict):
+    """A transaction, as WAL has it."""
+
+    xid: int
+    committed_at: str
+    """As PostgreSQL writes it."""
+    lsn: str
+    """Of its commit record."""
+    changes: Mapping[str, int]
+    """How many rows it inserted, updated and deleted, by `<what> <tablespace>/<database>/<relfilenode>`."""
+
+
+class Beyond(TypedDict):
+    """What a server wrote past an LSN."""
+
+    bytes: int
+    """Of WAL."""
+    transactions: list[Transaction]
+    """That were committed there."""
+
+
+class Rejoining(TypedDict):
+    """What it takes to have a member that does not run follow another."""
+
+    size_bytes: int
+    """Of its data directory."""
+    no_rewind: str
+    """Why it cannot be rewound, as far as that can be told beforehand; empty if it can."""
+
+
+class Fork(TypedDict):
+    """The end of a timeline, as a history has it: PostgreSQL, "Timelines"."""
+
+    timeline: int
+    lsn: str
+    """Where another one goes on; empty of the last one."""
 
 
 class PostgreSQLSite(Protocol):
@@ -244,6 +323,65 @@ class RoleSite(PostgreSQLSite, Protocol):
 
     def forget(self, follower: str) -> None:
         """Stop keeping WAL for a member by its slot, as it leads now."""
+        ...
+
+    def fence(self) -> str:
+        """Have this server accept no write, whatever it takes, and start as a standby from now on; return how.
+
+        Raises:
+            UnreachableError: the site cannot be asked, so nothing is known.
+            SiteError: it could not be stopped.
+        """
+        ...
+
+    def history(self) -> list[Fork]:
+        """Return the timelines that this server went through, its own last."""
+        ...
+
+    def beyond(self, fork: Fork) -> Beyond:
+        """Return what this server, which does not run, wrote past a point in its history.
+
+        Raises:
+            SiteError: its WAL from there on cannot be read.
+        """
+        ...
+
+    def rejoining(self) -> Rejoining:
+        """Look at what it takes to have this server, which does not run, follow another one. Changes nothing."""
+        ...
+
+    def retire(self) -> None:
+        """Stop, cleanly if it can be, and be at a point from which a rewind can start: a crash is recovered from."""
+        ...
+
+    def archive(self, fork: Fork) -> str:
+        """Put aside the WAL that this stopped server wrote past a fork, with a list of its transactions; return where.
+
+        Empty if it wrote none. Raises:
+            SiteError: there is no room, or its WAL from there on cannot be read.
+        """
+        ...
+
+    def rewind(self, source: Mapping[str, Any]) -> str:
+        """Take back what this stopped server wrote and its new source did not, and be a standby of it.
+
+        Returns why that cannot be, and then nothing was changed; or nothing.
+
+        Args:
+            source: what the other site offers.
+
+        Raises:
+            SiteError: it failed half-way: the data directory can only be replaced.
+        """
+        ...
+
+    def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
+        """Copy the data of another site, which then is a standby's; keep the old data directory aside.
+
+        Args:
+            source: what the other site offers.
+            show: is told how far it is.
+        """
         ...
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harmony_pulumi.capabilities.site import Roles
     from harmony_pulumi.cli.deployed import Database
     from harmony_pulumi.orchestration.preflight import Check
-    from harmony_pulumi.orchestration.runner import Pair
+    from harmony_pulumi.orchestration.members import Pair
 
 EPILOG = (
     "Exit status: 0, done, or it would be. 1, refused or not done: the message says how the pair was left. 2, wrong "
@@ -179,8 +179,9 @@ def _pair_in(subject: Subject, name: str | None) -> Database:
 def _planned(chosen: Database, to: str | None) -> tuple[Pair, str, Plan]:
     """Look at a pair's sites; return it, the role of the member that is to be active, and the plan."""
     from harmony_pulumi.errors import SiteError
+    from harmony_pulumi.orchestration.members import look, told
     from harmony_pulumi.orchestration.pair import pair_of
-    from harmony_pulumi.orchestration.runner import look, preflight, steps_in_words, told
+    from harmony_pulumi.orchestration.runner import preflight, steps_in_words
 
     pair = pair_of(chosen.handle)
     with progress(f"asking {' and '.join(pair.names.values())}"):

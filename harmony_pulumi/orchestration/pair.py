@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, load_site
+from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.replication import members_of
-from harmony_pulumi.orchestration.runner import Pair
 
 KIND = "harmony_pulumi.orchestration.pair:PairSite"
 
@@ -21,6 +21,7 @@ def pair_of(handle: Mapping[str, Any]) -> Pair:
         members=members_of(handle["members"]),
         synchronous=bool(handle["synchronous"]),
         deadline=float(handle["deadline"]),
+        fence_commands=handle.get("fence_commands") or {},
     )
 
 

@@ -41,7 +41,7 @@ def checks(
         now: aware, for certificates.
     """
     found = [*_states(source, target), *_history(source, target), *_streaming(source, target)]
-    found += [*_certificates(target, now)]
+    found += [*certificates(target, now)]
     if surveys is not None:
         found += [*_likeness(*surveys, source["name"], target["name"])]
     return found
@@ -96,7 +96,8 @@ def _slots(source: Observation) -> Iterator[Check]:
             yield Check("slot", "problem", found)
 
 
-def _certificates(target: Observation, now: datetime) -> Iterator[Check]:
+def certificates(target: Observation, now: datetime) -> Iterator[Check]:
+    """Return whether clients, and the member that follows, could connect to a member."""
     for name in _NEEDED:
         text = target["certificates"].get(name)
         if text is None:

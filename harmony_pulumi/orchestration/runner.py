@@ -7,60 +7,24 @@ the operation is kept at the sites of both members, and each act may be repeated
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Token
+from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Terms
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
+from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, other_than, roles_for, told
+from harmony_pulumi.orchestration.operation import Run
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
-from harmony_pulumi.orchestration.replication import Member, establish
-from harmony_pulumi.orchestration.roles import Desired, latest, moves
-from harmony_pulumi.orchestration.switchover import Facts, Step, after, may_give_up, next_step, unclear
-
-_CATCH_UP = 30.0
-"""Seconds for the target to replay the token; it streams and is at most 64 MB behind, so it takes less than one."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A pair as the runner sees it."""
-
-    id: str
-    """`<project>/<stack>/<resource>`."""
-    name: str
-    members: Mapping[str, Member]
-    """By role."""
-    synchronous: bool
-    deadline: float
-    """Seconds, for a member to stream."""
-
-    @property
-    def names(self) -> dict[str, str]:
-        """The names of the members by role."""
-        return {role: member.name for role, member in self.members.items()}
-
-
-def look(pair: Pair) -> dict[str, Observation]:
-    """Observe every member, by role."""
-    return {role: member.site.observe() for role, member in pair.members.items()}
-
-
-def told(seen: Mapping[str, Observation]) -> Roles | None:
-    """Return what the sites were told last."""
-    return latest({role: observation["roles"] for role, observation in seen.items()})
+from harmony_pulumi.orchestration.replication import establish, missing
+from harmony_pulumi.orchestration.roles import Desired, moves
 
 
 def active_now(pair: Pair) -> str | None:
     """Return the role of the member that the sites know as active; None while a role change is under way."""
     return _settled_active(told(look(pair)))
-
-
-def other_than(pair: Pair, role: str) -> str:
-    """Return the role of the other member."""
-    return next(r for r in pair.members if r != role)
 
 
 def preflight(pair: Pair, target: str, seen: Mapping[str, Observation]) -> list[Check]:
@@ -80,25 +44,58 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     """
     seen = look(pair)
     _refuse_strangers(pair, seen)
-    if moves(desired, told(seen), pair.names) and desired.active != _settled_active(told(seen)):
+    known = told(seen)
+    if moves(desired, known, pair.names) and desired.active != _settled_active(known):
         move(pair, desired, journal, by=by)
     else:
         _refuse_drift(pair, desired, seen)
         with _alone(pair, seen, by):
-            if told(look(pair)) != told(seen):
+            if told(look(pair)) != known:
                 msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
                 raise SiteError(msg)
-            _tell(pair, {role: _roles(pair, role, desired, None) for role in pair.members}, seen)
+            settled = {
+                role: roles_for(
+                    pair, role, desired, None, away=known and known["away"], synchronous=_covered(pair, known)
+                )
+                for role in pair.members
+            }
+            _tell(pair, settled, seen)
+            if known and known["away"]:
+                left = pair.names[known["away"]["member"]]
+                text = f"{left} was left behind by the failover of {known['away']['since']}: `harmony rejoin`"
+                journal.note(text, step="away", state="warning")
+                return pair.members[desired.active].site.observe()
             _forget_leader(pair, desired.active, seen)
             _keep_following(pair, desired, seen)
-    return establish(
+    return settle(pair, desired.active, journal, by=by)
+
+
+def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation:
+    """Wait until the members replicate as the pair is declared, and have the sites know it.
+
+    Raises:
+        SiteError: they do not, in time.
+    """
+    leader = establish(
         pair.members,
-        active=desired.active,
+        active=active,
         synchronous=pair.synchronous,
         follows=False,
         deadline=pair.deadline,
         journal=journal,
     )
+    if pair.synchronous:  # Only now: a failover relies on it.
+        seen = look(pair)
+        known = _all_told(pair, seen)
+        if not all(roles["synchronous"] for roles in known.values()):
+            with _alone(pair, seen, by):
+                _tell(pair, {role: {**roles, "synchronous": True} for role, roles in known.items()}, seen)
+    return leader
+
+
+def _covered(pair: Pair, known: Roles | None) -> bool:
+    """Tell whether commits go on waiting for the other member; before they no longer do, the sites are told."""
+    return bool(pair.synchronous and known and known["synchronous"])
 
 
 def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
@@ -127,10 +124,123 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
                 lines = "".join(f"\n  - {problem}" for problem in found)
                 msg = f"{pair.name}: no switchover to {pair.names[desired.active]}; nothing was touched{lines}"
                 raise SiteError(msg)
-            under_way = _begin(pair, desired, by)
+            under_way = _begin(
+                "switchover", desired.epoch, source=other_than(pair, desired.active), target=desired.active, by=by
+            )
         else:
             journal.note(f"going on with the {under_way['kind']} begun by {under_way['operator']}", step="resume")
-        _Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
+        Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
+
+
+def failover_preflight(pair: Pair, target: str, seen: Mapping[str, Observation], terms: Terms) -> list[Check]:
+    """Look at everything that a failover to a member depends on. Changes nothing."""
+    source = other_than(pair, target)
+    found = estimated_loss(pair, target, seen)
+    can_fence = source in pair.fence_commands
+    now = datetime.now(UTC)
+    return [*failover.checks(seen[source], seen[target], found, terms, can_fence=can_fence, now=now)]
+
+
+def epoch_after(known: Roles | None) -> int:
+    """Return the epoch of a failover: higher than any that a member may have been told, also by what is under way."""
+    if known is None:
+        return 1
+    operation = known["operation"]
+    return 1 + max(known["epoch"], operation["epoch"] if operation else 0)
+
+
+def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: str) -> int:
+    """Have a member take over from one that is dead or cannot be reached; return the epoch.
+
+    An operation that is under way and cannot be finished is replaced.
+
+    Raises:
+        SiteError: it was refused, or could not be done; the message says how the pair was left.
+    """
+    seen = look(pair)
+    _refuse_strangers(pair, seen)
+    with _alone(pair, seen, by) as write, journal.writing_to(write):
+        seen = look(pair)
+        known = told(seen)
+        under_way = known["operation"] if known else None
+        if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
+            journal.note(f"going on with the failover begun by {under_way['operator']}", step="resume")
+            under_way = Operation({**under_way, "terms": terms})
+        elif found := problems(failover_preflight(pair, target, seen, terms)):
+            lines = "".join(f"\n  - {problem}" for problem in found)
+            msg = f"{pair.name}: no failover to {pair.names[target]}; nothing was touched{lines}"
+            raise SiteError(msg)
+        else:
+            under_way = _begin(
+                "failover", epoch_after(known), source=other_than(pair, target), target=target, by=by, terms=terms
+            )
+        Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
+        return under_way["epoch"]
+
+
+def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
+    """Have the member that does not follow the active one follow it again.
+
+    Raises:
+        SiteError: it could not be done; the message says why, and what to do.
+    """
+    seen = look(pair)
+    _refuse_strangers(pair, seen)
+    with _alone(pair, seen, by) as write, journal.writing_to(write):
+        seen = look(pair)
+        known = told(seen)
+        under_way = known["operation"] if known else None
+        if under_way and under_way["kind"] != "rejoin":
+            msg = (
+                f"{pair.name}: a {under_way['kind']} to {pair.names[under_way['target']]}, begun by "
+                f"{under_way['operator']}, has not ended: run `harmony {under_way['kind']} --to "
+                f"{pair.names[under_way['target']]}` to finish it, then this"
+            )
+            raise SiteError(msg)
+        active = known["active"] if known else "primary"
+        if under_way:
+            journal.note(f"going on with the rejoin begun by {under_way['operator']}", step="resume")
+        else:
+            epoch = known["epoch"] if known else 0
+            under_way = _begin("rejoin", epoch, source=other_than(pair, active), target=active, by=by)
+        Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
+
+
+def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
+    """Have the sites know the member that was found to be the one primary as the active one; return what to desire.
+
+    Raises:
+        SiteError: there is not exactly one, or an operation is under way.
+    """
+    seen = look(pair)
+    _refuse_strangers(pair, seen)
+    with _alone(pair, seen, by) as write, journal.writing_to(write):
+        seen = look(pair)
+        known = told(seen)
+        primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
+        unknown = [seen[role]["name"] for role in pair.members if seen[role]["state"] == "unreachable"]
+        if len(primaries) != 1 or unknown or (known and known["operation"]):
+            under_way = known and known["operation"]
+            found = (
+                f"a {under_way['kind']} is under way; finish it"
+                if under_way
+                else f"{' and '.join(unknown)} cannot be asked"
+                if unknown
+                else f"{' and '.join(pair.names[role] for role in primaries) or 'no member'} accepts writes"
+            )
+            msg = f"{pair.name}: expected exactly one primary, and every member to answer; {found}. Nothing was changed"
+            raise SiteError(msg)
+        (active,) = primaries
+        if known and known["active"] == active:
+            return Desired(active, known["epoch"])
+        other = other_than(pair, active)
+        desired = Desired(active, epoch_after(known))
+        left = None
+        if missing(seen[active], [pair.names[other]]):
+            left = left_behind(pair.members[active], other, f"found {seen[other]['state']}, as a primary was accepted")
+        with journal.step("accept", f"{pair.names[active]} is active, as was found, at epoch {desired.epoch}"):
+            _tell(pair, {role: roles_for(pair, role, desired, None, away=left) for role in (other, active)}, seen)
+        return desired
 
 
 def _settled_active(known: Roles | None) -> str | None:
@@ -164,28 +274,27 @@ def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation])
         raise SiteError(msg)
 
 
-def _begin(pair: Pair, desired: Desired, by: str) -> Operation:
+def _begin(kind: str, epoch: int, *, source: str, target: str, by: str, terms: Terms | None = None) -> Operation:
     return {
         "id": uuid.uuid4().hex,
-        "kind": "switchover",
-        "epoch": desired.epoch,
-        "source": other_than(pair, desired.active),
-        "target": desired.active,
+        "kind": kind,
+        "epoch": epoch,
+        "source": source,
+        "target": target,
         "operator": by,
         "prepared": False,
         "token": None,
         "given_up": "",
+        "terms": terms,
+        "stage": "",
+        "clone": "",
     }
-
-
-def _roles(pair: Pair, me: str, desired: Desired, operation: Operation | None) -> Roles:
-    return {"pair": pair.id, "epoch": desired.epoch, "active": desired.active, "me": me, "operation": operation}
 
 
 def _all_told(pair: Pair, seen: Mapping[str, Observation]) -> dict[str, Roles]:
     """Return what each site was told; for one that was told nothing, the roles that it was deployed with."""
     deployed = Desired("primary", 0)
-    return {role: seen[role]["roles"] or _roles(pair, role, deployed, None) for role in pair.members}
+    return {role: seen[role]["roles"] or roles_for(pair, role, deployed, None) for role in pair.members}
 
 
 def _tell(pair: Pair, roles: Mapping[str, Roles], seen: Mapping[str, Observation]) -> None:
@@ -229,165 +338,6 @@ def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> Generator[Wr
                 write(lines)
 
         yield record
-
-
-@dataclass
-class _Run:
-    """One operation, under way."""
-
-    pair: Pair
-    journal: Journal
-    operation: Operation
-    roles: dict[str, Roles]
-    """What each site was told, by role."""
-    facts: tuple[Facts, Facts] = field(init=False)
-    """Of the source and of the target."""
-    demoted: bool = False
-    """Whether the token is from the source itself, in this run."""
-    insisted: bool = False
-    """Whether it was interrupted after the point of no return, and went on."""
-
-    @property
-    def source(self) -> Member:
-        return self.pair.members[self.operation["source"]]
-
-    @property
-    def target(self) -> Member:
-        return self.pair.members[self.operation["target"]]
-
-    def finish(self, seen: Mapping[str, Observation]) -> None:
-        """Do what is next until the operation is over."""
-        self.facts = self._facts(seen)
-        while True:
-            step = next_step(self.operation, *self.facts)
-            if step is Step.GIVE_UP:
-                self._give_up(step, unclear(*self.facts))
-                continue
-            try:
-                self._do(step)
-            except (SiteError, KeyboardInterrupt) as error:
-                seen = look(self.pair)
-                self.facts = self._facts(seen)
-                # What was being told may have arrived or not. Of one that does not answer, what it was told before.
-                self.roles = {role: observation["roles"] or self.roles[role] for role, observation in seen.items()}
-                if not self.operation["given_up"] and may_give_up(self.operation, *self.facts):
-                    self._give_up(step, str(error) or "interrupted")
-                elif isinstance(error, KeyboardInterrupt) and not self.insisted:
-                    self.insisted = True
-                    text = "interrupted where there is no way back: going on; interrupt again to leave it open"
-                    self.journal.note(text, step="resume", state="warning")
-                elif not (step is Step.VERIFY and self._both_told()) or isinstance(error, KeyboardInterrupt):
-                    raise
-                continue
-            self.facts = after(step, self.operation, *self.facts)
-            if step is Step.SETTLE:
-                return
-            if step is Step.CLOSE:
-                reason = self.operation["given_up"]
-                msg = f"{self.pair.name}: the switchover was given up, and {self.source.name} is active: {reason}"
-                raise SiteError(msg)
-
-    def _facts(self, seen: Mapping[str, Observation]) -> tuple[Facts, Facts]:
-        return Facts.of(seen[self.operation["source"]]), Facts.of(seen[self.operation["target"]])
-
-    def _both_told(self) -> bool:
-        return all(facts.epoch == self.operation["epoch"] for facts in self.facts)
-
-    def _do(self, step: Step) -> None:
-        with self.journal.step(step, self._words(step), id=self.operation["id"], epoch=self.operation["epoch"]):
-            self._act(step)
-
-    def _act(self, step: Step) -> None:
-        match step:
-            case Step.PREPARE:
-                self._prepare()
-            case Step.DEMOTE:
-                # Kept with the assignment: until then, to demote again gives the same token.
-                self.operation = {**self.operation, "token": self.source.movable.demote()}
-                self.demoted = True
-            case Step.VERIFY:
-                self.target.movable.verify(self._token(), deadline=_CATCH_UP)
-                self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
-            case Step.PROMOTE:
-                self._promote()
-            case Step.FOLLOW:
-                if self.facts[0].epoch != self.operation["epoch"]:
-                    self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
-                self.source.movable.follow(self.target.movable.offer())
-            case Step.WITHDRAW:
-                self._assign(self.operation["epoch"] + 1, self.operation["source"], first=self.operation["target"])
-            case Step.REINSTATE:
-                self.source.movable.reinstate()
-            case Step.SETTLE:
-                self.source.movable.forget(self.target.slot)
-                self._save(None)
-            case Step.CLOSE:
-                if self.facts[1].state == "running":
-                    self.target.movable.forget(self.source.slot)
-                # The source last: as long as the target cannot be told, this is not over.
-                self._save(None, only=[self.operation["target"], self.operation["source"]])
-            case Step.GIVE_UP:  # Acts on no site.
-                pass
-
-    def _prepare(self) -> None:
-        self._save(self.operation)
-        self.target.movable.forget(self.source.slot)  # One that was left may have lost its WAL.
-        self.target.movable.prepare(self.source.slot)
-        if self.pair.synchronous:  # From its first commit on: they wait until the source follows.
-            self.target.site.require_synchronous([self.source.name])
-        self.source.movable.ease()
-        self.operation = {**self.operation, "prepared": True}
-        self._save(self.operation)
-
-    def _promote(self) -> None:
-        if self.facts[0].state == "stopped" and self.facts[1].role != "primary":
-            self._token()  # It may have been a primary once more since it was verified, by hand.
-        self.target.movable.promote()
-
-    def _token(self) -> Token:
-        """Return the token. One that was kept must be that of this very stop, not of one before, say."""
-        token = self.operation["token"]
-        assert token is not None, "a step that follows the demotion"
-        if not self.demoted and (found := self.source.movable.demote()) != token:
-            msg = (
-                f"{self.pair.name}: the token that was kept is not that of {self.source.name}: expected {found}, found "
-                f"{token}"
-            )
-            raise SiteError(msg)
-        return token
-
-    def _assign(self, epoch: int, active: str, *, first: str) -> None:
-        for role in sorted(self.pair.members, key=lambda role: role != first):
-            told_now = _roles(self.pair, role, Desired(active, epoch), self.operation)
-            self.pair.members[role].movable.tell(told_now)
-            self.roles[role] = told_now
-
-    def _save(self, operation: Operation | None, only: Sequence[str] = ()) -> None:
-        for role in only or self.pair.members:
-            self.roles[role] = {**self.roles[role], "operation": operation}
-            self.pair.members[role].movable.tell(self.roles[role])
-
-    def _give_up(self, step: Step, reason: str) -> None:
-        self.journal.note(f"giving up at the step {step}: {reason}", step="give-up", state="warning")
-        self.operation = {**self.operation, "given_up": reason}
-        self._save(self.operation, only=[self.operation["source"]])
-        with suppress(SiteError):  # What decides is kept at the source's site: the target may be what failed.
-            self._save(self.operation, only=[self.operation["target"]])
-
-    def _words(self, step: Step) -> str:
-        source, target = self.source.name, self.target.name
-        return {
-            Step.PREPARE: f"{target} begins to keep WAL for {source}; {source} writes a checkpoint",
-            Step.DEMOTE: f"{source} steps down: it stops, and is a standby from now on",
-            Step.VERIFY: f"{target} must have everything that {source} wrote; then it is to be active",
-            Step.PROMOTE: f"{target} becomes the primary",
-            Step.FOLLOW: f"{source} follows {target}",
-            Step.GIVE_UP: "the switchover is taken back",
-            Step.SETTLE: f"{target} is active at epoch {self.operation['epoch']}",
-            Step.WITHDRAW: f"{source} is to be active after all, at epoch {self.operation['epoch'] + 1}",
-            Step.REINSTATE: f"{source} becomes the primary again",
-            Step.CLOSE: f"the switchover to {target} is over: given up",
-        }[step]
 
 
 def steps_in_words(pair_names: Mapping[str, str], active: str) -> list[str]:

@@ -35,9 +35,21 @@ class Step(StrEnum):
     """Given up: the source is the primary again."""
     CLOSE = "close"
     """Given up: the operation is over."""
+    FENCE = "fence"
+    """Failover: the source accepts no writes, and will not by a start alone."""
+    ELECT = "elect"
+    """Failover: the target is told the new epoch; the source, too, if it answers, and before."""
+    RETIRE = "retire"
+    """Rejoin: the source is stopped, and where it crashed, has recovered."""
+    ARCHIVE = "archive"
+    """Rejoin: what the source alone has is put aside, and its transactions are listed."""
+    REWIND = "rewind"
+    """Rejoin: what the source alone has is taken back."""
+    CLONE = "clone"
+    """Rejoin: the source is copied from the target anew; what it had is kept aside."""
 
 
-_ANSWERING = ("running", "stopped")
+ANSWERING = ("running", "stopped")
 
 
 @dataclass(frozen=True)
@@ -83,15 +95,7 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
     if target.role == "primary":
         return _after_promotion(operation, source, target)
     if operation["given_up"]:
-        if target.left_as == "primary":
-            msg = (
-                f"{target.name} is stopped and was a primary, not by this {operation['kind']}: somebody promoted it. "
-                f"Decide which member is to stay, and keep the data of the other"
-            )
-            raise SiteError(msg)
-        if operation["epoch"] in {source.epoch, target.epoch}:
-            return Step.WITHDRAW
-        return Step.CLOSE if source.role == "primary" else Step.REINSTATE
+        return taking_back(operation, source, target)
     if target.epoch == operation["epoch"] == source.epoch:
         if "standby" in {source.role, source.left_as}:
             return Step.PROMOTE
@@ -100,9 +104,34 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         return Step.DEMOTE if operation["prepared"] else Step.PREPARE
     if source.ended_cleanly:
         return Step.VERIFY if operation["token"] and source.left_as == "standby" else Step.DEMOTE
-    if source.state in _ANSWERING and _untold(operation, source, target) and target.left_as != "primary":
+    if source.state in ANSWERING and _untold(operation, source, target) and target.left_as != "primary":
         return Step.GIVE_UP
     raise SiteError(unclear(source, target))
+
+
+def taking_back(operation: Operation, source: Facts, target: Facts) -> Step:
+    """Return what is to be done next to take back an operation that has promoted nobody.
+
+    Raises:
+        SiteError: somebody else promoted the target.
+    """
+    if target.left_as == "primary":
+        msg = (
+            f"{target.name} is stopped and was a primary, not by this {operation['kind']}: somebody promoted it. "
+            f"Decide which member is to stay, and keep the data of the other"
+        )
+        raise SiteError(msg)
+    if operation["epoch"] in {source.epoch, target.epoch}:
+        return Step.WITHDRAW
+    return Step.CLOSE if source.role == "primary" else Step.REINSTATE
+
+
+def promoted_by_somebody(operation: Operation, target: Facts) -> str:
+    """Return what to say where the target is a primary that nobody told to be one."""
+    return (
+        f"{target.name} is a primary, and not by this {operation['kind']}: somebody promoted it. Look at `harmony "
+        f"status` and decide which member is to stay"
+    )
 
 
 def unclear(source: Facts, target: Facts) -> str:
@@ -120,12 +149,8 @@ def _after_promotion(operation: Operation, source: Facts, target: Facts) -> Step
             f"keep stays. What to do then: docs/lifecycle.md"
         )
         raise SiteError(msg)
-    if _knows_less(operation, target) or operation["given_up"]:
-        msg = (
-            f"{target.name} is a primary, and not by this {operation['kind']}: somebody promoted it. Look at `harmony "
-            f"status` and decide which member is to stay"
-        )
-        raise SiteError(msg)
+    if knows_less(operation, target) or operation["given_up"]:
+        raise SiteError(promoted_by_somebody(operation, target))
     if source.state in {"unreachable", "absent"}:
         msg = (
             f"{target.name} is active, and {source.name} cannot follow it: it is {source.state}. Run this again once "
@@ -156,7 +181,12 @@ def after(step: Step, operation: Operation, source: Facts, target: Facts) -> tup
             return replace(source, epoch=told + 1), replace(target, epoch=told + 1)
         case Step.REINSTATE:
             return replace(source, state="running", role="primary", left_as="", ended_cleanly=False), target
-        case Step.PREPARE | Step.SETTLE | Step.CLOSE | Step.GIVE_UP:
+        case Step.ELECT:
+            return replace(source, epoch=told if source.state in ANSWERING else None), replace(target, epoch=told)
+        case Step.RETIRE | Step.REWIND | Step.CLONE:
+            retired = replace(source, state="stopped", role="", left_as="standby", ended_cleanly=True, streams=False)
+            return retired, target
+        case Step.PREPARE | Step.SETTLE | Step.CLOSE | Step.GIVE_UP | Step.ARCHIVE | Step.FENCE:
             return source, target
 
 
@@ -166,17 +196,19 @@ def may_give_up(operation: Operation, source: Facts, target: Facts) -> bool:
     A promotion that was requested goes on by itself, so once both may have been told, it is not known of a target that
     runs. One that is stopped and was left as a standby has accepted no write, and starts as a standby.
     """
-    if "primary" in {target.role, target.left_as}:
+    if operation["kind"] == "rejoin" or "primary" in {target.role, target.left_as}:
         return False
+    if operation["kind"] == "failover" and source.state not in ANSWERING:
+        return False  # There is nobody to go back to.
     return _untold(operation, source, target) or target.left_as == "standby"
 
 
 def _untold(operation: Operation, source: Facts, target: Facts) -> bool:
     """Tell whether the target was certainly not told to lead: the source is told before it is."""
-    return _knows_less(operation, source) or (target.state in _ANSWERING and _knows_less(operation, target))
+    return knows_less(operation, source) or (target.state in ANSWERING and knows_less(operation, target))
 
 
-def _knows_less(operation: Operation, facts: Facts) -> bool:
+def knows_less(operation: Operation, facts: Facts) -> bool:
     """Tell whether a member was certainly not told the epoch of the operation. Of one that is not known, no."""
     return facts.epoch is not None and facts.epoch < operation["epoch"]
 

@@ -24,7 +24,7 @@ import pytest
 
 from harmony_pulumi.capabilities.site import Observation
 from harmony_pulumi.orchestration.pair import pair_of
-from harmony_pulumi.orchestration.runner import look
+from harmony_pulumi.orchestration.members import look
 from tests.e2e.conftest import Stack, as_os_user, eventually, found_postgresql, stacks
 from tests.e2e.driver import REFUSED, Act, Plan
 from tests.e2e.history import Clients

@@ -11,7 +11,7 @@ from typing import Any
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
-from harmony_pulumi.orchestration import roles, runner, switchover
+from harmony_pulumi.orchestration import failover, members, operation, rejoin, roles, runner, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.replication import Member
 from tests.orchestration.sites import NAMES, PAIR, Killed, MemorySite, World
@@ -30,17 +30,27 @@ class Code:
 REAL = Code()
 
 
+def put(name: str, module: types.ModuleType) -> None:
+    """Have what is imported from now on find a module by its name."""
+    package, _, last = name.rpartition(".")
+    sys.modules[name] = module
+    setattr(sys.modules[package], last, module)
+
+
 def altered(module: types.ModuleType, source: Any) -> Code:
     """Return the modules with the source of one replaced, and what imports it imported anew."""
     made: dict[str, types.ModuleType] = {}
-    kept = {name: sys.modules[name] for name in (module.__name__, runner.__name__)}
+    anew = [each for each in (switchover, failover, rejoin, members, operation, runner) if each is not module]
+    kept = {each.__name__: each for each in (module, *anew)}
     try:
-        for original, text in ((module, source), (runner, Path(str(runner.__file__)).read_text())):
+        for original, text in ((module, source), *((each, Path(str(each.__file__)).read_text()) for each in anew)):
             copy = types.ModuleType(original.__name__)
-            sys.modules[original.__name__] = made[original.__name__] = copy
+            put(original.__name__, copy)
+            made[original.__name__] = copy
             exec(compile(text, str(original.__file__), "exec"), copy.__dict__)
     finally:
-        sys.modules.update(kept)
+        for name, original in kept.items():
+            put(name, original)
     field = {roles.__name__: "roles", switchover.__name__: "switchover", host_roles.__name__: "host"}[module.__name__]
     return Code(**{field: made[module.__name__], "runner": made[runner.__name__]})
 

@@ -259,7 +259,18 @@ def instantly(waiting: types.ModuleType) -> Generator[None]:
 
 def roles(epoch: int, active: str, me: str = "primary", **changes: Any) -> Roles:
     """Return what a site was told."""
-    return Roles(**{"pair": PAIR, "epoch": epoch, "active": active, "me": me, "operation": None, **changes})  # type: ignore[typeddict-item]
+    return Roles(
+        **{
+            "pair": PAIR,
+            "epoch": epoch,
+            "active": active,
+            "me": me,
+            "synchronous": False,
+            "operation": None,
+            "away": None,
+            **changes,
+        }
+    )  # type: ignore[typeddict-item]
 
 
 def survey(**changes: Any) -> Survey:
@@ -312,6 +323,9 @@ class MemorySite:
             "system_identifier": "" if cut_off else server.system_identifier,
             "timeline": 0,
             "lsn": "",
+            "received": "",
+            "heard_lsn": "",
+            "heard_at": "",
             "receiver": "",
             "replayed_at": "",
             "waits_for": "",

@@ -357,7 +357,7 @@ class Deployment:
         return {int(port) for text in texts.values() for port in re.findall(r'"port": (\d+)', text or "")}
 
     def _write_marker(self, server: Server, marker: Marker) -> None:
-        server.write({server.layout.marker: json.dumps(marker.__dict__, indent=1) + "\n"})
+        server.write({server.layout.marker: marker.text})
 
     # -- certificates and credentials ----------------------------------------------------------------------------
 

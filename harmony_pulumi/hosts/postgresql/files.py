@@ -277,6 +277,7 @@ def hba(networks: Sequence[str], adopted: str) -> str:
     rules = [
         "local all postgres peer map=harmony",
         f"hostssl replication {REPLICATION_ROLE} all cert",
+        f"hostssl postgres {REPLICATION_ROLE} all cert",  # For pg_rewind.
         "local replication all reject",
         "host replication all all reject",
         f"host all {REPLICATION_ROLE} all reject",
@@ -310,12 +311,23 @@ def scram_verifier(password: str) -> str:
 
 def roles_sql(passwords: Mapping[str, str]) -> str:
     """Return SQL that makes the replication role, and owners with their passwords. May be run again."""
-    statements = [_role_if_missing(REPLICATION_ROLE, "LOGIN REPLICATION")]
+    statements = [_role_if_missing(REPLICATION_ROLE, "LOGIN REPLICATION"), rewind_sql()]
     for role, password in sorted(passwords.items()):
         statements.append(_role_if_missing(role, "LOGIN"))
         verifier = quote_literal(scram_verifier(password))
         statements.append(f"ALTER ROLE {quote_identifier(role)} LOGIN PASSWORD {verifier};")
     return "\n".join(statements) + "\n"
+
+
+def rewind_sql() -> str:
+    """Return SQL that lets replicas be rewound from here: PostgreSQL, "pg_rewind". They may copy all of it anyway."""
+    functions = (
+        "pg_ls_dir(text, boolean, boolean)",
+        "pg_stat_file(text, boolean)",
+        "pg_read_binary_file(text)",
+        "pg_read_binary_file(text, bigint, bigint, boolean)",
+    )
+    return "\n".join(f"GRANT EXECUTE ON FUNCTION pg_catalog.{name} TO {REPLICATION_ROLE};" for name in functions)
 
 
 def _role_if_missing(role: str, options: str) -> str:

@@ -51,6 +51,11 @@ class Marker:
             raise SiteError(msg) from error
 
     @property
+    def text(self) -> str:
+        """As it is kept."""
+        return json.dumps(self.__dict__, indent=1) + "\n"
+
+    @property
     def major(self) -> int:
         """The major version of the data directory."""
         return major_of(self.version)

@@ -27,7 +27,9 @@ def read_roles(connection: Connection, path: str, user: str) -> Roles | None:
             epoch=found["epoch"],
             active=found["active"],
             me=found["me"],
+            synchronous=found["synchronous"],
             operation=found["operation"],
+            away=found["away"],
         )
     except (ValueError, TypeError, KeyError) as error:
         msg = (

@@ -197,6 +197,20 @@ class Server:
             argv = ["sh", "-c", _STOP, "sh", str(pid), file, str(int(deadline * 100))]
             self.connection.check(argv, user=self.user, timeout=deadline + 15)
 
+    def kill(self, pid: int) -> None:
+        """Kill the server, which does not end otherwise, as `pg_ctl kill` may: PostgreSQL, "Shutting Down the Server".
+
+        Args:
+            pid: of its postmaster. Its children end by themselves once it is gone.
+
+        Raises:
+            SiteError: it lives on.
+        """
+        self.connection.run(["kill", "-KILL", str(pid)], user=self.user)
+        if not self.ended_within(_LEFT_BEHIND_DEADLINE):
+            msg = f"{self.connection.name}: the server in {self.layout.root} (process {pid}) cannot be killed"
+            raise SiteError(msg)
+
     def reload(self) -> None:
         """Have the server read its files again."""
         self.connection.check([self.program("pg_ctl"), "reload", "-D", self.layout.data, "-s"], user=self.user)

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.site import Observation, Roles, Survey, Token
+from harmony_pulumi.capabilities.site import Beyond, Fork, Observation, Rejoining, Roles, Survey, Token
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import certificates, files
+from harmony_pulumi.hosts.postgresql import certificates, files, wal
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
+from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
 from harmony_pulumi.hosts.postgresql.roles import read_roles, refusal
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
 from harmony_pulumi.orchestration.wait import wait_for
@@ -26,6 +27,11 @@ SELECT json_build_object(
     THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()))
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
   'lsn', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+  'received', CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_receive_lsn()::text, '') ELSE '' END,
+  'heard_lsn', coalesce((SELECT latest_end_lsn::text FROM pg_stat_wal_receiver), ''),
+  'heard_at', CASE WHEN pg_is_in_recovery() THEN coalesce(
+    (SELECT to_json(latest_end_time)#>>'{}' FROM pg_stat_wal_receiver),
+    to_json(pg_last_xact_replay_timestamp())#>>'{}', '') ELSE '' END,
   'receiver', coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
   'replayed_at', CASE WHEN pg_is_in_recovery()
     THEN coalesce(to_json(pg_last_xact_replay_timestamp())#>>'{}', '') ELSE '' END,
@@ -67,6 +73,14 @@ _PROMOTE = """
 SELECT pg_promote(false) WHERE pg_is_in_recovery();
 DO $$ BEGIN FOR i IN 1..{tries} LOOP EXIT WHEN NOT pg_is_in_recovery(); PERFORM pg_sleep(0.005); END LOOP; END $$;
 SELECT pg_is_in_recovery();
+"""
+_HISTORY = """
+SELECT json_build_object('timeline', timeline_id, 'text',
+  pg_read_file('pg_wal/' || upper(lpad(to_hex(timeline_id), 8, '0')) || '.history', 0, 1048576, true))
+FROM (SELECT CASE WHEN pg_is_in_recovery()
+  THEN greatest(coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0),
+    (SELECT timeline_id FROM pg_control_checkpoint()), (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
+  ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline_id) now
 """
 _STATE, _ENDED_CLEANLY = "Database cluster state", "shut down"
 _BUILD = (
@@ -362,6 +376,49 @@ class HostPostgreSQL:
         server, marker = self._both()
         server.sql(files.drop_slot_sql(follower), port=marker.port)
 
+    def fence(self) -> str:
+        """Stop whatever runs here, and leave a standby."""
+        server, marker = self._both()
+        how = stop(server)
+        if Comeback(server, marker, self.handle).is_whole:
+            server.write({server.layout.standby_signal: ""})
+        return how
+
+    def history(self) -> list[Fork]:
+        """Return the timelines that this server went through."""
+        server, marker = self._both()
+        if server.running_pid() is None:
+            return Comeback(server, marker, self.handle).history()
+        found = server.look(_HISTORY, port=marker.port)
+        return wal.history(found["timeline"], found["text"] or "")
+
+    def beyond(self, fork: Fork) -> Beyond:
+        """Return what this server wrote past a fork."""
+        return self._comeback().beyond(fork)
+
+    def rejoining(self) -> Rejoining:
+        """Look at what it takes to have this server follow another one."""
+        return self._comeback().rejoining()
+
+    def retire(self) -> None:
+        """Stop, cleanly, so that a rewind can start from here."""
+        self._comeback().retire()
+
+    def archive(self, fork: Fork) -> str:
+        """Put aside what this server wrote past a fork."""
+        return self._comeback().archive(fork)
+
+    def rewind(self, source: Mapping[str, Any]) -> str:
+        """Take back what this server wrote by itself."""
+        return self._comeback().rewind(source)
+
+    def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
+        """Copy the data of another site."""
+        self._comeback().clone(source, show)
+
+    def _comeback(self) -> Comeback:
+        return Comeback(*self._both(), self.handle)
+
     def _to_lead(self, what: str) -> tuple[Server, Marker]:
         """Return the server, if its site was told that it is to be active."""
         server, marker = self._both()
@@ -414,6 +471,9 @@ def _unseen(name: str, state: str, detail: str) -> Observation:
         "system_identifier": "",
         "timeline": 0,
         "lsn": "",
+        "received": "",
+        "heard_lsn": "",
+        "heard_at": "",
         "receiver": "",
         "replayed_at": "",
         "waits_for": "",

@@ -1,0 +1,239 @@
+"""How a server that ran by itself becomes a standby again: what it alone has is put aside; it is rewound, or copied.
+
+Users' data: what is overwritten was archived before, and a data directory is moved aside, not deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from harmony_pulumi.capabilities.postgresql_facts import MANAGED
+from harmony_pulumi.capabilities.site import Beyond, Fork, Rejoining
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.postgresql import files, wal
+from harmony_pulumi.hosts.postgresql.following import Following
+from harmony_pulumi.hosts.postgresql.home import Marker
+from harmony_pulumi.hosts.postgresql.server import Server
+from harmony_pulumi.orchestration.journal import Journal
+
+_STOP_DEADLINE = _START_DEADLINE = 120
+_READ_DEADLINE = 1800
+"""Seconds to read, or to copy, what a server wrote by itself."""
+_COPY_DEADLINE = 24 * 3600
+"""Seconds for a rewind or a copy, which says how far it is, and ends with the process that wants it."""
+_CHECKSUMS, _HINTS = "Data page checksum version", "wal_log_hints setting"
+_SPARE_KB = 64 * 1024
+# Without standby.signal for no longer than the recovery takes: a start by hand must not make a primary of it.
+_RECOVER = """
+set -e
+signal=$1
+shift
+rm -f -- "$signal"
+"$@" </dev/null
+: > "$signal"
+sync -- "$signal" "${signal%/*}"
+"""
+
+
+@dataclass(frozen=True)
+class Comeback:
+    """A server that is stopped, on its way back to being a standby."""
+
+    server: Server
+    marker: Marker
+    handle: Mapping[str, Any]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a data directory that is not half-made."""
+        there = self.server.connection.exists(f"{self.marker.data}/PG_VERSION", self.server.user)
+        return there and self.marker.state != "making"
+
+    def history(self) -> list[Fork]:
+        """Return the timelines that the server went through, its own last."""
+        control = self.server.control_data()
+        labels = ("Latest checkpoint's TimeLineID", "Min recovery ending loc's timeline")
+        timeline = max(int(control[label]) for label in labels)
+        text = self.server.read(f"{self.marker.data}/pg_wal", [wal.history_file(timeline)])
+        return wal.history(timeline, next(iter(text.values())) or "")
+
+    def beyond(self, fork: Fork) -> Beyond:
+        """Return what the server wrote past a fork, on this timeline and those that it began itself."""
+        found: Beyond = {"bytes": 0, "transactions": []}
+        argv = [self.server.program("pg_waldump"), "-p", f"{self.marker.data}/pg_wal"]
+        for begin in wal.past(fork, self.history()):
+            where = ["-t", str(begin["timeline"]), "-s", begin["lsn"]]
+            script = 'digest=$1; shift; "$@" 2>&1 | awk "$digest"'
+            digest = self.server.connection.check(
+                ["sh", "-c", script, "sh", wal.DIGEST, *argv, *where],
+                user=self.server.user,
+                env={"LC_ALL": "C"},
+                timeout=_READ_DEADLINE,
+            )
+            part = wal.beyond(begin["lsn"], digest)
+            found["bytes"] += part["bytes"]
+            found["transactions"] += part["transactions"]
+        return found
+
+    def rejoining(self) -> Rejoining:
+        """Look at what it takes to have the server follow another."""
+        size = self.server.connection.check(["du", "-s", "-B1", "--", self.marker.data], user=self.server.user)
+        return {"size_bytes": int(size.split()[0]), "no_rewind": self._no_rewind()}
+
+    def _no_rewind(self) -> str:
+        if not self.is_whole:
+            return f"{self.marker.data} is not whole"
+        control = self.server.control_data()
+        # Without either, a page whose hint bits alone were changed is not known to differ: PostgreSQL, "pg_rewind".
+        if control[_CHECKSUMS] == "0" and control[_HINTS] != "on":
+            return "it has neither data checksums nor wal_log_hints"
+        return ""
+
+    def retire(self) -> None:
+        """Stop the server; one that crashed, or was stopped in a hurry, recovers first."""
+        if not self.is_whole:
+            return
+        stop(self.server)
+        match self.server.control_data()["Database cluster state"]:
+            case "shut down" | "shut down in recovery":
+                self.server.write({self.server.layout.standby_signal: ""})
+            case "in archive recovery" | "starting up" if self._has_signal():
+                self.server.start(_START_DEADLINE)
+                self.server.stop(_STOP_DEADLINE)
+            case _:
+                # As pg_rewind does, which finds no postgresql.conf here.
+                single = [self.server.program("postgres"), "--single", "-D", self.server.layout.config]
+                argv = ["sh", "-c", _RECOVER, "sh", self.server.layout.standby_signal, *single, "template1"]
+                self.server.connection.check(argv, user=self.server.user, timeout=_READ_DEADLINE)
+
+    def _has_signal(self) -> bool:
+        return self.server.connection.exists(self.server.layout.standby_signal, self.server.user)
+
+    def archive(self, fork: Fork) -> str:
+        """Put aside the WAL past a fork, and a list of its transactions."""
+        if not self.is_whole:
+            return ""
+        found = self.beyond(fork)
+        if not found["bytes"]:
+            return ""
+        server, control = self.server, self.server.control_data()
+        folder = f"{self.marker.data}/pg_wal"
+        names = server.connection.check(["ls", "-A", "--", folder], user=server.user).split()
+        begins = wal.past(fork, self.history())
+        wanted = wal.segments(names, begins, int(control["Bytes per WAL segment"]))
+        self._insist_on_room(folder, wanted)
+        place = f"{server.layout.kept}/diverged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        server.connection.check(["mkdir", "-m", "700", "-p", "--", f"{place}/pg_wal"], user=server.user)
+        paths = [f"{folder}/{name}" for name in wanted]
+        server.connection.check(
+            ["cp", "-p", "--", *paths, f"{place}/pg_wal/"], user=server.user, timeout=_READ_DEADLINE
+        )
+        copies = [f"{place}/pg_wal/{name}" for name in wanted]
+        server.connection.check(["sync", "--", *copies, f"{place}/pg_wal"], user=server.user, timeout=_READ_DEADLINE)
+        # The list last: where it is, everything is.
+        text = json.dumps({"fork": fork, **found}, indent=1) + "\n"
+        server.write({f"{place}/transactions.json": text})
+        return place
+
+    def _insist_on_room(self, folder: str, names: list[str]) -> None:
+        server = self.server
+        sizes = server.connection.check(["stat", "-c", "%s", "--", *(f"{folder}/{n}" for n in names)], user=server.user)
+        needed = sum(map(int, sizes.split())) // 1024 + _SPARE_KB
+        kept = server.layout.kept
+        free = int(server.connection.check(["df", "--output=avail", "-B1K", "--", kept]).splitlines()[-1])
+        if free < needed:
+            msg = (
+                f"{server.connection.name}: {kept} has {free // 1024} MB free, and {needed // 1024} MB are needed to "
+                f"put aside what this server alone has: make room"
+            )
+            raise SiteError(msg)
+
+    def rewind(self, source: Mapping[str, Any]) -> str:
+        """Take back what the server wrote by itself; return why that cannot be, or nothing."""
+        if why := self._no_rewind():
+            return why
+        server = self.server
+        server.write(files.source_certificates(source["certs"], server.layout))
+        conninfo = files.source_conninfo(source, server.layout, str(self.handle["name"])) + " dbname=postgres"
+        argv = [
+            server.program("pg_rewind"),
+            "-D",
+            self.marker.data,
+            "--source-server",
+            conninfo,
+            "--no-ensure-shutdown",
+        ]
+        options: dict[str, Any] = {"user": server.user, "env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
+        dry = server.connection.run([*argv, "--dry-run"], **options)
+        if dry.status:
+            return (dry.stderr.strip() or dry.stdout.strip())[-500:]
+        with self._being_made():
+            server.connection.check([*argv, "--write-recovery-conf"], **options, on_stderr=lambda _: None)
+            self._leave_a_standby()
+        return ""
+
+    def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
+        """Copy the data of another site, and keep the old data directory aside."""
+        server = self.server
+        if not self.marker.data.startswith(f"{server.layout.root}/"):
+            msg = (
+                f"{server.connection.name}: {self.marker.data} was taken over, so it is not moved aside by harmony: "
+                f"move it away yourself, then run this again"
+            )
+            if server.connection.exists(self.marker.data, server.user):
+                raise SiteError(msg)
+        stop(server)
+        server.write(files.source_certificates(source["certs"], server.layout))
+        with self._being_made():
+            if server.connection.exists(self.marker.data, server.user):
+                server.move(self.marker.data, f"{server.layout.kept}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+            declared = files.settings_in(server.read(server.layout.config, ["settings.conf"])["settings.conf"] or "")
+            props = {**self.handle, "source": source, "settings": declared}
+            Following(server, props, Journal(str(self.handle["name"]), "rejoin", show)).clone(_COPY_DEADLINE)
+            self.marker.system_identifier = server.control_data()["Database system identifier"]
+
+    @contextmanager
+    def _being_made(self) -> Generator[None]:
+        """Have whoever comes after a run that is cut off here know that the data directory is not whole."""
+        before = self.marker.state
+        self._mark("making")
+        yield
+        self._mark("whole" if before == "making" else before)
+
+    def _mark(self, state: str) -> None:
+        self.marker.state = state
+        self.server.write({self.server.layout.marker: self.marker.text})
+
+    def _leave_a_standby(self) -> None:
+        """Have the data directory start as a standby, with no setting in it that is another member's own."""
+        server = self.server
+        altered = server.connection.read_file(server.layout.altered, server.user) or ""
+        declared = files.settings_in(server.read(server.layout.config, ["settings.conf"])["settings.conf"] or "")
+        server.write(
+            {
+                server.layout.standby_signal: "",
+                server.layout.altered: files.without_settings(altered, {*MANAGED, *declared}),
+            }
+        )
+
+
+def stop(server: Server) -> str:
+    """Stop a server, cleanly if it can be in time, else by force; return how.
+
+    Raises:
+        SiteError: its process lives on.
+    """
+    pid = server.running_pid()
+    if pid is None:
+        return "it does not run"
+    try:
+        server.stop(_STOP_DEADLINE)
+    except SiteError:
+        server.kill(pid)
+        return "its process was killed: it did not end by itself"
+    return "it was stopped"

@@ -1,0 +1,163 @@
+"""The steps of an unplanned role change, and what it may lose. Pure. Knows no topology, no Pulumi.
+
+The primary is dead or out of reach. Nobody takes over before it is certain that it accepts no writes, nor where more
+may be lost than was accepted. What is lost is what the old primary wrote and the other had not received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Terms
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration.preflight import Check, certificates
+from harmony_pulumi.orchestration.switchover import (
+    ANSWERING,
+    Facts,
+    Step,
+    knows_less,
+    promoted_by_somebody,
+    taking_back,
+)
+
+
+def lsn_bytes(lsn: str) -> int:
+    """Return an LSN as a number of bytes: PostgreSQL, "pg_lsn Type"."""
+    high, _, low = lsn.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a failover would lose."""
+
+    bytes: int
+    """Of WAL: at least so much is known to be missing."""
+    transactions: int | None
+    """So many are missing; None if that is not known."""
+    heard_at: str
+    """When the old primary was last heard of, ISO 8601; empty if that is not known."""
+    unknown: bool
+    """Whether there may be more that nobody knows of, committed after `heard_at`."""
+
+    def words(self, source: str, target: str, now: datetime) -> str:
+        """Return it in words."""
+        if self.transactions is not None:
+            return f"{self.bytes} bytes of WAL, {self.transactions} transactions, that {target} has not received"
+        missing = f"{self.bytes} bytes of WAL that {target} is known to lack"
+        if not self.unknown:
+            return f"{missing}; commits waited for {target}, so none that counts is lost"
+        if not self.heard_at:
+            return f"{missing}, and whatever {source} committed since it was last heard of, nobody knows when"
+        seconds = (now - datetime.fromisoformat(self.heard_at)).total_seconds()
+        return f"{missing}, and whatever {source} committed in the {seconds:.0f} s since it was last heard of"
+
+
+def loss(target: Observation, *, synchronous: bool, beyond: Beyond | None) -> Loss:
+    """Return what would be lost if a standby took over now.
+
+    Args:
+        target: the standby.
+        synchronous: whether every commit that counts waited for it.
+        beyond: what the old primary wrote past what the standby has received, if that could be read.
+    """
+    if beyond is not None:
+        return Loss(beyond["bytes"], len(beyond["transactions"]), target["heard_at"], unknown=False)
+    received, heard = (lsn_bytes(target[key]) if target[key] else 0 for key in ("received", "heard_lsn"))
+    return Loss(max(heard - received, 0), None, target["heard_at"], unknown=not synchronous)
+
+
+def loss_problem(found: Loss, terms: Terms) -> str | None:
+    """Return why a loss is not accepted, or None if it is."""
+    if found.bytes > terms["max_data_loss"]:
+        return f"{found.bytes} bytes would be lost, and at most {terms['max_data_loss']} are accepted (--max-data-loss)"
+    if found.unknown and not terms["accept_unknown_loss"]:
+        return "what would be lost is not known in full: read the old primary's WAL, or add --accept-unknown-loss"
+    return None
+
+
+def checks(
+    source: Observation,
+    target: Observation,
+    found: Loss,
+    terms: Terms,
+    *,
+    can_fence: bool,
+    now: datetime,
+) -> Iterator[Check]:
+    """Return what a failover depends on, and whether it holds.
+
+    Args:
+        source: the old primary.
+        target: the member that is to take over.
+        found: what would be lost.
+        terms: what is accepted.
+        can_fence: whether a command is declared that makes certain that the old primary accepts no writes.
+        now: the time.
+    """
+    old, new = source["name"], target["name"]
+    if source["role"] == "primary":
+        advice = f"it runs and answers: `harmony switchover --to {new}` loses nothing"
+        yield Check(old, "problem", advice)
+    else:
+        yield Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
+    if target["role"] != "standby":
+        state = f"{target['state']}: {target['detail']}" if target["state"] != "running" else f"a {target['role']}"
+        yield Check(new, "problem", f"{state}; a standby that runs is needed")
+        return
+    yield Check(new, "ok", f"a running standby, with everything up to {target['received'] or target['lsn']}")
+    yield fencing(source, terms, can_fence=can_fence)
+    problem = loss_problem(found, terms)
+    words = found.words(old, new, now)
+    yield Check("loss", "problem" if problem else "warning" if found.bytes or found.unknown else "ok",
+                f"{words}: {problem}" if problem else words)  # fmt: skip
+    yield from certificates(target, now)
+
+
+def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:
+    """Return whether it is certain, or will be, that the old primary accepts no writes."""
+    old = source["name"]
+    if terms["fenced"]:
+        return Check("fencing", "warning", f"{terms['fenced']}; clients that still reach {old} are not protected")
+    if source["state"] != "unreachable":
+        return Check("fencing", "ok", f"{old} answers: it is made certain that it accepts no writes")
+    if can_fence:
+        return Check("fencing", "ok", f"{old} does not answer; its fence_command is run")
+    found = (
+        f"{old} does not answer, and may accept writes: {source['detail']}. Make certain that it does not (its machine "
+        f"off, or its network cut for good), then add --fenced-by-me {old}; it stays marked until it has rejoined"
+    )
+    return Check("fencing", "problem", found)
+
+
+def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
+    """Return what is to be done next in a failover.
+
+    Args:
+        operation: as it was recorded.
+        source: the old primary.
+        target: the member that takes over.
+
+    Raises:
+        SiteError: there is nothing that could safely be done: what was seen, and what to do, is in the message.
+    """
+    if target.role == "primary":
+        if knows_less(operation, target) or operation["given_up"]:
+            raise SiteError(promoted_by_somebody(operation, target))
+        return Step.SETTLE if _is_fenced(operation, source) else Step.FENCE
+    if operation["given_up"]:
+        return taking_back(operation, source, target)
+    if not _is_fenced(operation, source):
+        return Step.FENCE
+    return Step.PROMOTE if target.epoch == operation["epoch"] else Step.ELECT
+
+
+def _is_fenced(operation: Operation, source: Facts) -> bool:
+    """Tell whether the old primary accepts no writes, and never will by a start alone."""
+    if source.state == "absent":
+        return True
+    if source.state in ANSWERING:
+        return "standby" in {source.role, source.left_as}
+    return bool(operation["terms"] and operation["terms"]["fenced"])

@@ -1,0 +1,92 @@
+"""A pair as orchestration sees it, and what its sites say of it. Knows no topology and no Pulumi."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Operation, Roles
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration import failover
+from harmony_pulumi.orchestration.failover import Loss
+from harmony_pulumi.orchestration.replication import Member
+from harmony_pulumi.orchestration.roles import Desired, latest
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair as the runner sees it."""
+
+    id: str
+    """`<project>/<stack>/<resource>`."""
+    name: str
+    members: Mapping[str, Member]
+    """By role."""
+    synchronous: bool
+    deadline: float
+    """Seconds, for a member to stream."""
+    fence_commands: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """By role: what is run here to make certain that a member which does not answer accepts no writes."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the members by role."""
+        return {role: member.name for role, member in self.members.items()}
+
+
+def look(pair: Pair) -> dict[str, Observation]:
+    """Observe every member, by role."""
+    return {role: member.site.observe() for role, member in pair.members.items()}
+
+
+def told(seen: Mapping[str, Observation]) -> Roles | None:
+    """Return what the sites were told last."""
+    return latest({role: observation["roles"] for role, observation in seen.items()})
+
+
+def other_than(pair: Pair, role: str) -> str:
+    """Return the role of the other member."""
+    return next(r for r in pair.members if r != role)
+
+
+def roles_for(
+    pair: Pair,
+    me: str,
+    desired: Desired,
+    operation: Operation | None,
+    *,
+    away: Away | None = None,
+    synchronous: bool = False,
+) -> Roles:
+    """Return what a site is to be told."""
+    return {
+        "pair": pair.id,
+        "epoch": desired.epoch,
+        "active": desired.active,
+        "me": me,
+        "synchronous": synchronous,
+        "operation": operation,
+        "away": away,
+    }
+
+
+def estimated_loss(pair: Pair, target: str, seen: Mapping[str, Observation]) -> Loss:
+    """Return what a failover to a member would lose. Changes nothing."""
+    source = other_than(pair, target)
+    known = told(seen)
+    beyond: Beyond | None = None
+    received = seen[target]["received"] or seen[target]["lsn"]
+    if seen[source]["state"] == "stopped" and received:
+        with suppress(SiteError):  # Then it cannot be read, and the loss is not known.
+            beyond = pair.members[source].movable.beyond(Fork(timeline=seen[target]["timeline"], lsn=received))
+    return failover.loss(seen[target], synchronous=bool(known and known["synchronous"]), beyond=beyond)
+
+
+def left_behind(leader: Member, left: str, fenced: str) -> Away:
+    """Return how a member was left behind by one that leads now."""
+    history = leader.movable.history()
+    fork = history[-2] if len(history) > 1 else Fork(timeline=history[-1]["timeline"], lsn="0/0")
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"member": left, "timeline": fork["timeline"], "fork": fork["lsn"], "fenced": fenced, "since": since}

@@ -1,0 +1,357 @@
+"""One operation, under way: step after step, each recorded before and after it acts, until none is left.
+
+Knows no topology and no Pulumi: only what the capability's sites offer. What is next is decided in `switchover`,
+`failover` and `rejoin`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Token
+from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.orchestration import failover, rejoin, switchover
+from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, roles_for
+from harmony_pulumi.orchestration.replication import Member, missing
+from harmony_pulumi.orchestration.roles import Desired
+from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear
+from harmony_pulumi.orchestration.wait import wait_for
+
+_CATCH_UP = 30.0
+"""Seconds for the target to replay the token; it streams and is at most 64 MB behind, so it takes less than one."""
+_FENCE_COMMAND = 120
+"""Seconds for a fence_command: it may wait until a machine is off."""
+_NEXT: Mapping[str, Callable[[Operation, Facts, Facts], Step]] = {
+    "switchover": switchover.next_step,
+    "failover": failover.next_step,
+    "rejoin": rejoin.next_step,
+}
+
+
+@dataclass
+class Run:
+    """One operation, under way."""
+
+    pair: Pair
+    journal: Journal
+    operation: Operation
+    roles: dict[str, Roles]
+    """What each site was told, by role."""
+    facts: tuple[Facts, Facts] = field(init=False)
+    """Of the source and of the target."""
+    demoted: bool = False
+    """Whether the token is from the source itself, in this run."""
+    insisted: bool = False
+    """Whether it was interrupted after the point of no return, and went on."""
+
+    @property
+    def source(self) -> Member:
+        """The member that is to follow in the end."""
+        return self.pair.members[self.operation["source"]]
+
+    @property
+    def target(self) -> Member:
+        """The member that is to lead in the end."""
+        return self.pair.members[self.operation["target"]]
+
+    def finish(self, seen: Mapping[str, Observation]) -> None:
+        """Do what is next until the operation is over."""
+        self.facts = self._facts(seen)
+        while True:
+            step = _NEXT[self.operation["kind"]](self.operation, *self.facts)
+            if step is Step.GIVE_UP:
+                self._give_up(step, unclear(*self.facts))
+                continue
+            try:
+                self._do(step)
+            except (SiteError, KeyboardInterrupt) as error:
+                seen = look(self.pair)
+                self.facts = self._facts(seen)
+                # What was being told may have arrived or not. Of one that does not answer, what it was told before.
+                self.roles = {role: observation["roles"] or self.roles[role] for role, observation in seen.items()}
+                if not self.operation["given_up"] and may_give_up(self.operation, *self.facts):
+                    self._give_up(step, str(error) or "interrupted")
+                elif isinstance(error, KeyboardInterrupt) and not self.insisted:
+                    self.insisted = True
+                    text = "interrupted where there is no way back: going on; interrupt again to leave it open"
+                    self.journal.note(text, step="resume", state="warning")
+                elif not (step is Step.VERIFY and self._both_told()) or isinstance(error, KeyboardInterrupt):
+                    raise
+                continue
+            # Whether one that was fenced is stopped, or out of reach for good, is to be seen.
+            looked = self._facts(look(self.pair)) if step is Step.FENCE else self.facts
+            self.facts = after(step, self.operation, *looked)
+            if step is Step.SETTLE:
+                return
+            if step is Step.CLOSE:
+                reason = self.operation["given_up"]
+                kind = self.operation["kind"]
+                msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}"
+                raise SiteError(msg)
+
+    def _facts(self, seen: Mapping[str, Observation]) -> tuple[Facts, Facts]:
+        return Facts.of(seen[self.operation["source"]]), Facts.of(seen[self.operation["target"]])
+
+    def _both_told(self) -> bool:
+        return all(facts.epoch == self.operation["epoch"] for facts in self.facts)
+
+    def _do(self, step: Step) -> None:
+        with self.journal.step(step, self._words(step), id=self.operation["id"], epoch=self.operation["epoch"]):
+            self._act(step)
+
+    def _act(self, step: Step) -> None:
+        acts: Mapping[Step, Callable[[], None]] = {
+            Step.PREPARE: self._prepare,
+            Step.DEMOTE: self._demote,
+            Step.VERIFY: self._verify,
+            Step.PROMOTE: self._promote,
+            Step.FOLLOW: self._follow_again if self.operation["kind"] == "rejoin" else self._follow,
+            Step.SETTLE: self._settle,
+            Step.WITHDRAW: self._withdraw,
+            Step.REINSTATE: self.source.movable.reinstate,
+            Step.CLOSE: self._close,
+            Step.FENCE: self._fence,
+            Step.ELECT: self._elect,
+            Step.RETIRE: self._retire,
+            Step.ARCHIVE: self._archive,
+            Step.REWIND: self._rewind,
+            Step.CLONE: self._clone,
+        }
+        acts[step]()
+
+    def _demote(self) -> None:
+        # Kept with the assignment: until then, to demote again gives the same token.
+        self.operation = {**self.operation, "token": self.source.movable.demote()}
+        self.demoted = True
+
+    def _verify(self) -> None:
+        self.target.movable.verify(self._token(), deadline=_CATCH_UP)
+        self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
+
+    def _follow(self) -> None:
+        if self.facts[0].epoch != self.operation["epoch"]:
+            self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
+        self.source.movable.follow(self.target.movable.offer())
+
+    def _withdraw(self) -> None:
+        self._assign(self.operation["epoch"] + 1, self.operation["source"], first=self.operation["target"])
+
+    def _close(self) -> None:
+        if self.facts[1].state == "running":
+            self.target.movable.forget(self.source.slot)
+        # The source last: as long as the target cannot be told, this is not over.
+        self._save(None, only=[self.operation["target"], self.operation["source"]])
+
+    def _retire(self) -> None:
+        self._save(self.operation)  # The source, too, is to know who leads.
+        self.source.movable.retire()
+
+    def _clone(self) -> None:
+        self.source.movable.clone(self.target.movable.offer(), self._show)
+        self._reached("copied")
+
+    def _prepare(self) -> None:
+        self._save(self.operation)
+        self.target.movable.forget(self.source.slot)  # One that was left may have lost its WAL.
+        self.target.movable.prepare(self.source.slot)
+        if self.pair.synchronous:  # From its first commit on: they wait until the source follows.
+            self.target.site.require_synchronous([self.source.name])
+        self.source.movable.ease()
+        self.operation = {**self.operation, "prepared": True}
+        self._save(self.operation)
+
+    def _fence(self) -> None:
+        try:
+            how = self.source.movable.fence()
+        except UnreachableError as error:
+            how = self._fence_from_here(error)
+            terms = self.operation["terms"]
+            assert terms is not None, "a failover has its terms"
+            self.operation = {**self.operation, "terms": {**terms, "fenced": how}}
+            self._save(self.operation, only=[self.operation["target"]])
+        self.journal.note(f"{self.source.name} accepts no writes: {how}", step=Step.FENCE)
+
+    def _fence_from_here(self, error: UnreachableError) -> str:
+        """Run what is declared to make certain that a member accepts no writes."""
+        command = self.pair.fence_commands.get(self.operation["source"])
+        if not command:
+            msg = (
+                f"{self.source.name} does not answer, and may accept writes: {error}. Make certain that it does not, "
+                f"then add --fenced-by-me {self.source.name}"
+            )
+            raise SiteError(msg)
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FENCE_COMMAND, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as failure:
+            msg = f"the fence_command of {self.source.name}, {command[0]}, did not succeed: {failure}"
+            raise SiteError(msg) from failure
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-500:]
+            msg = f"the fence_command of {self.source.name}, {command[0]}, ended with {done.returncode}: {said}"
+            raise SiteError(msg)
+        return f"its fence_command, {command[0]}, succeeded"
+
+    def _elect(self) -> None:
+        """Have the target be the one that is to lead, if what is lost by that is accepted."""
+        seen = look(self.pair)
+        found = estimated_loss(self.pair, self.operation["target"], seen)
+        words = found.words(self.source.name, self.target.name, datetime.now(UTC))
+        terms = self.operation["terms"]
+        assert terms is not None, "a failover has its terms"
+        if problem := failover.loss_problem(found, terms):
+            msg = f"{words}: {problem}"
+            raise SiteError(msg)
+        self.journal.note(f"lost: {words}", step=Step.ELECT, bytes=found.bytes, unknown=found.unknown)
+        self.target.site.require_synchronous([])
+        if self.pair.synchronous:
+            text = f"commits wait for nobody until {self.source.name} has rejoined"
+            self.journal.note(text, step=Step.ELECT, state="warning")
+        self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
+
+    def _settle(self) -> None:
+        if self.operation["kind"] != "failover":
+            self.source.movable.forget(self.target.slot)
+            self.roles = {role: {**roles, "away": None} for role, roles in self.roles.items()}
+        else:
+            self.target.movable.prepare(self.source.slot)  # So that it can be rewound, and follow.
+            terms = self.operation["terms"]
+            fenced = (terms and terms["fenced"]) or "its site was asked, and it was stopped"
+            left = left_behind(self.target, self.operation["source"], fenced)
+            self.roles = {role: {**roles, "away": left} for role, roles in self.roles.items()}
+        self._save(None)
+
+    def _archive(self) -> None:
+        """Put aside what the source alone has; where that cannot be read, its whole data directory is kept."""
+        source, target = self.source.movable, self.target.movable
+        try:
+            fork = rejoin.fork_of(source.history(), target.history())
+            place = source.archive(fork) if fork else ""
+        except UnreachableError:
+            raise
+        except SiteError as error:
+            self.operation = {**self.operation, "clone": f"what it alone has cannot be listed ({error})"}
+            self.journal.note(f"its whole data directory is kept: {error}", step=Step.ARCHIVE, state="warning")
+        else:
+            text = (
+                f"what {self.source.name} alone has is in {place}" if place else f"{self.source.name} has nothing alone"
+            )
+            self.journal.note(text, step=Step.ARCHIVE)
+        self._reached("archived")
+
+    def _rewind(self) -> None:
+        self.target.movable.prepare(self.source.slot)
+        self.target.movable.ease()  # A rewind looks for the timeline in the last checkpoint.
+        try:
+            why = self.source.movable.rewind(self.target.movable.offer())
+        except UnreachableError:
+            raise
+        except SiteError as error:
+            why = str(error)
+        if why:
+            self._copy_anew(f"it cannot be rewound: {why}")
+        else:
+            self._reached("copied")
+
+    def _follow_again(self) -> None:
+        self.source.movable.follow(self.target.movable.offer())
+        try:
+            wait_for(
+                f"{self.source.name} streaming from {self.target.name}",
+                self.target.site.observe,
+                lambda seen: not missing(seen, [self.source.name]),
+                deadline=self.pair.deadline,
+                advice=f"Look at the end of the log of {self.source.name}.",
+            )
+        except SiteError as error:
+            if self.operation["clone"]:
+                raise
+            self._copy_anew(f"rewound, it does not stream: {error}")
+
+    def _copy_anew(self, why: str) -> None:
+        self.journal.note(f"{self.source.name} is copied anew: {why}", step=Step.CLONE, state="warning")
+        self.operation = {**self.operation, "clone": why}
+        self._reached("archived")
+
+    def _reached(self, stage: str) -> None:
+        self.operation = {**self.operation, "stage": stage}
+        self._save(self.operation)
+
+    def _show(self, text: str) -> None:
+        self.journal.progress(Step.CLONE, f"{self.source.name}: {text}")
+
+    def _promote(self) -> None:
+        if self.operation["kind"] != "switchover":
+            self.target.movable.promote()
+            return
+        if self.facts[0].state == "stopped" and self.facts[1].role != "primary":
+            self._token()  # It may have been a primary once more since it was verified, by hand.
+        self.target.movable.promote()
+
+    def _token(self) -> Token:
+        """Return the token. One that was kept must be that of this very stop, not of one before, say."""
+        token = self.operation["token"]
+        assert token is not None, "a step that follows the demotion"
+        if not self.demoted and (found := self.source.movable.demote()) != token:
+            msg = (
+                f"{self.pair.name}: the token that was kept is not that of {self.source.name}: expected {found}, found "
+                f"{token}"
+            )
+            raise SiteError(msg)
+        return token
+
+    def _assign(self, epoch: int, active: str, *, first: str) -> None:
+        # One that takes over as planned has its commits wait for the other from the first one on.
+        planned = self.operation["kind"] == "switchover" and active == self.target.role
+        covered = self.pair.synchronous and planned
+        for role in sorted(self._to_tell(), key=lambda role: role != first):
+            told_now = roles_for(self.pair, role, Desired(active, epoch), self.operation, synchronous=covered)
+            self.pair.members[role].movable.tell(told_now)
+            self.roles[role] = told_now
+
+    def _to_tell(self) -> list[str]:
+        """Return the roles of the members that must be told. In a failover, one that does not answer cannot be."""
+        if self.operation["kind"] != "failover":
+            return list(self.pair.members)
+        facts = dict(zip((self.operation["source"], self.operation["target"]), self.facts, strict=True))
+        return [role for role in self.pair.members if role == self.target.role or facts[role].state in ANSWERING]
+
+    def _save(self, operation: Operation | None, only: Sequence[str] = ()) -> None:
+        for role in only or self._to_tell():
+            self.roles[role] = {**self.roles[role], "operation": operation}
+            self.pair.members[role].movable.tell(self.roles[role])
+
+    def _give_up(self, step: Step, reason: str) -> None:
+        self.journal.note(f"giving up at the step {step}: {reason}", step="give-up", state="warning")
+        self.operation = {**self.operation, "given_up": reason}
+        self._save(self.operation, only=[self.operation["source"]])
+        with suppress(SiteError):  # What decides is kept at the source's site: the target may be what failed.
+            self._save(self.operation, only=[self.operation["target"]])
+
+    def _words(self, step: Step) -> str:
+        source, target = self.source.name, self.target.name
+        return {
+            Step.PREPARE: f"{target} begins to keep WAL for {source}; {source} writes a checkpoint",
+            Step.DEMOTE: f"{source} steps down: it stops, and is a standby from now on",
+            Step.VERIFY: f"{target} must have everything that {source} wrote; then it is to be active",
+            Step.PROMOTE: f"{target} becomes the primary",
+            Step.FOLLOW: f"{source} follows {target}",
+            Step.GIVE_UP: f"the {self.operation['kind']} is taken back",
+            Step.FENCE: f"{source} is to accept no writes",
+            Step.ELECT: f"{target} is to be active",
+            Step.RETIRE: f"{source} is stopped, to come back as a standby",
+            Step.ARCHIVE: f"what {source} alone has is put aside",
+            Step.REWIND: f"{source} is rewound to where {target} took over",
+            Step.CLONE: f"{source} is copied from {target} anew; what it had is kept",
+            Step.SETTLE: f"{target} is active at epoch {self.operation['epoch']}"
+            + (f"; {source} is to rejoin" if self.operation["kind"] == "failover" else ""),
+            Step.WITHDRAW: f"{source} is to be active after all, at epoch {self.operation['epoch'] + 1}",
+            Step.REINSTATE: f"{source} becomes the primary again",
+            Step.CLOSE: f"the {self.operation['kind']} to {target} is over: given up",
+        }[step]

@@ -1,0 +1,72 @@
+"""The steps by which a member comes back as a standby of the one that leads. Pure. Knows no topology, no Pulumi.
+
+It is rewound if it can be, and else copied anew. What it alone has is put aside before, and never deleted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harmony_pulumi.capabilities.site import Fork, Operation
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration.failover import lsn_bytes
+from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step
+
+
+def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
+    """Return what is to be done next in a rejoin.
+
+    Args:
+        operation: as it was recorded.
+        source: the member that comes back.
+        target: the member that leads.
+
+    Raises:
+        SiteError: there is nothing that could be done: what was seen, and what to do, is in the message.
+    """
+    if target.role != "primary":
+        msg = f"{target.name} is to be followed by {source.name}, and is no running primary: it is {target.state}"
+        raise SiteError(msg)
+    if source.streams:
+        return Step.SETTLE
+    if source.state not in ANSWERING:
+        msg = (
+            f"{source.name} cannot rejoin: it is {source.state}. Run this again once it answers"
+            if source.state == "unreachable"
+            else f"{source.name} has no server to rejoin with; `pulumi up` makes one"
+        )
+        raise SiteError(msg)
+    if operation["stage"] == "copied":
+        return Step.FOLLOW
+    if source.role or not source.left_as or not source.ended_cleanly:
+        return Step.RETIRE
+    if operation["stage"] != "archived":
+        return Step.ARCHIVE
+    return Step.CLONE if operation["clone"] else Step.REWIND
+
+
+def fork_of(mine: Sequence[Fork], theirs: Sequence[Fork]) -> Fork | None:
+    """Return where a server's history leaves another's; None if it does not: what it has, the other may have, too.
+
+    Equal numbers of timelines are not equal histories: two servers promoted apart have the same. They are the same
+    timeline if they begin at the same place.
+
+    Args:
+        mine: the timelines of the one.
+        theirs: of the other.
+
+    Raises:
+        SiteError: they do not even begin alike.
+    """
+    common: Fork | None = None
+    for one, other in zip(mine, theirs, strict=False):
+        if one["timeline"] != other["timeline"]:
+            break
+        ends = [end["lsn"] for end in (one, other) if end["lsn"]]
+        common = Fork(timeline=one["timeline"], lsn=min(ends, key=lsn_bytes, default=""))
+        if one["lsn"] != other["lsn"]:
+            break
+    if common is None:
+        msg = f"the histories do not begin alike: {list(mine)} and {list(theirs)}; this is another database"
+        raise SiteError(msg)
+    return common if common["lsn"] else None
