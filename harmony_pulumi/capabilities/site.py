@@ -205,7 +205,7 @@ class Beyond(TypedDict):
 
 
 class Rejoining(TypedDict):
-    """What it takes to have a member that does not run follow another."""
+    """What it takes to have a member follow another."""
 
     size_bytes: int
     """Of its data directory."""
@@ -339,7 +339,7 @@ class RoleSite(PostgreSQLSite, Protocol):
         ...
 
     def beyond(self, fork: Fork) -> Beyond:
-        """Return what this server, which does not run, wrote past a point in its history.
+        """Return what this server, which writes no more, wrote past a point in its history.
 
         Raises:
             SiteError: its WAL from there on cannot be read.
@@ -347,7 +347,7 @@ class RoleSite(PostgreSQLSite, Protocol):
         ...
 
     def rejoining(self) -> Rejoining:
-        """Look at what it takes to have this server, which does not run, follow another one. Changes nothing."""
+        """Look at what it takes to have this server follow another one. Changes nothing."""
         ...
 
     def retire(self) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harmony_pulumi.cli import doctor, graph, roles, status
+from harmony_pulumi.cli import doctor, graph, recovery, roles, status
 
 app = typer.Typer(
     name="harmony",
@@ -32,7 +32,9 @@ def harmony(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Look at what harmony_pulumi has deployed, and move the roles of pairs. Only `switchover` changes anything.
+    """Look at what harmony_pulumi has deployed, and move the roles of pairs.
+
+    The commands `status`, `doctor`, `graph`, `plan` and `events` change nothing.
 
     Something is wrong? Start with `harmony status`. Nothing works? Start with `harmony doctor`.
     """
@@ -43,4 +45,7 @@ app.command(epilog=doctor.EPILOG)(doctor.doctor)
 app.command(epilog=graph.EPILOG)(graph.graph)
 app.command(epilog=roles.EPILOG)(roles.plan)
 app.command(epilog=roles.EPILOG)(roles.switchover)
+app.command(epilog=roles.EPILOG)(recovery.failover)
+app.command(epilog=roles.EPILOG)(recovery.rejoin)
+app.command(epilog=roles.EPILOG)(recovery.accept)
 app.command(epilog=roles.EPILOG)(roles.events)

@@ -11,15 +11,22 @@ from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Terms
+from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Survey, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, other_than, roles_for, told
 from harmony_pulumi.orchestration.operation import Run
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
-from harmony_pulumi.orchestration.replication import establish, missing
+from harmony_pulumi.orchestration.rejoin import fork_of
+from harmony_pulumi.orchestration.replication import Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, moves
+from harmony_pulumi.orchestration.switchover import ANSWERING
+
+_COPIED_PER_SECOND = 100 * 10**6
+"""Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
+ANY_LOSS = Terms(max_data_loss=2**63, accept_unknown_loss=True, fenced="")
+"""With which a plan says what a failover would lose, and refuses nothing for that."""
 
 
 def active_now(pair: Pair) -> str | None:
@@ -139,6 +146,41 @@ def failover_preflight(pair: Pair, target: str, seen: Mapping[str, Observation],
     can_fence = source in pair.fence_commands
     now = datetime.now(UTC)
     return [*failover.checks(seen[source], seen[target], found, terms, can_fence=can_fence, now=now)]
+
+
+def rejoin_preflight(pair: Pair, active: str, seen: Mapping[str, Observation]) -> list[Check]:
+    """Look at what it takes to have the other member follow the active one. Changes nothing."""
+    source, leader = pair.members[other_than(pair, active)], seen[active]
+    found = [Check(leader["name"], "ok", "a running primary")]
+    if leader["role"] != "primary":
+        state = f"{leader['state']} {leader['detail']}".strip()
+        found = [Check(leader["name"], "problem", f"{state}; a primary that runs is needed")]
+    back = seen[source.role]
+    if back["receiver"] == "streaming":
+        return [*found, Check(source.name, "ok", "it streams already")]
+    if back["state"] not in ANSWERING:
+        return [*found, Check(source.name, "problem", f"{back['state']}: {back['detail']}; it must answer to rejoin")]
+    text = f"a running {back['role']}, which is stopped" if back["state"] == "running" else f"{back['state']}"
+    found.append(Check(source.name, "ok", text))
+    if found[0].verdict == "ok" and back["role"] != "primary":
+        found.append(_alone_there(pair, source, active))
+    needs = source.movable.rejoining()
+    size, seconds = needs["size_bytes"], needs["size_bytes"] / _COPIED_PER_SECOND
+    way = f"cannot be rewound: {needs['no_rewind']}" if needs["no_rewind"] else "can be rewound, as far as can be told"
+    copy = f"a copy of its {size} bytes takes about {seconds:.0f} s at {_COPIED_PER_SECOND // 10**6} MB/s"
+    found.append(Check("rewind", "warning" if needs["no_rewind"] else "ok", f"{source.name} {way}; {copy}"))
+    return found
+
+
+def _alone_there(pair: Pair, source: Member, active: str) -> Check:
+    try:
+        fork = fork_of(source.movable.history(), pair.members[active].movable.history())
+        beyond = source.movable.beyond(fork) if fork else Beyond(bytes=0, transactions=[])
+    except SiteError as error:
+        return Check("diverged", "warning", f"what {source.name} alone has cannot be read: {error}")
+    count = len(beyond["transactions"])
+    words = f"{source.name} alone has {beyond['bytes']} bytes of WAL with {count} committed transactions"
+    return Check("diverged", "warning" if count else "ok", words)
 
 
 def epoch_after(known: Roles | None) -> int:
@@ -340,13 +382,27 @@ def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> Generator[Wr
         yield record
 
 
-def steps_in_words(pair_names: Mapping[str, str], active: str) -> list[str]:
-    """Return in words what a switchover to a member does, told without looking at any site."""
+def steps_in_words(pair_names: Mapping[str, str], active: str, operation: str = "switchover") -> list[str]:
+    """Return in words what an operation that leaves a member active does, told without looking at any site."""
     new = pair_names[active]
     old = next(name for role, name in pair_names.items() if role != active)
-    return [
-        f"switch over from {old} to {new}",
-        f"{old} stops cleanly and becomes a standby",
-        f"{new} is promoted once it has everything that {old} wrote",
-        f"{old} follows {new}; if anything fails before the promotion, {old} is back",
-    ]
+    return {
+        "switchover": [
+            f"switch over from {old} to {new}",
+            f"{old} stops cleanly and becomes a standby",
+            f"{new} is promoted once it has everything that {old} wrote",
+            f"{old} follows {new}; if anything fails before the promotion, {old} is back",
+        ],
+        "failover": [
+            f"fail over from {old} to {new}: `harmony failover --to {new} --max-data-loss BYTES`",
+            f"it is made certain that {old} accepts no writes",
+            f"{new} is promoted with what it has received; the rest is lost to it",
+            f"{old} stays marked until `harmony rejoin`, which puts aside what it alone has",
+        ],
+        "rejoin": [
+            f"have {old} follow {new} again: `harmony rejoin`",
+            f"{old} is stopped; what it alone has is put aside, and its transactions are listed",
+            f"{old} is rewound to where {new} took over, or else copied anew, its old data kept",
+            f"{old} follows {new}",
+        ],
+    }[operation]

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import pytest
 
 from harmony_pulumi.capabilities.site import Observation
-from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.members import look
+from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, as_os_user, eventually, found_postgresql, stacks
 from tests.e2e.driver import REFUSED, Act, Plan
 from tests.e2e.history import Clients

@@ -1,0 +1,151 @@
+"""`harmony failover`, `rejoin`, `revert` and `accept`: a pair after its primary was lost. Thin, as `cli.roles`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harmony_pulumi.cli.operating import Name, To, Yes, acting, ask, pair_in, show_checks, target_of, tell_stack
+from harmony_pulumi.cli.subject import SiteFile, read_subject
+from harmony_pulumi.cli.terminal import Cwd, Stack, console, progress, refuse
+
+
+def failover(
+    database: Name = None,
+    *,
+    max_data_loss: Annotated[
+        int,
+        typer.Option(
+            "--max-data-loss",
+            metavar="BYTES",
+            min=0,
+            help="How much of the old primary's WAL may be lost, as far as it is known.",
+        ),
+    ],
+    accept_unknown_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-unknown-loss",
+            help="Go on although commits may be lost that nobody knows of. Not needed if the pair is synchronous, or "
+            "if the old primary's WAL can be read.",
+        ),
+    ] = False,
+    fenced_by_me: Annotated[
+        str | None,
+        typer.Option(
+            "--fenced-by-me",
+            metavar="NAME",
+            help="The old primary, if it cannot be asked: you have made certain that it accepts no writes.",
+        ),
+    ] = None,
+    to: To = None,
+    stack: Stack = None,
+    cwd: Cwd = Path(),
+    site: SiteFile = None,
+    yes: Yes = False,
+) -> None:
+    """Make the other member active because the active one is dead or cannot be reached. May lose commits.
+
+    Refused where more may be lost than you accept, and where the old primary may still accept writes. The old primary
+    stays marked until `harmony rejoin`.
+    """
+    from harmony_pulumi.capabilities.site import Terms
+    from harmony_pulumi.errors import SiteError
+    from harmony_pulumi.orchestration.members import look, other_than, told
+    from harmony_pulumi.orchestration.pair import pair_of
+    from harmony_pulumi.orchestration.runner import fail_over, failover_preflight, steps_in_words
+
+    chosen = pair_in(read_subject(site, cwd, stack), database)
+    pair = pair_of(chosen.handle)
+    with progress(f"asking {' and '.join(pair.names.values())}"):
+        seen = look(pair)
+        known = told(seen)
+        role = target_of(pair, known, to)
+        source, name = pair.names[other_than(pair, role)], pair.names[role]
+        if fenced_by_me not in {None, source}:
+            refuse(f"--fenced-by-me {fenced_by_me}: the member to be fenced is {source}; nothing was touched")
+        fenced = f"--fenced-by-me {source}: an operator vouches for it" if fenced_by_me else ""
+        terms = Terms(max_data_loss=max_data_loss, accept_unknown_loss=accept_unknown_loss, fenced=fenced)
+        if known and known["active"] == role and not known["operation"]:
+            console().print(f"{name} is active already")
+            return
+        try:
+            checks = failover_preflight(pair, role, seen, terms)
+        except SiteError as error:
+            refuse(str(error), status=1)
+    show_checks(checks)
+    if not yes and all(check.verdict != "problem" for check in checks):
+        for number, step in enumerate(steps_in_words(pair.names, role, "failover")[1:]):
+            console().print(f"{'  ' if number else ''}{step}", markup=False)
+        ask(f"Fail {pair.name} over to {name} now?")
+    again = f"harmony failover --to {name} --max-data-loss {max_data_loss}"
+    with acting(pair, "failover", role, again=again) as (journal, by):
+        epoch = fail_over(pair, role, terms, journal, by=by)
+    tell_stack(chosen, role, epoch, cwd, stack)
+
+
+def rejoin(
+    database: Name = None,
+    *,
+    stack: Stack = None,
+    cwd: Cwd = Path(),
+    site: SiteFile = None,
+    yes: Yes = False,
+) -> None:
+    """Have the member that a failover left behind, or that cannot follow any more, follow the active one again.
+
+    What it alone has is put aside, and its transactions are listed; then it is rewound, or else copied anew and its old
+    data kept. Moves no role.
+    """
+    from harmony_pulumi.orchestration.members import look, told
+    from harmony_pulumi.orchestration.pair import pair_of
+    from harmony_pulumi.orchestration.runner import bring_back, rejoin_preflight, settle
+
+    chosen = pair_in(read_subject(site, cwd, stack), database)
+    pair = pair_of(chosen.handle)
+    with progress(f"asking {' and '.join(pair.names.values())}"):
+        seen = look(pair)
+        known = told(seen)
+        active = known["active"] if known else "primary"
+        checks = rejoin_preflight(pair, active, seen)
+    show_checks(checks)
+    if any(check.verdict == "problem" for check in checks):
+        raise typer.Exit(1)
+    if not yes:
+        ask(f"Have the other member of {pair.name} follow {pair.names[active]} now?")
+    with acting(pair, "rejoin", active, again="harmony rejoin") as (journal, by):
+        bring_back(pair, journal, by=by)
+        settle(pair, active, journal, by=by)
+    epoch = known["epoch"] if known else 0
+    if epoch:
+        tell_stack(chosen, active, epoch, cwd, stack)
+
+
+def accept(
+    database: Name = None,
+    *,
+    stack: Stack = None,
+    cwd: Cwd = Path(),
+    site: SiteFile = None,
+    yes: Yes = False,
+) -> None:
+    """Take the member that accepts writes as the active one, after somebody promoted it by hand. Moves no role.
+
+    Every member must answer, and exactly one accept writes.
+    """
+    from harmony_pulumi.orchestration.members import look
+    from harmony_pulumi.orchestration.pair import pair_of
+    from harmony_pulumi.orchestration.runner import take_as_it_is
+
+    chosen = pair_in(read_subject(site, cwd, stack), database)
+    pair = pair_of(chosen.handle)
+    with progress(f"asking {' and '.join(pair.names.values())}"):
+        leaders = [role for role, seen in look(pair).items() if seen["role"] == "primary"]
+    if not yes and len(leaders) == 1:
+        ask(f"Take {pair.names[leaders[0]]} as the active member of {pair.name}?")
+    at = leaders[0] if leaders else "primary"
+    with acting(pair, "accept", at, again="harmony accept") as (journal, by):
+        desired = take_as_it_is(pair, journal, by=by)
+    tell_stack(chosen, desired.active, desired.epoch, cwd, stack)

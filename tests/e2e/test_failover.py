@@ -1,0 +1,99 @@
+"""The primary is lost: failover, rejoin, and what they refuse, on real servers and stacks."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Stack, eventually, stop_postmaster
+from tests.e2e.test_lifecycle import put_row, rows
+from tests.e2e.test_roles_cli import harmony
+from tests.e2e.test_switchover import ask, data, home, roles_seen, streams
+
+pytestmark = pytest.mark.e2e
+
+FAILOVER = ("failover", "--to", "toronto", "--yes", "--max-data-loss", "0")
+
+
+def kill(stack: Stack, name: str) -> Path:
+    """Kill a server as a loss of power does; return its data directory."""
+    folder = data(stack, name)
+    stop_postmaster(folder, signal.SIGKILL)
+    return folder
+
+
+def test_a_dead_primary_is_failed_over_from_and_comes_back_by_a_rewind(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    kill(stack, "montreal")
+    plan = json.loads(harmony(stack, "plan", "--json"))
+    assert (plan["operation"], plan["possible"]) == ("failover", True)
+
+    shown = harmony(stack, *FAILOVER)
+    assert "toronto becomes the primary" in shown
+    assert "The stack knows" in shown
+    assert stack.outputs()["active"] == "replica"
+    put_row(stack, 2)
+    stack.up("--expect-no-changes")
+    assert json.loads(harmony(stack, "plan", "--json"))["operation"] == "rejoin"
+
+    shown = harmony(stack, "rejoin", "--yes")
+    assert "montreal is rewound" in shown
+    assert "is copied" not in shown
+    assert roles_seen(stack) == {"primary": "standby", "replica": "primary"}
+    eventually(lambda: rows(stack, "primary") == [1, 2], "both rows on the old primary")
+    stack.up("--expect-no-changes")
+    harmony(stack, "switchover", "--to", "montreal", "--yes")
+    assert roles_seen(stack) == {"primary": "primary", "replica": "standby"}
+    put_row(stack, 3)
+    eventually(lambda: rows(stack, "replica") == [1, 2, 3], "all rows on the standby")
+
+
+def isolate(stack: Stack) -> None:
+    """Have the standby receive nothing more, and commit on the primary what it will not have."""
+    ask(stack, "replica", "ALTER SYSTEM SET primary_conninfo = ''")
+    ask(stack, "replica", "SELECT pg_reload_conf()")
+    eventually(lambda: not streams(stack, "primary"), "the standby to be cut off")
+
+
+def test_what_the_old_primary_alone_has_is_bounded_before_and_listed_after(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    isolate(stack)
+    for number in (2, 3):
+        put_row(stack, number)
+    kill(stack, "montreal")
+
+    shown = harmony(stack, *FAILOVER, expect=1)
+    assert "2 transactions, that toronto has not received" in shown
+    assert "bytes would be lost, and at most 0 are accepted" in shown
+    assert roles_seen(stack) == {"replica": "standby"}
+    bound = ("--max-data-loss", "1000000")
+    shown = harmony(stack, *FAILOVER[:-2], *bound)
+    assert "2 transactions" in shown
+    put_row(stack, 4)
+
+    # Whoever starts the old one has a standby that follows nobody, and shows what is lost.
+    stack.refresh()
+    stack.up()
+    assert roles_seen(stack) == {"primary": "standby", "replica": "primary"}
+    assert rows(stack, "primary") == [1, 2, 3]
+    assert "with 2 committed transactions" in harmony(stack, "plan")
+
+    harmony(stack, "rejoin", "--yes")
+    eventually(lambda: rows(stack, "primary") == [1, 4], "the rows of the new primary on the old one")
+    (lists,) = (home(stack, "primary")[0] / "kept").glob("diverged-*/transactions.json")
+    found = json.loads(lists.read_text())
+    assert len(found["transactions"]) == 2
+    assert all(any(change.startswith("INSERT") for change in t["changes"]) for t in found["transactions"])
+    assert list(lists.parent.glob("pg_wal/0000*"))
+    stack.refresh()
+    stack.up()
+    stack.up("--expect-no-changes")
