@@ -153,6 +153,8 @@ class Observation(TypedDict):
     """On a primary: the replicas that commits wait for (`synchronous_standby_names`); empty if for nobody."""
     replicas: list[Replica]
     slots: list[Slot]
+    settings: Mapping[str, str]
+    """Of one that runs: those that its configuration files set, by name."""
     certificates: dict[str, str]
     """When each expires, ISO 8601, by the name of its file."""
     left_as: str
@@ -323,6 +325,14 @@ class RoleSite(PostgreSQLSite, Protocol):
 
     def forget(self, follower: str) -> None:
         """Stop keeping WAL for a member by its slot, as it leads now."""
+        ...
+
+    def remember(self, text: str) -> None:
+        """Keep a text: what the pair looked like in the roles that it was deployed with."""
+        ...
+
+    def remembered(self) -> str:
+        """Return that text; empty if none was kept."""
         ...
 
     def fence(self) -> str:

@@ -123,6 +123,42 @@ def rejoin(
         tell_stack(chosen, active, epoch, cwd, stack)
 
 
+def revert(
+    database: Name = None,
+    *,
+    stack: Stack = None,
+    cwd: Cwd = Path(),
+    site: SiteFile = None,
+    yes: Yes = False,
+) -> None:
+    """Bring back the roles that a pair was deployed with: a rejoin if one is due, then a switchover.
+
+    Afterwards every field of the pair is compared with what it was before, and what differs is shown.
+    """
+    from rich.table import Table
+
+    from harmony_pulumi.orchestration.pair import pair_of
+    from harmony_pulumi.orchestration.runner import ORIGINAL
+    from harmony_pulumi.orchestration.runner import revert as bring_back_the_roles
+
+    chosen = pair_in(read_subject(site, cwd, stack), database)
+    pair = pair_of(chosen.handle)
+    if not yes:
+        ask(f"Bring {pair.name} back to {pair.names[ORIGINAL]} as its active member now?")
+    with acting(pair, "revert", ORIGINAL, again="harmony revert") as (journal, by):
+        desired, found = bring_back_the_roles(pair, journal, by=by)
+    table = Table.grid(padding=(0, 2))
+    changed = [field for field in found if not field.is_equal]
+    for field in changed:
+        mark = "moves on" if field.is_expected else "differs"
+        table.add_row(field.field, mark, field.before, field.after)
+    console().print(table)
+    console().print(f"{len(found) - len(changed)} of {len(found)} fields are as they were")
+    tell_stack(chosen, desired.active, desired.epoch, cwd, stack)
+    if not all(field.is_expected for field in found):
+        raise typer.Exit(1)
+
+
 def accept(
     database: Name = None,
     *,

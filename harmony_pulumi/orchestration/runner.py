@@ -6,6 +6,7 @@ the operation is kept at the sites of both members, and each act may be repeated
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, other_than, roles_for, told
 from harmony_pulumi.orchestration.operation import Run
+from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, establish, missing
@@ -27,6 +29,10 @@ _COPIED_PER_SECOND = 100 * 10**6
 """Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
 ANY_LOSS = Terms(max_data_loss=2**63, accept_unknown_loss=True, fenced="")
 """With which a plan says what a failover would lose, and refuses nothing for that."""
+
+
+ORIGINAL = "primary"
+"""The role of the member that is active as a pair is deployed."""
 
 
 def active_now(pair: Pair) -> str | None:
@@ -91,13 +97,40 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
         deadline=pair.deadline,
         journal=journal,
     )
+    seen = {role: leader if role == active else member.site.observe() for role, member in pair.members.items()}
+    if active == ORIGINAL:
+        text = json.dumps(picture(seen), indent=1) + "\n"
+        for member in pair.members.values():
+            member.movable.remember(text)
     if pair.synchronous:  # Only now: a failover relies on it.
-        seen = look(pair)
         known = _all_told(pair, seen)
         if not all(roles["synchronous"] for roles in known.values()):
             with _alone(pair, seen, by):
                 _tell(pair, {role: {**roles, "synchronous": True} for role, roles in known.items()}, seen)
     return leader
+
+
+def revert(pair: Pair, journal: Journal, *, by: str) -> tuple[Desired, list[Difference]]:
+    """Bring back the roles that a pair was deployed with; return what to desire, and what it looks like beside before.
+
+    Raises:
+        SiteError: it could not be done; the message says how the pair was left. Run again, it goes on.
+    """
+    seen = look(pair)
+    known = told(seen)
+    active = known["active"] if known else ORIGINAL
+    under_way = known["operation"] if known else None
+    before = next((text for text in (m.movable.remembered() for m in pair.members.values()) if text), "{}")
+    other = pair.names[other_than(pair, active)]
+    if (under_way and under_way["kind"] == "rejoin") or (not under_way and missing(seen[active], [other])):
+        bring_back(pair, journal, by=by)
+        settle(pair, active, journal, by=by)
+        known = told(look(pair))
+        under_way = None
+    epoch = known["epoch"] if known else 0
+    desired = Desired(ORIGINAL, under_way["epoch"] if under_way else epoch + (active != ORIGINAL))
+    reach(pair, desired, journal, by=by)
+    return desired, differences(json.loads(before), picture(look(pair)))
 
 
 def _covered(pair: Pair, known: Roles | None) -> bool:

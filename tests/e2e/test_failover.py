@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from tests.e2e.conftest import Stack, eventually, stop_postmaster
 from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_roles_cli import harmony
-from tests.e2e.test_switchover import ask, data, home, roles_seen, streams
+from tests.e2e.test_switchover import ask, data, home, roles_seen, server_program, streams
 
 pytestmark = pytest.mark.e2e
 
@@ -95,5 +96,42 @@ def test_what_the_old_primary_alone_has_is_bounded_before_and_listed_after(stack
     assert all(any(change.startswith("INSERT") for change in t["changes"]) for t in found["transactions"])
     assert list(lists.parent.glob("pg_wal/0000*"))
     stack.refresh()
+    stack.up()
+    stack.up("--expect-no-changes")
+
+
+def test_a_revert_after_a_failover_leaves_everything_as_it_was_but_the_history(stack: Stack) -> None:
+    stack.pair('replication="synchronous"')
+    stack.up()
+    put_row(stack, 1)
+    kill(stack, "montreal")
+    # A synchronous pair loses nothing that counts, however little can be read of the old primary.
+    shown = harmony(stack, *FAILOVER)
+    assert "commits wait for nobody until montreal has rejoined" in shown
+    put_row(stack, 2)
+    shown = harmony(stack, "revert", "--yes")
+    assert "montreal.timeline" in shown
+    assert "differs" not in shown
+    assert re.search(r"(\d+) of \d+ fields are as they were", shown)
+    assert roles_seen(stack) == {"primary": "primary", "replica": "standby"}
+    assert ask(stack, "primary", "SELECT sync_state FROM pg_stat_replication") == "sync"
+    put_row(stack, 3)
+    eventually(lambda: rows(stack, "replica") == [1, 2, 3], "all rows on the standby")
+    stack.up("--expect-no-changes")
+    assert "fields are as they were" in harmony(stack, "revert", "--yes")
+
+
+def test_a_member_promoted_by_hand_is_accepted_by_command(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    kill(stack, "montreal")
+    server_program(stack, "toronto", "pg_ctl", "promote", "-s", "-w", "-D", "{root}/data")
+    stack.refresh()
+    assert "expected exactly one primary" not in harmony(stack, "accept", "--yes")
+    assert stack.outputs()["active"] == "replica"
+    put_row(stack, 1)
+    harmony(stack, "rejoin", "--yes")
+    assert roles_seen(stack) == {"primary": "standby", "replica": "primary"}
+    eventually(lambda: rows(stack, "primary") == [1], "the row on the old primary")
     stack.up()
     stack.up("--expect-no-changes")

@@ -68,6 +68,7 @@ class Server:
     linked: bool = True
     """Whether it can connect to its source."""
     replays: bool = True
+    remembered: str = ""
 
     @property
     def running(self) -> bool:
@@ -331,6 +332,7 @@ class MemorySite:
             "waits_for": "",
             "replicas": [],
             "slots": [],
+            "settings": {},
             "certificates": {} if cut_off else {"server": FAR, "replication": FAR},
             "left_as": "",
             "ended_cleanly": False,
@@ -364,6 +366,13 @@ class MemorySite:
     def events(self) -> str:
         self._point("events: before")
         return self.server.events
+
+    def remember(self, text: str) -> None:
+        self._point("remember: before")
+        self.server.remembered = text
+
+    def remembered(self) -> str:
+        return self.server.remembered
 
     def require_synchronous(self, replicas: list[str]) -> None:
         self._point("require_synchronous: before")

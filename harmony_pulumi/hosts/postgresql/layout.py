@@ -30,6 +30,11 @@ class Layout:
         return f"{self.root}/roles.json"
 
     @property
+    def original(self) -> str:
+        """What the pair looked like in the roles that it was deployed with, for `harmony revert`: JSON, by field."""
+        return f"{self.root}/original.json"
+
+    @property
     def standby_signal(self) -> str:
         """The file that makes the server start as a standby: PostgreSQL, "Standby Server Operation"."""
         return f"{self.data}/standby.signal"

@@ -36,6 +36,8 @@ SELECT json_build_object(
   'replayed_at', CASE WHEN pg_is_in_recovery()
     THEN coalesce(to_json(pg_last_xact_replay_timestamp())#>>'{}', '') ELSE '' END,
   'waits_for', CASE WHEN pg_is_in_recovery() THEN '' ELSE current_setting('synchronous_standby_names') END,
+  'settings', (SELECT json_object_agg(name, setting ORDER BY name) FROM pg_settings
+    WHERE source = 'configuration file'),
   'replicas', coalesce((SELECT json_agg(json_build_object(
       'name', application_name, 'state', state, 'sync_state', sync_state,
       'lag_bytes', coalesce(pg_wal_lsn_diff(sent.lsn, replay_lsn), 0)::bigint,
@@ -376,6 +378,16 @@ class HostPostgreSQL:
         server, marker = self._both()
         server.sql(files.drop_slot_sql(follower), port=marker.port)
 
+    def remember(self, text: str) -> None:
+        """Keep what the pair looked like."""
+        server = self._existing()
+        server.write({server.layout.original: text})
+
+    def remembered(self) -> str:
+        """Return what the pair looked like."""
+        server = self._existing()
+        return server.connection.read_file(server.layout.original, server.user) or ""
+
     def fence(self) -> str:
         """Stop whatever runs here, and leave a standby."""
         server, marker = self._both()
@@ -479,6 +491,7 @@ def _unseen(name: str, state: str, detail: str) -> Observation:
         "waits_for": "",
         "replicas": [],
         "slots": [],
+        "settings": {},
         "certificates": {},
         "left_as": "",
         "ended_cleanly": False,
