@@ -178,6 +178,9 @@ class MemberPlacement(Config):
 
     port: Port | None = None
     directory: Directory | None = None
+    fence_command: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """What a failover runs, where it runs itself, if the member cannot be asked: a program and its arguments, no shell.
+    It must end with status 0 only once the member certainly accepts no writes: its machine is off, say."""
 
 
 def _as_database(value: object) -> object:
@@ -284,7 +287,7 @@ class PostgreSQLConfig(Config):
         placement = self.members.get(name)
         if placement is None:
             return self
-        return self.model_copy(update=placement.model_dump(exclude_none=True))
+        return self.model_copy(update=placement.model_dump(exclude_none=True, exclude={"fence_command"}))
 
 
 def _database_problems(databases: tuple[Database, ...]) -> list[Problem]:

@@ -28,6 +28,7 @@ Code = Literal[
     "certificate",
     "commits_wait",
     "different_database",
+    "left_behind",
     "no_primary",
     "not_encrypted",
     "not_streaming",
@@ -298,14 +299,24 @@ def _findings(database: Database, members: Sequence[MemberStatus]) -> list[Findi
 
 def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
     """Find a role change that is under way, or was cut off."""
+    told = max((o["roles"] for o in seen if o.get("roles")), key=lambda roles: roles["epoch"], default=None)
+    names = {member.position: member.name for member in database.members}
     operations = [(o.get("roles") or {}).get("operation") for o in seen]
     for operation in [operation for operation in operations if operation][:1]:
-        target = next((m.name for m in database.members if m.position == operation["target"]), operation["target"])
+        target = names.get(operation["target"], operation["target"])
+        again = f"harmony {operation['kind']}" + (f" --to {target}" if operation["kind"] != "rejoin" else "")
         message = (
             f"a {operation['kind']} to {target} is under way, or was cut off: {operation['operator']}. If that has "
-            f"ended, run `harmony switchover --to {target}` to finish it"
+            f"ended, run `{again}` to finish it"
         )
         yield Finding("problem", "unfinished", database.name, "", message)
+    if told and told["away"]:
+        left = told["away"]
+        message = (
+            f"was left behind by the failover of {left['since']} ({left['fenced']}); what it wrote from {left['fork']} "
+            f"on is not in this database. Run `harmony rejoin` once it is back: it puts that aside, and has it follow"
+        )
+        yield Finding("problem", "left_behind", database.name, names.get(left["member"]) or left["member"], message)
 
 
 def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Iterator[Finding]:

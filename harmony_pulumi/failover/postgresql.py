@@ -78,6 +78,11 @@ class FailoverPostgreSQL(Failover[T]):
             replication=Replication(primary, certs, (*outer.peers, *plans["primary"].homes)),
         )
         members = {"primary": primary, "replica": replica}
+        fences = {
+            role: list(config.members[name].fence_command)
+            for role, name in ((role, cast("Any", member).name) for role, member in self.members.items())
+            if name in config.members and config.members[name].fence_command
+        }
         pair = PostgreSQLPairResource(
             resource_name,
             {
@@ -97,6 +102,7 @@ class FailoverPostgreSQL(Failover[T]):
                 "replication": config.replication,
                 "follows": outer.source is not None,
                 "deadline": config.deadlines.stream,
+                **({"fence_commands": fences} if fences else {}),
             },
             pulumi.ResourceOptions(parent=cast("Any", self), depends_on=[primary.resource, replica.resource]),
         )

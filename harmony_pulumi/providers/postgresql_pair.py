@@ -113,6 +113,7 @@ def _reach(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
         "follows": props["follows"],
         "synchronous": props["replication"] == "synchronous",
         "deadline": props["deadline"],
+        "fence_commands": props.get("fence_commands") or {},
         "members": _handles(props),
     }
     journal = Journal(props["name"], operation, show)

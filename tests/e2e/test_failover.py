@@ -135,3 +135,51 @@ def test_a_member_promoted_by_hand_is_accepted_by_command(stack: Stack) -> None:
     eventually(lambda: rows(stack, "primary") == [1], "the row on the old primary")
     stack.up()
     stack.up("--expect-no-changes")
+
+
+def elsewhere(stack: Stack, name: str) -> str:
+    """Return a file of sites in which a member is on a machine that is out of reach."""
+    sites = json.loads(stack.run("stack", "output", "--json", "site"))
+    for member in sites["members"].values():
+        if member["name"] == name:
+            member["host"]["machine_id"] = "0" * 31 + "1"
+    file = stack.folder / "sites.json"
+    file.write_text(json.dumps(sites))
+    return str(file)
+
+
+def test_a_primary_that_cannot_be_asked_is_not_failed_over_from_unless_it_is_fenced(stack: Stack) -> None:
+    marks = stack.folder / "fenced"
+    fence = f'members={{"montreal": MemberPlacement(fence_command=["touch", "{marks}"])}}'
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    site = ("--site", elsewhere(stack, "montreal"))
+
+    shown = harmony(stack, *FAILOVER, "--accept-unknown-loss", *site, expect=1)
+    assert "add --fenced-by-me montreal" in shown
+    shown = harmony(stack, *FAILOVER, "--fenced-by-me", "montreal", *site, expect=1)
+    assert "add --accept-unknown-loss" in shown
+    words = ("--accept-unknown-loss", "--fenced-by-me", "toronto")
+    assert "the member to be fenced is montreal" in harmony(stack, *FAILOVER, *words, *site, expect=2)
+    assert "loses nothing" in harmony(stack, *FAILOVER, "--accept-unknown-loss", expect=1)
+    assert roles_seen(stack) == {"primary": "primary", "replica": "standby"}
+
+    stack.pair(fence)
+    stack.up()
+    site = ("--site", elsewhere(stack, "montreal"))
+    shown = harmony(stack, *FAILOVER, "--accept-unknown-loss", *site)
+    assert "its fence_command, touch, succeeded" in shown
+    assert marks.exists()
+    # It lied: the old primary lives on, takes writes, and is found out as soon as it answers.
+    assert roles_seen(stack) == {"primary": "primary", "replica": "primary"}
+    put_row(stack, 2, "primary")
+    assert "montreal and toronto take writes" in harmony(stack, "status", expect=1)
+    stack.refresh()
+    assert "roles have moved since" in stack.up(expect=1)
+    harmony(stack, "rejoin", "--yes")
+    assert roles_seen(stack) == {"primary": "standby", "replica": "primary"}
+    assert rows(stack, "primary") == [1]
+    (lists,) = (home(stack, "primary")[0] / "kept").glob("diverged-*/transactions.json")
+    assert len(json.loads(lists.read_text())["transactions"]) == 1

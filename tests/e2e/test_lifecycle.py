@@ -27,9 +27,9 @@ pytestmark = pytest.mark.e2e
 ELSEWHERE = "e" * 32
 
 
-def put_row(stack: Stack, value: int) -> None:
+def put_row(stack: Stack, value: int, member: str = "") -> None:
     outputs = stack.outputs()
-    with connection(stack, outputs["uri"], outputs["ca_certificate"]) as client:
+    with connection(stack, outputs[f"{member}_uri" if member else "uri"], outputs["ca_certificate"]) as client:
         client.execute("CREATE TABLE IF NOT EXISTS kept (value int)")
         client.execute("INSERT INTO kept VALUES (%s)", (value,))
 
