@@ -140,7 +140,7 @@ class Observation(TypedDict):
     lsn: str
     """Written, on a primary; replayed, on a standby."""
     received: str
-    """On a standby: up to where it has its source's WAL on disk; empty if it has received none since it started."""
+    """On a standby: up to where it certainly has its source's WAL on disk."""
     heard_lsn: str
     """On a standby that is connected: up to where its source had written when it was last heard of; else empty."""
     heard_at: str

@@ -11,6 +11,7 @@ from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Op
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.failover import Loss
+from harmony_pulumi.orchestration.rejoin import place_of
 from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.orchestration.roles import Desired, latest
 
@@ -80,7 +81,9 @@ def estimated_loss(pair: Pair, target: str, seen: Mapping[str, Observation]) -> 
     received = seen[target]["received"] or seen[target]["lsn"]
     if seen[source]["state"] == "stopped" and received:
         with suppress(SiteError):  # Then it cannot be read, and the loss is not known.
-            beyond = pair.members[source].movable.beyond(Fork(timeline=seen[target]["timeline"], lsn=received))
+            # Not by the timeline of the standby: one that is not connected does not know which it has come to.
+            old = pair.members[source].movable
+            beyond = old.beyond(place_of(received, old.history()))
     return failover.loss(seen[target], synchronous=bool(known and known["synchronous"]), beyond=beyond)
 
 

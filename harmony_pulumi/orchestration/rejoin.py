@@ -45,6 +45,14 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
     return Step.CLONE if operation["clone"] else Step.REWIND
 
 
+def place_of(lsn: str, history: Sequence[Fork]) -> Fork:
+    """Return on which timeline of a history an LSN is. A standby that streamed from a server is on its history."""
+    for one in history:
+        if not one["lsn"] or lsn_bytes(lsn) < lsn_bytes(one["lsn"]):
+            return Fork(timeline=one["timeline"], lsn=lsn)
+    raise AssertionError("the last timeline of a history is open")
+
+
 def fork_of(mine: Sequence[Fork], theirs: Sequence[Fork]) -> Fork | None:
     """Return where a server's history leaves another's; None if it does not: what it has, the other may have, too.
 

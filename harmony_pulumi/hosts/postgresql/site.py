@@ -27,7 +27,8 @@ SELECT json_build_object(
     THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()))
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
   'lsn', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-  'received', CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_receive_lsn()::text, '') ELSE '' END,
+  'received', CASE WHEN pg_is_in_recovery()
+    THEN coalesce(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text, '') ELSE '' END,
   'heard_lsn', coalesce((SELECT latest_end_lsn::text FROM pg_stat_wal_receiver), ''),
   'heard_at', CASE WHEN pg_is_in_recovery() THEN coalesce(
     (SELECT to_json(latest_end_time)#>>'{}' FROM pg_stat_wal_receiver),
