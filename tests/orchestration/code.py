@@ -15,6 +15,7 @@ from harmony_pulumi.orchestration import failover, members, operation, rejoin, r
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.replication import Member
 from tests.orchestration.sites import NAMES, PAIR, Killed, MemorySite, World
+from tests.orchestration.sites import roles as roles_told
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def finished(code: Code, world: World, active: str, epoch: int) -> None:
     world.come_to_rest()
     assert active_member(world) == NAMES[active]
     for role, server in world.servers.items():
-        assert server.roles == {"pair": PAIR, "epoch": epoch, "active": active, "me": role, "operation": None}
+        assert server.roles == roles_told(epoch, active, role)
         assert server.holder is None
         slots = {other.slot for other in world.servers.values() if other is not server and role == active}
         assert server.slots == slots, f"{server.name} keeps WAL for {server.slots}"

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.site import Observation, Roles, Survey, Token
+from harmony_pulumi.capabilities.site import Beyond, Fork, Observation, Rejoining, Roles, Survey, Token
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 
 PAIR = "shop/prod/orders"
 NAMES = {"primary": "montreal", "replica": "toronto"}
 FAR = "2100-01-01T00:00:00+00:00"
+LONG_AGO = "2020-01-01T00:00:00+00:00"
 PROMOTION_TAKES = 40
 """Points from the request of a promotion to its end, if nobody waits for it."""
 
@@ -69,6 +70,18 @@ class Server:
     """Whether it can connect to its source."""
     replays: bool = True
     remembered: str = ""
+    whole: bool = True
+    """Whether its data directory is not half-made."""
+    rested: bool = False
+    """Of one that does not run: whether it was stopped, and did not crash."""
+    rewindable: bool = True
+    """Whether it has wal_log_hints or checksums."""
+    readable: bool = True
+    """Whether its WAL can be read while it does not run."""
+    tears: bool = False
+    """Whether a rewind of it fails half-way."""
+    kept: list[list[Record]] = field(default_factory=list[list[Record]])
+    """What was put aside: WAL that it alone had, and data directories that were replaced."""
 
     @property
     def running(self) -> bool:
@@ -88,13 +101,41 @@ class Server:
 
     def start(self) -> None:
         """Start as it was left: this is also what somebody does by hand."""
-        if not self.running:
-            self.state, self.in_recovery, self.clean = "running", self.signal, False
+        if not self.running and self.whole:
+            self.state, self.in_recovery, self.clean, self.rested = "running", self.signal, False, False
             self.replayed = len(self.wal) if self.replays or not self.signal else self.replayed
 
     def crash(self) -> None:
         if self.running:
-            self.state, self.clean, self.promotes_at = "stopped", False, None
+            self.state, self.clean, self.rested, self.promotes_at = "stopped", False, False, None
+
+    def history(self) -> list[Fork]:
+        """Return the timelines of its WAL: each but the last ends where the next one begins."""
+        found: list[Fork] = []
+        for position, (timeline, _) in enumerate(self.wal):
+            if not found or found[-1]["timeline"] != timeline:
+                if found:
+                    found[-1]["lsn"] = lsn(position)
+                found.append(Fork(timeline=timeline, lsn=""))
+        return found
+
+    def past(self, fork: Fork) -> list[Record]:
+        """Return what it wrote past a fork, as the files of its timelines have it: see `wal.past`."""
+        timelines = [each["timeline"] for each in self.history()]
+        if fork["timeline"] not in timelines:
+            return []
+        later = timelines[timelines.index(fork["timeline"]) + 1 :]
+        begin = int(fork["lsn"].removeprefix("0/"), 16)
+        return [
+            record
+            for position, record in enumerate(self.wal)
+            if record[0] in later or (record[0] == fork["timeline"] and position >= begin)
+        ]
+
+
+def lsn(position: int) -> str:
+    """Return the LSN of a position in WAL, whose records have one byte each."""
+    return f"0/{position:X}"
 
 
 class World:
@@ -198,7 +239,20 @@ class World:
             for other in self.servers.values():
                 self.ship(other)
             server.clean = True
-        server.state, server.promotes_at = "stopped", None
+        server.state, server.rested, server.promotes_at = "stopped", True, None
+
+    def recover(self, server: Server) -> None:
+        """End a crash as recovery does: with a checkpoint of its own, where it was a primary."""
+        if not server.signal:
+            self.checkpoints += 1
+            server.write(f"checkpoint {self.checkpoints} of {server.name} after a crash")
+            server.clean = True
+        server.rested = True
+
+    def common(self, one: Server, other: Server) -> int:
+        """Return up to where two servers have the same WAL."""
+        pairs = zip(one.wal, other.wal, strict=False)
+        return next((position for position, (a, b) in enumerate(pairs) if a != b), min(len(one.wal), len(other.wal)))
 
     # -- what must hold ----------------------------------------------------------------------------------------------
 
@@ -341,11 +395,15 @@ class MemorySite:
         if cut_off:
             return Observation(**seen)  # type: ignore[typeddict-item]
         if not server.running:
-            seen |= {"left_as": "standby" if server.signal else "primary", "ended_cleanly": server.clean}
+            if server.whole:
+                seen |= {"left_as": "standby" if server.signal else "primary", "ended_cleanly": server.clean}
             return Observation(**seen)  # type: ignore[typeddict-item]
         seen |= {"role": "primary" if server.leads else "standby", "timeline": server.timeline}
-        seen["lsn"] = f"0/{server.replayed:X}"
-        seen["receiver"] = "streaming" if self.world.connected(server) else ""
+        seen["lsn"] = lsn(server.replayed)
+        if not server.leads:
+            seen |= {"received": lsn(len(server.wal)), "heard_at": LONG_AGO}
+        if self.world.connected(server):
+            seen |= {"receiver": "streaming", "heard_lsn": lsn(len(self.world.servers[server.source].wal))}
         seen["waits_for"] = ", ".join(server.waits_for) if server.leads else ""
         kept = {"active": True, "retained_bytes": 0, "bound_bytes": None, "wal_status": "reserved"}
         seen["slots"] = [{"name": name, **kept} for name in sorted(server.slots)]
@@ -428,8 +486,12 @@ class MemorySite:
         server.signal = True
         self._point("demote: after")
         timeline, record = server.wal[-1]
-        lsn = f"0/{len(server.wal):X}"
-        return {"system_identifier": server.system_identifier, "timeline": timeline, "lsn": lsn, "record": record}
+        return {
+            "system_identifier": server.system_identifier,
+            "timeline": timeline,
+            "lsn": lsn(len(server.wal)),
+            "record": record,
+        }
 
     def reinstate(self) -> None:
         self._point("reinstate: before")
@@ -486,6 +548,101 @@ class MemorySite:
         self._query()
         self.server.slots.discard(follower)
         self._point("forget: after")
+
+    def fence(self) -> str:
+        self._point("fence: before")
+        self.world.stop(self.server)
+        self._point("fence: stopped")
+        self.server.signal = self.server.signal or self.server.whole
+        self._point("fence: after")
+        return "it was stopped"
+
+    def history(self) -> list[Fork]:
+        self._point("history: before")
+        if not self.server.whole:
+            raise SiteError(f"{self.server.name}: its data directory is not whole")
+        return self.server.history()
+
+    def beyond(self, fork: Fork) -> Beyond:
+        self._point("beyond: before")
+        past = self._past(fork)
+        commits = [content for _, content in past if content.startswith("commit")]
+        return {
+            "bytes": len(past),
+            "transactions": [{"xid": 0, "committed_at": FAR, "lsn": "0/0", "changes": {}} for _ in commits],
+        }
+
+    def rejoining(self) -> Rejoining:
+        self._point("rejoining: before")
+        return {"size_bytes": len(self.server.wal), "no_rewind": self._no_rewind()}
+
+    def retire(self) -> None:
+        self._point("retire: before")
+        server = self.server
+        if not server.whole:
+            return
+        self.world.stop(server)
+        self._point("retire: stopped")
+        if not (server.clean or server.rested):
+            self.world.recover(server)
+        server.signal = True
+        self._point("retire: after")
+
+    def archive(self, fork: Fork) -> str:
+        self._point("archive: before")
+        past = self._past(fork)
+        if not past:
+            return ""
+        self.server.kept.append(past)
+        self._point("archive: after")
+        return f"diverged-{len(self.server.kept)}"
+
+    def rewind(self, source: Mapping[str, Any]) -> str:
+        self._point("rewind: before")
+        server, leader = self.server, self.world.servers[source["role"]]
+        if why := self._no_rewind():
+            return why
+        if server.running or not (server.clean or server.rested):
+            return "it must be shut down cleanly"
+        if server.timeline == leader.timeline:
+            # pg_rewind finds nothing to do then, whatever the histories are.
+            if server.wal != leader.wal[: len(server.wal)]:
+                raise BrokenError(f"a rewind takes the timeline {server.timeline} of {server.name} for its source's")
+        else:
+            server.whole = False
+            server.wal = server.wal[: self.world.common(server, leader)]
+            server.replayed = len(server.wal)
+            self._point("rewind: half-way")
+            if server.tears:
+                raise SiteError(f"{server.name}: could not write")
+        server.whole, server.signal, server.clean, server.rested = True, True, False, False
+        self._point("rewind: after")
+        return ""
+
+    def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
+        self._point("clone: before")
+        server, leader = self.server, self.world.servers[source["role"]]
+        self.world.stop(server)
+        self._point("clone: stopped")
+        server.kept.append(server.wal)
+        server.wal, server.replayed, server.whole, server.clean = [], 0, False, False
+        self._point("clone: moved aside")
+        show("half of it")
+        if not leader.running:
+            raise SiteError(f"{server.name}: {leader.name} cannot be copied: no server process")
+        server.wal, server.replayed = list(leader.wal), len(leader.wal)
+        server.whole, server.signal, server.rested, server.rewindable = True, True, False, True
+        self._point("clone: after")
+
+    def _past(self, fork: Fork) -> list[Record]:
+        if not self.server.whole or not self.server.readable:
+            raise SiteError(f"{self.server.name}: its WAL from {fork['lsn']} on cannot be read")
+        return self.server.past(fork)
+
+    def _no_rewind(self) -> str:
+        if not self.server.whole:
+            return "its data directory is not whole"
+        return "" if self.server.rewindable else "it has neither data checksums nor wal_log_hints"
 
     def _to_lead(self) -> None:
         known = self.server.roles

@@ -28,6 +28,9 @@ def operation(**changes: Any) -> Operation:
         "prepared": False,
         "token": None,
         "given_up": "",
+        "terms": None,
+        "stage": "",
+        "clone": "",
         **changes,
     }
     return Operation(**begun)  # type: ignore[typeddict-item]

@@ -226,6 +226,22 @@ def test_what_is_not_known_of_a_member_is_no_reason_to_give_up(code: Code) -> No
         assert not code.switchover.may_give_up(operation(prepared=True, token=TOKEN), *silent)
 
 
+def test_a_rejoin_is_never_given_up_and_a_failover_only_where_the_old_primary_answers(code: Code) -> None:
+    for _, source, target, _ in every_case(code):
+        assert not code.switchover.may_give_up(operation(kind="rejoin"), source, target)
+        if source.state not in ANSWERING:
+            assert not code.switchover.may_give_up(operation(kind="failover"), source, target)
+    standby = facts(code, "toronto", "a standby")
+    assert code.switchover.may_give_up(operation(kind="failover"), facts(code, "montreal", DEMOTED), standby)
+
+
+def test_what_is_elected_is_not_told_to_one_that_does_not_answer(code: Code) -> None:
+    for kind, told in ((DEMOTED, EPOCH), ("a standby", EPOCH), ("unreachable", None), ("absent", None)):
+        seen = facts(code, "montreal", kind), facts(code, "toronto", "a standby")
+        found = code.switchover.after(code.switchover.Step.ELECT, operation(kind="failover"), *seen)
+        assert [each.epoch for each in found] == [told, EPOCH]
+
+
 def test_what_a_step_leaves_is_what_a_site_shows_after_it(code: Code) -> None:
     """The runner does not look between two steps, so what it expects must be true."""
     world = World(code.host, busy=False)
