@@ -83,9 +83,11 @@ class Run:
                 elif not (step is Step.VERIFY and self._both_told()) or isinstance(error, KeyboardInterrupt):
                     raise
                 continue
-            # Whether one that was fenced is stopped, or out of reach for good, is to be seen.
-            looked = self._facts(look(self.pair)) if step is Step.FENCE else self.facts
-            self.facts = after(step, self.operation, *looked)
+            if step is Step.FENCE or (step is Step.FOLLOW and self.operation["kind"] == "rejoin"):
+                # Whether one that was fenced is stopped, or one that was rewound streams, is to be seen.
+                self.facts = self._facts(look(self.pair))
+            else:
+                self.facts = after(step, self.operation, *self.facts)
             if step is Step.SETTLE:
                 return
             if step is Step.CLOSE:
