@@ -150,7 +150,8 @@ class Run:
         self._save(None, only=[self.operation["target"], self.operation["source"]])
 
     def _retire(self) -> None:
-        self._save(self.operation)  # The source, too, is to know who leads.
+        # It may have written since it was looked at last: what it alone has is put aside anew.
+        self._reached("")
         self.source.movable.retire()
 
     def _clone(self) -> None:
@@ -218,16 +219,21 @@ class Run:
         self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
 
     def _settle(self) -> None:
+        left = None
         if self.operation["kind"] != "failover":
             self.source.movable.forget(self.target.slot)
-            self.roles = {role: {**roles, "away": None} for role, roles in self.roles.items()}
         else:
             self.target.movable.prepare(self.source.slot)  # So that it can be rewound, and follow.
             terms = self.operation["terms"]
             fenced = (terms and terms["fenced"]) or "its site was asked, and it was stopped"
             left = left_behind(self.target, self.operation["source"], fenced)
-            self.roles = {role: {**roles, "away": left} for role, roles in self.roles.items()}
-        self._save(None)
+        # In full: one that did not answer when roles moved would else still be told that it leads.
+        settled = Desired(self.operation["target"], self.operation["epoch"])
+        covered = self.roles[self.operation["target"]]["synchronous"]
+        for role in self._to_tell():
+            told_now = roles_for(self.pair, role, settled, None, away=left, synchronous=covered)
+            self.pair.members[role].movable.tell(told_now)
+            self.roles[role] = told_now
 
     def _archive(self) -> None:
         """Put aside what the source alone has; where that cannot be read, its whole data directory is kept."""
@@ -283,7 +289,8 @@ class Run:
 
     def _reached(self, stage: str) -> None:
         self.operation = {**self.operation, "stage": stage}
-        self._save(self.operation)
+        # In full: the source may have been out of reach when another took over, and is to know who leads.
+        self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["target"])
 
     def _show(self, text: str) -> None:
         self.journal.progress(Step.CLONE, f"{self.source.name}: {text}")
