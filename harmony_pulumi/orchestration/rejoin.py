@@ -36,7 +36,7 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
             else f"{source.name} has no server to rejoin with; `pulumi up` makes one"
         )
         raise SiteError(msg)
-    if operation["stage"] == "copied":
+    if operation["stage"] == "copied" and "standby" in {source.role, source.left_as}:
         return Step.FOLLOW
     if source.role or not source.left_as or not source.ended_cleanly:
         return Step.RETIRE
