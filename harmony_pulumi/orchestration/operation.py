@@ -18,7 +18,7 @@ from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, roles_for
 from harmony_pulumi.orchestration.replication import Member, missing
-from harmony_pulumi.orchestration.roles import Desired
+from harmony_pulumi.orchestration.roles import Desired, latest
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -319,8 +319,12 @@ class Run:
         # One that takes over as planned has its commits wait for the other from the first one on.
         planned = self.operation["kind"] == "switchover" and active == self.target.role
         covered = self.pair.synchronous and planned
+        known = latest(self.roles)
+        away = known and known["away"]  # Until this is settled, whoever was left behind is.
         for role in sorted(self._to_tell(), key=lambda role: role != first):
-            told_now = roles_for(self.pair, role, Desired(active, epoch), self.operation, synchronous=covered)
+            told_now = roles_for(
+                self.pair, role, Desired(active, epoch), self.operation, away=away, synchronous=covered
+            )
             self.pair.members[role].movable.tell(told_now)
             self.roles[role] = told_now
 

@@ -60,6 +60,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     known = told(seen)
     if moves(desired, known, pair.names) and desired.active != _settled_active(known):
         move(pair, desired, journal, by=by)
+        known = told(look(pair))
     else:
         _refuse_drift(pair, desired, seen)
         with _alone(pair, seen, by):
@@ -73,13 +74,13 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
                 for role in pair.members
             }
             _tell(pair, settled, seen)
-            if known and known["away"]:
-                left = pair.names[known["away"]["member"]]
-                text = f"{left} was left behind by the failover of {known['away']['since']}: `harmony rejoin`"
-                journal.note(text, step="away", state="warning")
-                return pair.members[desired.active].site.observe()
-            _forget_leader(pair, desired.active, seen)
-            _keep_following(pair, desired, seen)
+            if not (known and known["away"]):
+                _forget_leader(pair, desired.active, seen)
+                _keep_following(pair, desired, seen)
+    if known and (away := known["away"]):
+        text = f"{pair.names[away['member']]} was left behind by the failover of {away['since']}: `harmony rejoin`"
+        journal.note(text, step="away", state="warning")
+        return pair.members[desired.active].site.observe()
     return settle(pair, desired.active, journal, by=by)
 
 
@@ -159,6 +160,7 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
             return
         under_way = known["operation"] if known else None
         if under_way is None:
+            _refuse_to_forget(pair, known)
             found = problems(preflight(pair, desired.active, seen))
             if found:
                 lines = "".join(f"\n  - {problem}" for problem in found)
@@ -170,6 +172,16 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
         else:
             journal.note(f"going on with the {under_way['kind']} begun by {under_way['operator']}", step="resume")
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
+
+
+def _refuse_to_forget(pair: Pair, known: Roles | None) -> None:
+    """Refuse a planned role change as long as a failover's is not made good."""
+    if known and (away := known["away"]):
+        msg = (
+            f"{pair.name}: {pair.names[away['member']]} was left behind by the failover of {away['since']}, and has "
+            f"not rejoined; nothing was touched. Run `harmony rejoin` first"
+        )
+        raise SiteError(msg)
 
 
 def failover_preflight(pair: Pair, target: str, seen: Mapping[str, Observation], terms: Terms) -> list[Check]:
