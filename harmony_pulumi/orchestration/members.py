@@ -11,7 +11,7 @@ from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Op
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.failover import Loss
-from harmony_pulumi.orchestration.rejoin import place_of
+from harmony_pulumi.orchestration.rejoin import fork_of, place_of
 from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.orchestration.roles import Desired, latest
 
@@ -78,13 +78,27 @@ def estimated_loss(pair: Pair, target: str, seen: Mapping[str, Observation]) -> 
     source = other_than(pair, target)
     known = told(seen)
     beyond: Beyond | None = None
-    received = seen[target]["received"] or seen[target]["lsn"]
-    if seen[source]["state"] == "stopped" and received:
+    if seen[source]["state"] == "stopped" and seen[target]["state"] == "running":
         with suppress(SiteError):  # Then it cannot be read, and the loss is not known.
-            # Not by the timeline of the standby: one that is not connected does not know which it has come to.
-            old = pair.members[source].movable
-            beyond = old.beyond(place_of(received, old.history()))
-    return failover.loss(seen[target], synchronous=bool(known and known["synchronous"]), beyond=beyond)
+            beyond = pair.members[source].movable.beyond(_shared(pair, source, target, seen))
+    # The flag says whose commits waited: of the one that was active, for the other.
+    covered = bool(known and known["synchronous"] and known["active"] == source)
+    return failover.loss(seen[target], synchronous=covered, beyond=beyond)
+
+
+def _shared(pair: Pair, source: str, target: str, seen: Mapping[str, Observation]) -> Fork:
+    """Return up to where a running standby has what another member wrote. Its own history may be another one."""
+    known = told(seen)
+    away = known and known["away"]
+    if away and away["member"] == target:
+        return Fork(timeline=away["timeline"], lsn=away["fork"])
+    mine, theirs = pair.members[source].movable.history(), pair.members[target].movable.history()
+    received = seen[target]["received"] or seen[target]["lsn"]
+    fork = fork_of(mine, theirs)
+    if fork is None or fork["timeline"] == theirs[-1]["timeline"]:
+        # One that is not connected may not know which timeline it has come to; its source does.
+        return place_of(received, mine)
+    return Fork(timeline=fork["timeline"], lsn=min(fork["lsn"], received, key=failover.lsn_bytes))
 
 
 def left_behind(leader: Member, left: str, fenced: str) -> Away:
