@@ -14,7 +14,6 @@ from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Ter
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.preflight import Check, certificates
 from harmony_pulumi.orchestration.switchover import (
-    ANSWERING,
     Facts,
     Step,
     knows_less,
@@ -155,9 +154,12 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
 
 
 def _is_fenced(operation: Operation, source: Facts) -> bool:
-    """Tell whether the old primary accepts no writes, and never will by a start alone."""
-    if source.state == "absent":
-        return True
-    if source.state in ANSWERING:
-        return "standby" in {source.role, source.left_as}
-    return bool(operation["terms"] and operation["terms"]["fenced"])
+    """Tell whether the old primary accepts no writes, and never will by a start alone.
+
+    One that runs may: a standby may have been asked to be the primary, and that goes on by itself.
+    """
+    if source.state == "stopped":
+        return source.left_as != "primary"  # One that is half-made cannot start at all.
+    if source.state == "unreachable":
+        return bool(operation["terms"] and operation["terms"]["fenced"])
+    return source.state == "absent"
