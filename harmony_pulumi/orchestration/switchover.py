@@ -104,7 +104,7 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         return Step.DEMOTE if operation["prepared"] else Step.PREPARE
     if source.ended_cleanly:
         return Step.VERIFY if operation["token"] and source.left_as == "standby" else Step.DEMOTE
-    if source.state in ANSWERING and _untold(operation, source, target) and target.left_as != "primary":
+    if source.state in ANSWERING and untold(operation, source, target) and target.left_as != "primary":
         return Step.GIVE_UP
     raise SiteError(unclear(source, target))
 
@@ -200,12 +200,19 @@ def may_give_up(operation: Operation, source: Facts, target: Facts) -> bool:
         return False
     if operation["kind"] == "failover" and source.state not in ANSWERING:
         return False  # There is nobody to go back to.
-    return _untold(operation, source, target) or target.left_as == "standby"
+    # The source must know, too, that what is taken back is to be withdrawn: the target may not answer by then.
+    return untold(operation, source, target) or (target.left_as == "standby" and not knows_less(operation, source))
 
 
-def _untold(operation: Operation, source: Facts, target: Facts) -> bool:
-    """Tell whether the target was certainly not told to lead: the source is told before it is."""
-    return knows_less(operation, source) or (target.state in ANSWERING and knows_less(operation, target))
+def untold(operation: Operation, source: Facts, target: Facts) -> bool:
+    """Tell whether the target was certainly not told to lead.
+
+    A target that answers says so itself. Else, in a switchover, the source does, which is told before; in a failover it
+    may have been out of reach then.
+    """
+    if target.state in ANSWERING:
+        return knows_less(operation, target)
+    return operation["kind"] == "switchover" and knows_less(operation, source)
 
 
 def knows_less(operation: Operation, facts: Facts) -> bool:

@@ -74,7 +74,7 @@ def test_no_step_is_unsafe_whatever_is_seen(code: Code) -> None:
         if step is step_of.GIVE_UP:
             assert not begun["given_up"], case
             assert source.state in ANSWERING, case
-            assert source.epoch < EPOCH or (target.state in ANSWERING and target.epoch < EPOCH), case
+            assert target.epoch < EPOCH if target.state in ANSWERING else source.epoch < EPOCH, case
             assert target.left_as != "primary", case
         if step in {step_of.DEMOTE, step_of.VERIFY}:
             assert target.role != "primary", case
@@ -212,10 +212,10 @@ def test_a_switchover_is_given_up_only_where_nobody_can_have_been_promoted(code:
     for begun, source, target, _ in every_case(code):
         if "primary" in {target.role, target.left_as}:
             expected = False
-        elif source.epoch < EPOCH or (target.state in ANSWERING and target.epoch < EPOCH):
+        elif target.epoch < EPOCH if target.state in ANSWERING else source.epoch < EPOCH:
             expected = True  # The target was not told that it may lead.
         else:
-            expected = target.left_as == "standby"
+            expected = target.left_as == "standby" and source.epoch >= EPOCH
         assert code.switchover.may_give_up(begun, source, target) is expected, (source, target)
 
 
