@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Token
+from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
@@ -239,7 +239,12 @@ class Run:
         """Put aside what the source alone has; where that cannot be read, its whole data directory is kept."""
         source, target = self.source.movable, self.target.movable
         try:
-            fork = rejoin.fork_of(source.history(), target.history())
+            mine, theirs = source.history(), target.history()
+            fork = rejoin.fork_of(mine, theirs)
+            if rejoin.begun_apart(mine, theirs, away := self._away()):
+                why = f"it cannot be rewound: its timeline {mine[-1]['timeline']} is not that of {self.target.name}"
+                self.operation = {**self.operation, "clone": why}
+                fork = fork or (away and Fork(timeline=away["timeline"], lsn=away["fork"]))
             place = source.archive(fork) if fork else ""
         except UnreachableError:
             raise
@@ -319,14 +324,17 @@ class Run:
         # One that takes over as planned has its commits wait for the other from the first one on.
         planned = self.operation["kind"] == "switchover" and active == self.target.role
         covered = self.pair.synchronous and planned
-        known = latest(self.roles)
-        away = known and known["away"]  # Until this is settled, whoever was left behind is.
+        away = self._away()  # Until this is settled, whoever was left behind is.
         for role in sorted(self._to_tell(), key=lambda role: role != first):
             told_now = roles_for(
                 self.pair, role, Desired(active, epoch), self.operation, away=away, synchronous=covered
             )
             self.pair.members[role].movable.tell(told_now)
             self.roles[role] = told_now
+
+    def _away(self) -> Away | None:
+        known = latest(self.roles)
+        return known and known["away"]
 
     def _to_tell(self) -> list[str]:
         """Return the roles of the members that must be told. In a failover, one that does not answer cannot be."""

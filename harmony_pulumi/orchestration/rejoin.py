@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harmony_pulumi.capabilities.site import Fork, Operation
+from harmony_pulumi.capabilities.site import Away, Fork, Operation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.failover import lsn_bytes
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step
@@ -78,3 +78,19 @@ def fork_of(mine: Sequence[Fork], theirs: Sequence[Fork]) -> Fork | None:
         msg = f"the histories do not begin alike: {list(mine)} and {list(theirs)}; this is another database"
         raise SiteError(msg)
     return common if common["lsn"] else None
+
+
+def begun_apart(mine: Sequence[Fork], theirs: Sequence[Fork], away: Away | None) -> bool:
+    """Tell whether a server's timeline has the number of another's, and is another one: pg_rewind sees only numbers.
+
+    Where both begin at the same place, the histories are equal, too. But on a later timeline than that which it was
+    left on, a member that was left behind is by its own promotion.
+
+    Args:
+        mine: the timelines of the server.
+        theirs: of the one that leads.
+        away: how a failover left the server behind; None if none did.
+    """
+    if mine[-1]["timeline"] != theirs[-1]["timeline"]:
+        return False
+    return fork_of(mine, theirs) is not None or (away is not None and mine[-1]["timeline"] > away["timeline"])
