@@ -14,6 +14,7 @@ from harmony_pulumi.orchestration.failover import Loss
 from harmony_pulumi.orchestration.rejoin import fork_of, place_of
 from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.orchestration.roles import Desired, latest
+from harmony_pulumi.orchestration.switchover import ANSWERING
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ def look(pair: Pair) -> dict[str, Observation]:
 def told(seen: Mapping[str, Observation]) -> Roles | None:
     """Return what the sites were told last."""
     return latest({role: observation["roles"] for role, observation in seen.items()})
+
+
+def refuse_newcomers(pair: Pair, before: Mapping[str, Observation], seen: Mapping[str, Observation]) -> None:
+    """Refuse to go on with a member that did not answer before, so that nobody else was kept away from it."""
+    for role, observation in seen.items():
+        if observation["state"] in ANSWERING and before[role]["state"] not in ANSWERING:
+            msg = f"{pair.name}: {pair.names[role]} did not answer a moment ago, and does now; run this again"
+            raise SiteError(msg)
 
 
 def other_than(pair: Pair, role: str) -> str:

@@ -16,7 +16,7 @@ from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation,
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, roles_for
+from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, refuse_newcomers, roles_for
 from harmony_pulumi.orchestration.replication import Member, missing
 from harmony_pulumi.orchestration.roles import Desired, latest
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear
@@ -44,6 +44,8 @@ class Run:
     """What each site was told, by role."""
     facts: tuple[Facts, Facts] = field(init=False)
     """Of the source and of the target."""
+    locked: Mapping[str, Observation] = field(init=False)
+    """What was seen of the members as they were locked."""
     demoted: bool = False
     """Whether the token is from the source itself, in this run."""
     insisted: bool = False
@@ -60,7 +62,12 @@ class Run:
         return self.pair.members[self.operation["target"]]
 
     def finish(self, seen: Mapping[str, Observation]) -> None:
-        """Do what is next until the operation is over."""
+        """Do what is next until the operation is over.
+
+        Args:
+            seen: of the members as they were locked: of those that answered.
+        """
+        self.locked = seen
         self.facts = self._facts(seen)
         while True:
             step = _NEXT[self.operation["kind"]](self.operation, *self.facts)
@@ -70,7 +77,7 @@ class Run:
             try:
                 self._do(step)
             except (SiteError, KeyboardInterrupt) as error:
-                seen = look(self.pair)
+                seen = self._look()
                 self.facts = self._facts(seen)
                 # What was being told may have arrived or not. Of one that does not answer, what it was told before.
                 self.roles = {role: observation["roles"] or self.roles[role] for role, observation in seen.items()}
@@ -85,7 +92,7 @@ class Run:
                 continue
             if step is Step.FENCE or (step is Step.FOLLOW and self.operation["kind"] == "rejoin"):
                 # Whether one that was fenced is stopped, or one that was rewound streams, is to be seen.
-                self.facts = self._facts(look(self.pair))
+                self.facts = self._facts(self._look())
             else:
                 self.facts = after(step, self.operation, *self.facts)
             if step is Step.SETTLE:
@@ -95,6 +102,11 @@ class Run:
                 kind = self.operation["kind"]
                 msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}"
                 raise SiteError(msg)
+
+    def _look(self) -> dict[str, Observation]:
+        seen = look(self.pair)
+        refuse_newcomers(self.pair, self.locked, seen)
+        return seen
 
     def _facts(self, seen: Mapping[str, Observation]) -> tuple[Facts, Facts]:
         return Facts.of(seen[self.operation["source"]]), Facts.of(seen[self.operation["target"]])
@@ -203,7 +215,7 @@ class Run:
 
     def _elect(self) -> None:
         """Have the target be the one that is to lead, if what is lost by that is accepted."""
-        seen = look(self.pair)
+        seen = self._look()
         found = estimated_loss(self.pair, self.operation["target"], seen)
         words = found.words(self.source.name, self.target.name, datetime.now(UTC))
         terms = self.operation["terms"]

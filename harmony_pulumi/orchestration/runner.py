@@ -16,7 +16,16 @@ from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Rol
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
-from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, other_than, roles_for, told
+from harmony_pulumi.orchestration.members import (
+    Pair,
+    estimated_loss,
+    left_behind,
+    look,
+    other_than,
+    refuse_newcomers,
+    roles_for,
+    told,
+)
 from harmony_pulumi.orchestration.operation import Run
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
@@ -64,9 +73,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     else:
         _refuse_drift(pair, desired, seen)
         with _alone(pair, seen, by):
-            if told(look(pair)) != known:
-                msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
-                raise SiteError(msg)
+            _refuse_moved(pair, known, _look_again(pair, seen))
             settled = {
                 role: roles_for(
                     pair, role, desired, None, away=known and known["away"], synchronous=_covered(pair, known)
@@ -107,6 +114,7 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
         known = _all_told(pair, seen)
         if not all(roles["synchronous"] for roles in known.values()):
             with _alone(pair, seen, by):
+                _refuse_moved(pair, told(seen), _look_again(pair, seen))
                 _tell(pair, {role: {**roles, "synchronous": True} for role, roles in known.items()}, seen)
     return leader
 
@@ -148,12 +156,7 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
     """
     seen = look(pair)
     with _alone(pair, seen, by) as write, journal.writing_to(write):
-        held = [role for role, observation in seen.items() if observation["state"] in {"running", "stopped"}]
-        seen = look(pair)  # Again: whoever held the lock has moved on.
-        for role, observation in seen.items():
-            if observation["state"] in {"running", "stopped"} and role not in held:
-                msg = f"{pair.name}: {pair.names[role]} did not answer a moment ago, and does now; run this again"
-                raise SiteError(msg)
+        seen = _look_again(pair, seen)
         _refuse_strangers(pair, seen)
         known = told(seen)
         if not moves(desired, known, pair.names):
@@ -247,7 +250,7 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
     seen = look(pair)
     _refuse_strangers(pair, seen)
     with _alone(pair, seen, by) as write, journal.writing_to(write):
-        seen = look(pair)
+        seen = _look_again(pair, seen)
         known = told(seen)
         under_way = known["operation"] if known else None
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
@@ -274,7 +277,7 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
     seen = look(pair)
     _refuse_strangers(pair, seen)
     with _alone(pair, seen, by) as write, journal.writing_to(write):
-        seen = look(pair)
+        seen = _look_again(pair, seen)
         known = told(seen)
         under_way = known["operation"] if known else None
         if under_way and under_way["kind"] != "rejoin":
@@ -302,7 +305,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
     seen = look(pair)
     _refuse_strangers(pair, seen)
     with _alone(pair, seen, by) as write, journal.writing_to(write):
-        seen = look(pair)
+        seen = _look_again(pair, seen)
         known = told(seen)
         primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
         unknown = [seen[role]["name"] for role in pair.members if seen[role]["state"] == "unreachable"]
@@ -389,6 +392,20 @@ def _tell(pair: Pair, roles: Mapping[str, Roles], seen: Mapping[str, Observation
     for role, site_roles in roles.items():
         if seen[role]["state"] in {"running", "stopped"} and seen[role]["roles"] != site_roles:
             pair.members[role].movable.tell(site_roles)
+
+
+def _look_again(pair: Pair, before: Mapping[str, Observation]) -> dict[str, Observation]:
+    """Look at a pair whose members are locked by now: whoever held the lock has moved on."""
+    seen = look(pair)
+    refuse_newcomers(pair, before, seen)
+    return seen
+
+
+def _refuse_moved(pair: Pair, known: Roles | None, seen: Mapping[str, Observation]) -> None:
+    """Refuse to tell what was found before the lock was taken, where somebody has told something else since."""
+    if told(seen) != known:
+        msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
+        raise SiteError(msg)
 
 
 def _forget_leader(pair: Pair, active: str, seen: Mapping[str, Observation]) -> None:
