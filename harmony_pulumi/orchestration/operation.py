@@ -48,6 +48,8 @@ class Run:
     """What was seen of the members as they were locked."""
     demoted: bool = False
     """Whether the token is from the source itself, in this run."""
+    covers: bool = False
+    """Whether commits on the target are going to wait for the source, as this run has seen to."""
     insisted: bool = False
     """Whether it was interrupted after the point of no return, and went on."""
 
@@ -176,6 +178,7 @@ class Run:
         self.target.movable.prepare(self.source.slot)
         if self.pair.synchronous:  # From its first commit on: they wait until the source follows.
             self.target.site.require_synchronous([self.source.name])
+            self.covers = True
         self.source.movable.ease()
         self.operation = {**self.operation, "prepared": True}
         self._save(self.operation)
@@ -335,7 +338,7 @@ class Run:
     def _assign(self, epoch: int, active: str, *, first: str) -> None:
         # One that takes over as planned has its commits wait for the other from the first one on.
         planned = self.operation["kind"] == "switchover" and active == self.target.role
-        covered = self.pair.synchronous and planned
+        covered = self.covers and planned
         away = self._away()  # Until this is settled, whoever was left behind is.
         for role in sorted(self._to_tell(), key=lambda role: role != first):
             told_now = roles_for(
