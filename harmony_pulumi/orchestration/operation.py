@@ -184,6 +184,7 @@ class Run:
         self._save(self.operation)
 
     def _fence(self) -> None:
+        self._save(self.operation)  # Before anything stops: whoever comes next is to know why nobody leads.
         try:
             how = self.source.movable.fence()
         except UnreachableError as error:
