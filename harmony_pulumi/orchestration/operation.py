@@ -19,7 +19,7 @@ from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, refuse_newcomers, roles_for
 from harmony_pulumi.orchestration.replication import Member, missing
 from harmony_pulumi.orchestration.roles import Desired, latest
-from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear
+from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear, untold
 from harmony_pulumi.orchestration.wait import wait_for
 
 _CATCH_UP = 30.0
@@ -85,7 +85,7 @@ class Run:
                 self.roles = {role: observation["roles"] or self.roles[role] for role, observation in seen.items()}
                 if not self.operation["given_up"] and may_give_up(self.operation, *self.facts):
                     self._give_up(step, str(error) or "interrupted")
-                elif isinstance(error, KeyboardInterrupt) and not self.insisted:
+                elif isinstance(error, KeyboardInterrupt) and not self.insisted and self._past_return():
                     self.insisted = True
                     text = "interrupted where there is no way back: going on; interrupt again to leave it open"
                     self.journal.note(text, step="resume", state="warning")
@@ -112,6 +112,10 @@ class Run:
 
     def _facts(self, seen: Mapping[str, Observation]) -> tuple[Facts, Facts]:
         return Facts.of(seen[self.operation["source"]]), Facts.of(seen[self.operation["target"]])
+
+    def _past_return(self) -> bool:
+        """Tell whether the target may have been told to lead, and does not yet. A rejoin may be left open anywhere."""
+        return self.operation["kind"] != "rejoin" and not untold(self.operation, *self.facts)
 
     def _both_told(self) -> bool:
         return all(facts.epoch == self.operation["epoch"] for facts in self.facts)
