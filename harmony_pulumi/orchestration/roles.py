@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harmony_pulumi.capabilities.site import Roles
+from harmony_pulumi.capabilities.site import Operation, Roles
 from harmony_pulumi.errors import SiteError
 
 
@@ -56,6 +56,11 @@ def _progress(roles: Roles) -> int:
     return 1 + bool(operation["prepared"]) + bool(operation["token"]) + 2 * bool(operation["given_up"])
 
 
+def command(under_way: Operation, names: Mapping[str, str]) -> str:
+    """Return how to have `harmony` finish what is under way."""
+    return "rejoin" if under_way["kind"] == "rejoin" else f"{under_way['kind']} --to {names[under_way['target']]}"
+
+
 def moves(desired: Desired, told: Roles | None, names: Mapping[str, str]) -> bool:
     """Tell whether roles are to move, so that what is desired comes to be.
 
@@ -81,7 +86,7 @@ def moves(desired: Desired, told: Roles | None, names: Mapping[str, str]) -> boo
         target = under_way["target"]
         msg = (
             f"{wanted}, and a {under_way['kind']} to {names[target]}, begun by {under_way['operator']}, has not ended: "
-            f"run `harmony switchover --to {names[target]}` to finish it, then decide"
+            f"run `harmony {command(under_way, names)}` to finish it, then decide"
         )
         raise SiteError(msg)
     if desired.epoch == epoch and desired.active == active:

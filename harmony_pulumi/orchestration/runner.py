@@ -31,7 +31,7 @@ from harmony_pulumi.orchestration.picture import Difference, differences, pictur
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, establish, missing
-from harmony_pulumi.orchestration.roles import Desired, moves
+from harmony_pulumi.orchestration.roles import Desired, command, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING
 
 _COPIED_PER_SECOND = 100 * 10**6
@@ -283,8 +283,8 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
         if under_way and under_way["kind"] != "rejoin":
             msg = (
                 f"{pair.name}: a {under_way['kind']} to {pair.names[under_way['target']]}, begun by "
-                f"{under_way['operator']}, has not ended: run `harmony {under_way['kind']} --to "
-                f"{pair.names[under_way['target']]}` to finish it, then this"
+                f"{under_way['operator']}, has not ended: run `harmony {command(under_way, pair.names)}` to finish it, "
+                f"then this"
             )
             raise SiteError(msg)
         active = known["active"] if known else "primary"
