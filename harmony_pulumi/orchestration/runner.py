@@ -34,6 +34,7 @@ from harmony_pulumi.orchestration.replication import Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING
 
+<<<<<<< HEAD
 _COPIED_PER_SECOND = 100 * 10**6
 """Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
 ANY_LOSS = Terms(max_data_loss=2**63, accept_unknown_loss=True, fenced="")
@@ -42,6 +43,10 @@ ANY_LOSS = Terms(max_data_loss=2**63, accept_unknown_loss=True, fenced="")
 
 ORIGINAL = "primary"
 """The role of the member that is active as a pair is deployed."""
+=======
+_LEAP = 100
+"""More role changes than there are while a member is away: none but failovers that are tried again."""
+>>>>>>> d5c7ff7 (Have the member that may take over never know less than the active one: two could come to the same epoch apart, or count on commits that no longer waited)
 
 
 def active_now(pair: Pair) -> str | None:
@@ -72,13 +77,15 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
         known = told(look(pair))
     else:
         _refuse_drift(pair, desired, seen)
+        _refuse_to_leave_untold(pair, desired, seen, known)
         with _alone(pair, seen, by):
             _refuse_moved(pair, known, _look_again(pair, seen))
             settled = {
                 role: roles_for(
                     pair, role, desired, None, away=known and known["away"], synchronous=_covered(pair, known)
                 )
-                for role in pair.members
+                # The active one last: the other, which may have to take over, never knows less.
+                for role in sorted(pair.members, key=lambda role: role == desired.active)
             }
             _tell(pair, settled, seen)
             if not (known and known["away"]):
@@ -115,7 +122,9 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
         if not all(roles["synchronous"] for roles in known.values()):
             with _alone(pair, seen, by):
                 _refuse_moved(pair, told(seen), _look_again(pair, seen))
-                _tell(pair, {role: {**roles, "synchronous": True} for role, roles in known.items()}, seen)
+                # The active one first: it is where commits are to wait as long as the other may count on it.
+                order = sorted(known, key=lambda role: role != active)
+                _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
     return leader
 
 
@@ -232,11 +241,26 @@ def _alone_there(pair: Pair, source: Member, active: str) -> Check:
 
 
 def epoch_after(known: Roles | None) -> int:
-    """Return the epoch of a failover: higher than any that a member may have been told, also by what is under way."""
+    """Return the next epoch: higher than any that a member may have been told, also by what is under way."""
     if known is None:
         return 1
     operation = known["operation"]
     return 1 + max(known["epoch"], operation["epoch"] if operation else 0)
+
+
+def failover_epoch(known: Roles | None, target: str, *, answers: bool) -> int:
+    """Return the epoch of a failover.
+
+    A member that is not active is told everything that the active one is, and before it. But of a failover that left it
+    behind unasked, or if what it was told is lost, it knows nothing: who led then may have come to any epoch.
+
+    Args:
+        known: what the sites that answer were told last.
+        target: the role of the member that is to take over.
+        answers: whether the other one does.
+    """
+    blind = not answers and (known is None or known["active"] == target)
+    return epoch_after(known) + (_LEAP if blind else 0)
 
 
 def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: str) -> int:
@@ -252,6 +276,7 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
     with _alone(pair, seen, by) as write, journal.writing_to(write):
         seen = _look_again(pair, seen)
         known = told(seen)
+        source = other_than(pair, target)
         under_way = known["operation"] if known else None
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             journal.note(f"going on with the failover begun by {under_way['operator']}", step="resume")
@@ -262,7 +287,12 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
             raise SiteError(msg)
         else:
             under_way = _begin(
-                "failover", epoch_after(known), source=other_than(pair, target), target=target, by=by, terms=terms
+                "failover",
+                failover_epoch(known, target, answers=seen[source]["state"] in ANSWERING),
+                source=source,
+                target=target,
+                by=by,
+                terms=terms,
             )
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
         return under_way["epoch"]
@@ -362,6 +392,28 @@ def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation])
             f"promoted a member by hand. Look at `harmony status`; stop the one that is not to stay, and keep its data"
         )
         raise SiteError(msg)
+
+
+def _refuse_to_leave_untold(pair: Pair, desired: Desired, seen: Mapping[str, Observation], known: Roles | None) -> None:
+    """Refuse what a member that does not answer must know before it takes over one day.
+
+    Not knowing of a raised epoch, it would take the same one for another; or count on commits that no longer wait.
+    """
+    silent = [pair.names[role] for role in pair.members if seen[role]["state"] == "unreachable"]
+    if not silent:
+        return
+    epoch = known["epoch"] if known else 0
+    if desired.epoch > epoch:
+        what, instead = f"epoch {desired.epoch} is wanted", f"write epoch={epoch} to keep the roles as they are"
+    elif known and known["synchronous"] and not pair.synchronous:
+        what, instead = "commits are to wait for nobody", "declare it synchronous as it was"
+    else:
+        return
+    msg = (
+        f"{pair.name}: {what}, and {' and '.join(silent)} does not answer and cannot be told; nothing was changed. "
+        f"Run this again once it answers, or {instead}"
+    )
+    raise SiteError(msg)
 
 
 def _begin(kind: str, epoch: int, *, source: str, target: str, by: str, terms: Terms | None = None) -> Operation:
