@@ -71,6 +71,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     """
     seen = look(pair)
     _refuse_strangers(pair, seen)
+    _refuse_contradiction(pair, seen)
     known = told(seen)
     if moves(desired, known, pair.names) and desired.active != _settled_active(known):
         move(pair, desired, journal, by=by)
@@ -167,6 +168,7 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
     with _alone(pair, seen, by) as write, journal.writing_to(write):
         seen = _look_again(pair, seen)
         _refuse_strangers(pair, seen)
+        _refuse_contradiction(pair, seen)
         known = told(seen)
         if not moves(desired, known, pair.names):
             return
@@ -273,6 +275,7 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
     """
     seen = look(pair)
     _refuse_strangers(pair, seen)
+    _refuse_contradiction(pair, seen)
     with _alone(pair, seen, by) as write, journal.writing_to(write):
         seen = _look_again(pair, seen)
         known = told(seen)
@@ -306,6 +309,7 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
     """
     seen = look(pair)
     _refuse_strangers(pair, seen)
+    _refuse_contradiction(pair, seen)
     with _alone(pair, seen, by) as write, journal.writing_to(write):
         seen = _look_again(pair, seen)
         known = told(seen)
@@ -351,7 +355,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
             msg = f"{pair.name}: expected exactly one primary, and every member to answer; {found}. Nothing was changed"
             raise SiteError(msg)
         (active,) = primaries
-        if known and known["active"] == active:
+        if known and known["active"] == active and not _contradict(pair, seen):
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
         desired = Desired(active, epoch_after(known))
@@ -380,6 +384,22 @@ def _refuse_strangers(pair: Pair, seen: Mapping[str, Observation]) -> None:
                 f"{pair.id}; nothing was touched. Find out whose it is before you do anything about it"
             )
             raise SiteError(msg)
+
+
+def _refuse_contradiction(pair: Pair, seen: Mapping[str, Observation]) -> None:
+    """Refuse to choose between members that each took over without the other at the same epoch."""
+    if _contradict(pair, seen):
+        names = " and ".join(pair.names.values())
+        msg = (
+            f"{pair.name}: {names} were told at the same epoch that different members are active; nothing was touched. "
+            f"Stop the one that is not to stay, then run `harmony accept`"
+        )
+        raise SiteError(msg)
+
+
+def _contradict(pair: Pair, seen: Mapping[str, Observation]) -> bool:
+    one, other = (seen[role]["roles"] for role in pair.members)
+    return bool(one and other and one["epoch"] == other["epoch"] and one["active"] != other["active"])
 
 
 def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation]) -> None:
