@@ -325,8 +325,16 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
         if under_way:
             journal.note(f"going on with the rejoin begun by {under_way['operator']}", step="resume")
         else:
-            epoch = known["epoch"] if known else 0
-            under_way = _begin("rejoin", epoch, source=other_than(pair, active), target=active, by=by)
+            source = other_than(pair, active)
+            away = known["away"] if known else None
+            if seen[source]["role"] == "primary" and not (away and away["member"] == source):
+                msg = (
+                    f"{pair.name}: {pair.names[source]} accepts writes, no failover left it behind, and "
+                    f"{pair.names[active]} is known as active; nothing was touched. Decide which is to stay, stop the "
+                    f"other, then run `harmony accept` or this again"
+                )
+                raise SiteError(msg)
+            under_way = _begin("rejoin", known["epoch"] if known else 0, source=source, target=active, by=by)
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
 
 
@@ -360,6 +368,8 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         other = other_than(pair, active)
         desired = Desired(active, epoch_after(known))
         left = None
+        if seen[other]["left_as"] == "primary":
+            pair.members[other].movable.fence()
         if missing(seen[active], [pair.names[other]]):
             left = left_behind(pair.members[active], other, f"found {seen[other]['state']}, as a primary was accepted")
         with journal.step("accept", f"{pair.names[active]} is active, as was found, at epoch {desired.epoch}"):
