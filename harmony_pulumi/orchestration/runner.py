@@ -281,6 +281,9 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
         known = told(seen)
         source = other_than(pair, target)
         under_way = known["operation"] if known else None
+        if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary") and known["away"]:
+            journal.note(f"{pair.names[target]} is active already, at epoch {known['epoch']}", step="resume")
+            return known["epoch"]
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             journal.note(f"going on with the failover begun by {under_way['operator']}", step="resume")
             under_way = Operation({**under_way, "terms": terms})
