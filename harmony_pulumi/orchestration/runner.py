@@ -374,6 +374,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         if seen[other]["left_as"] == "primary":
             pair.members[other].movable.fence()
         if missing(seen[active], [pair.names[other]]):
+            pair.members[active].movable.prepare(pair.members[other].slot)  # So that it can be rewound, and follow.
             left = left_behind(pair.members[active], other, f"found {seen[other]['state']}, as a primary was accepted")
         with journal.step("accept", f"{pair.names[active]} is active, as was found, at epoch {desired.epoch}"):
             _tell(pair, {role: roles_for(pair, role, desired, None, away=left) for role in (other, active)}, seen)
