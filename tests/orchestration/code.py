@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from harmony_pulumi.hosts.postgresql import roles as host_roles
 from harmony_pulumi.orchestration import failover, members, operation, rejoin, roles, runner, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.replication import Member
-from tests.orchestration.sites import NAMES, PAIR, Killed, MemorySite, World
+from tests.orchestration.sites import NAMES, PAIR, Killed, MemorySite, World, terms
 from tests.orchestration.sites import roles as roles_told
 
 
@@ -24,6 +24,9 @@ class Code:
 
     roles: types.ModuleType = roles
     switchover: types.ModuleType = switchover
+    failover: types.ModuleType = failover
+    rejoin: types.ModuleType = rejoin
+    operation: types.ModuleType = operation
     runner: types.ModuleType = runner
     host: types.ModuleType = host_roles
 
@@ -41,19 +44,22 @@ def put(name: str, module: types.ModuleType) -> None:
 def altered(module: types.ModuleType, source: Any) -> Code:
     """Return the modules with the source of one replaced, and what imports it imported anew."""
     made: dict[str, types.ModuleType] = {}
-    anew = [each for each in (switchover, failover, rejoin, members, operation, runner) if each is not module]
-    kept = {each.__name__: each for each in (module, *anew)}
+    anew: tuple[types.ModuleType, ...] = (switchover, failover, rejoin, members, operation, runner)
+    if module not in anew:
+        anew = (module, *anew)
     try:
-        for original, text in ((module, source), *((each, Path(str(each.__file__)).read_text()) for each in anew)):
+        for original in anew:  # Each after those that it imports.
+            text = source if original is module else Path(str(original.__file__)).read_text()
             copy = types.ModuleType(original.__name__)
             put(original.__name__, copy)
             made[original.__name__] = copy
             exec(compile(text, str(original.__file__), "exec"), copy.__dict__)
     finally:
-        for name, original in kept.items():
-            put(name, original)
-    field = {roles.__name__: "roles", switchover.__name__: "switchover", host_roles.__name__: "host"}[module.__name__]
-    return Code(**{field: made[module.__name__], "runner": made[runner.__name__]})
+        for original in anew:
+            put(original.__name__, original)
+    return Code(
+        **{each.name: made.get(getattr(REAL, each.name).__name__, getattr(REAL, each.name)) for each in fields(Code)}
+    )
 
 
 def pair_of(code: Code, world: World) -> Any:
@@ -61,7 +67,8 @@ def pair_of(code: Code, world: World) -> Any:
         role: Member(role, MemorySite(world, server), {"name": server.name, "slot": server.slot})
         for role, server in world.servers.items()
     }
-    return code.runner.Pair(PAIR, "orders", members, synchronous=False, deadline=5.0)
+    commands = world.fence_commands
+    return code.runner.Pair(PAIR, "orders", members, world.synchronous, deadline=5.0, fence_commands=commands)
 
 
 def reach(code: Code, world: World, active: str, epoch: int, *, by: str = "the first", log: str = "") -> None:
@@ -75,8 +82,13 @@ def reach(code: Code, world: World, active: str, epoch: int, *, by: str = "the f
 
 def outcome(code: Code, world: World, active: str, epoch: int, **options: Any) -> str:
     """Return how it ended: `done`, `killed`, `interrupted`, or with what error."""
+    return ended(lambda: reach(code, world, active, epoch, **options))
+
+
+def ended(act: Callable[[], object]) -> str:
+    """Return how an act ended."""
     try:
-        reach(code, world, active, epoch, **options)
+        act()
     except SiteError as error:
         return str(error)
     except Killed:
@@ -84,6 +96,27 @@ def outcome(code: Code, world: World, active: str, epoch: int, **options: Any) -
     except KeyboardInterrupt:
         return "interrupted"
     return "done"
+
+
+def fail_over(code: Code, world: World, to: str = "replica", *, by: str = "an operator", **accepted: Any) -> str:
+    """Do what `harmony failover --to` does; return how it ended."""
+    world.dead = False
+    journal = Journal("orders", "failover", world.shown.append)
+    return ended(lambda: code.runner.fail_over(pair_of(code, world), to, terms(**accepted), journal, by=by))
+
+
+def bring_back(code: Code, world: World, *, by: str = "an operator") -> str:
+    """Do what `harmony rejoin` does; return how it ended."""
+    world.dead = False
+    journal = Journal("orders", "rejoin", world.shown.append)
+    return ended(lambda: code.runner.bring_back(pair_of(code, world), journal, by=by))
+
+
+def accept(code: Code, world: World, *, by: str = "an operator") -> str:
+    """Do what `harmony accept` does; return how it ended."""
+    world.dead = False
+    journal = Journal("orders", "accept", world.shown.append)
+    return ended(lambda: code.runner.take_as_it_is(pair_of(code, world), journal, by=by))
 
 
 def known(code: Code, world: World) -> Mapping[str, Any]:
@@ -115,9 +148,12 @@ def finished(code: Code, world: World, active: str, epoch: int) -> None:
     world.come_to_rest()
     assert active_member(world) == NAMES[active]
     for role, server in world.servers.items():
-        assert server.roles == roles_told(epoch, active, role)
+        waits = bool(world.synchronous and server.roles and server.roles["synchronous"])
+        assert server.roles == roles_told(epoch, active, role, synchronous=waits)
         assert server.holder is None
         slots = {other.slot for other in world.servers.values() if other is not server and role == active}
         assert server.slots == slots, f"{server.name} keeps WAL for {server.slots}"
     leader = world.servers[active]
-    assert world.commits(leader) == world.acknowledged
+    assert world.commits(leader) == world.accounts[active]
+    put_aside = {content for server in world.servers.values() for part in server.kept for _, content in part}
+    assert set(world.acknowledged) - set(world.commits(leader)) <= put_aside

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.site import Beyond, Fork, Observation, Rejoining, Roles, Survey, Token
+from harmony_pulumi.capabilities.site import Beyond, Fork, Observation, Rejoining, Roles, Survey, Terms, Token
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 
@@ -155,7 +155,20 @@ class World:
         for server in (first, second):
             server.wal, server.replayed = [(1, "initdb")], 1
         self.servers = {"primary": first, "replica": second}
+        self.synchronous = False
+        """Whether the pair is declared so."""
+        self.fence_commands: dict[str, list[str]] = {}
         self.acknowledged: list[str] = []
+        self.leader = "primary"
+        """Whoever was promoted last."""
+        self.accounts: dict[str, list[str]] = {"primary": [], "replica": []}
+        """By role: the commits that a member has, or must have as long as it takes writes."""
+        self.lost: list[str] = []
+        """What failovers have lost, of what the leader of then had acknowledged."""
+        self.not_fenced: set[str] = set()
+        """Of whom a failover was told that they accept no writes, and nothing had made certain of it."""
+        self.elected: dict[str, tuple[bool, bool]] = {}
+        """By role, of one that was elected: whether every commit waited for it, and whether the loss was known."""
         self.count = 0
         self.labels: list[str] = []
         self.dead = False
@@ -202,9 +215,16 @@ class World:
     def commit(self) -> None:
         """Commit through each server that takes it, and have it acknowledged."""
         for server in self.primaries:
+            others = [other for other in self.servers.values() if other.name in server.waits_for]
+            if server.waits_for and not any(self.connected(other) for other in others):
+                server.write("a commit that waits")
+                continue
             value = f"commit {len(self.acknowledged)}"
             server.write(value)
+            for other in others:
+                self.ship(other)
             self.acknowledged.append(value)
+            self.accounts[server.role].append(value)
 
     def ship(self, standby: Server) -> None:
         """Let a connected standby have all that its source has."""
@@ -226,8 +246,30 @@ class World:
         if server.promotes_at is None and not by_hand:
             return
         server.promotes_at, server.in_recovery, server.signal = None, False, False
+        self._account_for(server, by_hand=by_hand)
         server.wal.append((server.timeline + 1, f"a timeline of {server.name} begins at point {self.count}"))
         server.replayed = len(server.wal)
+
+    def _account_for(self, server: Server, *, by_hand: bool) -> None:
+        """Take down what is lost by a promotion, and whether that may be."""
+        had = self.commits(server)
+        missing = sorted(set(self.accounts[self.leader]) - set(had)) if server.role != self.leader else []
+        operation = server.roles["operation"] if server.roles else None
+        if not by_hand and missing:
+            if operation is None or operation["terms"] is None:
+                raise BrokenError(f"{server.name} took over as planned, and lacks {missing}")
+            terms = operation["terms"]
+            covered, known = self.elected[server.role]
+            if covered:
+                raise BrokenError(f"{server.name} lacks {missing}, and commits waited for it")
+            if len(missing) > terms["max_data_loss"] and (known or not terms["accept_unknown_loss"]):
+                raise BrokenError(f"{server.name} lacks {missing}, more than {terms}")
+        if not by_hand and operation and operation["terms"] and operation["terms"]["fenced"]:
+            source = self.servers[operation["source"]]
+            if source.leads or not source.signal:
+                self.not_fenced.add(source.role)
+        self.lost += missing
+        self.leader, self.accounts[server.role] = server.role, had
 
     def stop(self, server: Server) -> None:
         """End as a fast shutdown does: a primary writes a checkpoint, and connected standbys get it."""
@@ -240,6 +282,12 @@ class World:
                 self.ship(other)
             server.clean = True
         server.state, server.rested, server.promotes_at = "stopped", True, None
+
+    def elect(self, server: Server, source: str) -> None:
+        known, old = server.roles, self.servers[source]
+        covered = bool(known and known["synchronous"] and known["active"] == source)
+        readable = old.state == "stopped" and old.whole and old.readable and not old.unreachable and server.running
+        self.elected[server.role] = (covered, readable)
 
     def recover(self, server: Server) -> None:
         """End a crash as recovery does: with a checkpoint of its own, where it was a primary."""
@@ -264,12 +312,40 @@ class World:
         return [content for _, content in server.wal if content.startswith("commit")]
 
     def check(self) -> None:
-        """Never two primaries; one that takes writes has all that was ever acknowledged, once; epochs only rise."""
-        if len(self.primaries) > 1:
+        """Never two primaries; who takes writes has all that it must, once; nothing vanishes; epochs only rise.
+
+        Two there may be only where a failover was told, and it is not so, that one of them accepts no writes.
+        """
+        self.not_fenced -= {
+            role for role in self.not_fenced if self.servers[role].signal and not self.servers[role].leads
+        }
+        if len(self.primaries) > 1 and not self.not_fenced:
             raise BrokenError("both are primaries")
         for server in self.primaries:
-            if self.commits(server) != self.acknowledged:
+            if self.commits(server) != self.accounts[server.role]:
                 raise BrokenError(f"{server.name} takes writes and lacks some, or has some twice")
+        if self.lost or self.not_fenced:
+            there = {
+                content
+                for server in self.servers.values()
+                for part in (server.wal, *server.kept)
+                for _, content in part
+            }
+            if gone := set(self.acknowledged) - there:
+                raise BrokenError(f"nobody has {sorted(gone)} any more")
+        self._check_told()
+
+    def _check_told(self) -> None:
+        """Check that no site goes back, that no two know of different ones, and that commits wait where it is told."""
+        one, other = (server.roles for server in self.servers.values())
+        if one and other and one["epoch"] == other["epoch"] and one["active"] != other["active"]:
+            raise BrokenError(f"different members are active at epoch {one['epoch']}")
+        leader = self.servers[self.leader]
+        for server in self.servers.values():
+            told = server.roles
+            counts = told and told["synchronous"] and told["active"] == leader.role != server.role
+            if counts and leader.leads and leader.waits_for != [server.name]:
+                raise BrokenError(f"{server.name} was told that commits wait for it")
         for role in self._epochs:
             server = self.servers[role]
             epoch = server.roles["epoch"] if server.roles else 0
@@ -310,6 +386,11 @@ def instantly(waiting: types.ModuleType) -> Generator[None]:
         yield
     finally:
         vars(waiting)["time"] = kept
+
+
+def terms(max_data_loss: int = 0, *, accept_unknown_loss: bool = False, fenced: str = "") -> Terms:
+    """Return what whoever orders a failover accepts."""
+    return {"max_data_loss": max_data_loss, "accept_unknown_loss": accept_unknown_loss, "fenced": fenced}
 
 
 def roles(epoch: int, active: str, me: str = "primary", **changes: Any) -> Roles:
@@ -457,8 +538,12 @@ class MemorySite:
     def tell(self, roles: Roles) -> None:
         self._point("tell: before")
         assert self.server.holder is not None, "must be called within `alone`"
-        if reason := self.world.host.refusal(self.server.roles, roles):
+        known, operation = self.server.roles, roles["operation"]
+        if reason := self.world.host.refusal(known, roles):
             raise SiteError(f"{self.server.name} does not take these roles: {reason}")
+        newer = known is None or known["epoch"] < roles["epoch"]
+        if operation and operation["terms"] and newer and roles["me"] == roles["active"] == operation["target"]:
+            self.world.elect(self.server, operation["source"])
         self.server.roles = roles
         self._point("tell: after")
 
@@ -566,7 +651,7 @@ class MemorySite:
     def beyond(self, fork: Fork) -> Beyond:
         self._point("beyond: before")
         past = self._past(fork)
-        commits = [content for _, content in past if content.startswith("commit")]
+        commits = [content for _, content in past if "commit" in content]
         return {
             "bytes": len(past),
             "transactions": [{"xid": 0, "committed_at": FAR, "lsn": "0/0", "changes": {}} for _ in commits],

@@ -1,0 +1,685 @@
+"""Failover and rejoin over sites in memory: cut off, failing and disturbed at every point of every act.
+
+The world checks at each point that there are two primaries only where it was told falsely that one accepts no writes,
+that no more is lost than was accepted, and that nothing that was acknowledged is gone from every server and archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.orchestration.code import (
+    Code,
+    accept,
+    active_member,
+    bring_back,
+    command,
+    fail_over,
+    finished,
+    known,
+    outcome,
+)
+from tests.orchestration.sites import World
+from tests.orchestration.sites import roles as told
+from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
+
+Scene = Callable[[World], dict[str, Any]]
+"""What has happened to the primary; returns what the operator accepts."""
+
+
+def crashed(world: World) -> dict[str, Any]:
+    world.servers["primary"].crash()
+    return {}
+
+
+def crashed_ahead(world: World) -> dict[str, Any]:
+    """It had acknowledged what its standby never got."""
+    world.servers["replica"].linked = False
+    for _ in range(3):
+        world.commit()
+    world.servers["primary"].crash()
+    return {"max_data_loss": 100}
+
+
+def gone(world: World) -> dict[str, Any]:
+    world.servers["primary"].crash()
+    world.servers["primary"].unreachable = True
+    return {"accept_unknown_loss": True, "fenced": "ada said so"}
+
+
+def alive_out_of_reach(world: World) -> dict[str, Any]:
+    """It goes on accepting writes, and what is said of it is not true."""
+    world.servers["primary"].unreachable = True
+    return {"accept_unknown_loss": True, "fenced": "ada said so"}
+
+
+def fence_command_lies(world: World) -> dict[str, Any]:
+    world.servers["primary"].unreachable = True
+    world.fence_commands = {"primary": ["true"]}
+    return {"accept_unknown_loss": True}
+
+
+def restarted_as_a_standby(world: World) -> dict[str, Any]:
+    """As the guard does with one that finds no peer that says it is active."""
+    primary = world.servers["primary"]
+    world.servers["replica"].linked = False
+    for _ in range(3):
+        world.commit()
+    primary.crash()
+    primary.signal = True
+    primary.start()
+    return {"max_data_loss": 100, "accept_unknown_loss": True}
+
+
+SCENES: dict[str, Scene] = {
+    each.__name__: each
+    for each in (crashed, crashed_ahead, gone, alive_out_of_reach, fence_command_lies, restarted_as_a_standby)
+}
+
+
+def scene(code: Code, name: str, *, busy: bool = True) -> tuple[World, dict[str, Any]]:
+    world = World(code.host, busy=busy)
+    assert outcome(code, world, "primary", 0) == "done"
+    accepted = SCENES[name](world)
+    world.count, world.labels = 0, []
+    return world, accepted
+
+
+def labels_of(code: Code, name: str) -> list[str]:
+    world, accepted = scene(code, name)
+    assert fail_over(code, world, **accepted) == "done"
+    return world.labels
+
+
+def left(world: World) -> dict[str, Any]:
+    """Return who is left behind, as the new leader knows."""
+    roles = world.servers[world.leader].roles
+    assert roles is not None
+    assert roles["operation"] is None
+    assert roles["away"] is not None
+    return dict(roles["away"])
+
+
+def failed_over(code: Code, world: World) -> None:
+    """Assert that the replica leads, and the primary is left behind."""
+    world.come_to_rest()
+    assert world.servers["replica"].leads
+    assert known(code, world)["active"] == "replica"
+    assert left(world)["member"] == "primary"
+    assert world.servers["replica"].slots == {"for_montreal"}
+
+
+def rejoined(code: Code, world: World) -> None:
+    put_right(world)
+    assert bring_back(code, world) == "done"
+    finished(code, world, "replica", known(code, world)["epoch"])
+    assert outcome(code, world, "replica", known(code, world)["epoch"]) == "done"
+
+
+# -- as it should go ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_failover_then_a_rejoin_then_a_switchover_back(code: Code, name: str) -> None:
+    world, accepted = scene(code, name)
+    assert fail_over(code, world, **accepted) == "done"
+    failed_over(code, world)
+    assert bool(world.lost) == (name in {"crashed_ahead", "restarted_as_a_standby"})
+    rejoined(code, world)
+    told_now = known(code, world)
+    assert outcome(code, world, "primary", told_now["epoch"] + 1) == "done"
+    finished(code, world, "primary", told_now["epoch"] + 1)
+
+
+def test_reach_leaves_alone_who_is_away_and_says_so(code: Code) -> None:
+    world, accepted = scene(code, "gone")
+    assert fail_over(code, world, **accepted) == "done"
+    before = world.servers["primary"].roles
+    assert outcome(code, world, "replica", 1) == "done"
+    assert "montreal was left behind by the failover of" in world.shown[-1]
+    put_right(world)
+    world.servers["primary"].crash()
+    assert outcome(code, world, "replica", 1) == "done"
+    roles = world.servers["primary"].roles
+    assert roles != before
+    assert roles == {**world.servers["replica"].roles, "me": "primary"}  # type: ignore[dict-item]
+    assert not world.connected(world.servers["primary"])
+
+
+def test_a_switchover_is_refused_while_a_member_is_away(code: Code) -> None:
+    world, accepted = scene(code, "crashed")
+    assert fail_over(code, world, **accepted) == "done"
+    world.servers["primary"].start()
+    away = left(world)
+    said = outcome(code, world, "primary", 2)
+    assert f"montreal was left behind by the failover of {away['since']}, and has not rejoined" in said
+    assert "Run `harmony rejoin` first" in said
+    assert left(world) == away
+
+
+# -- cut off, failing, disturbed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_failover_killed_at_any_point_is_finished_by_the_same_command(code: Code, name: str) -> None:
+    for number, label in enumerate(labels_of(code, name)):
+        world, accepted = scene(code, name)
+        world.at[number] = kill
+        assert fail_over(code, world, **accepted) == "killed", label
+        assert fail_over(code, world, **accepted) == "done", label
+        failed_over(code, world)
+        rejoined(code, world)
+
+
+@pytest.mark.parametrize("happens", [fail, time_out, interrupt])
+@pytest.mark.parametrize("name", SCENES)
+def test_a_failover_that_fails_once_is_finished_or_taken_back(
+    code: Code, name: str, happens: Callable[[World, str], None]
+) -> None:
+    for number, label in enumerate(labels_of(code, name)):
+        if not can_fail(label) and happens is not interrupt:
+            continue
+        world, accepted = scene(code, name)
+        world.at[number] = happens
+        first = fail_over(code, world, **accepted)
+        if "given up" in first:
+            assert active_member(world).startswith("montreal"), (label, first)
+            world.servers["primary"].crash()
+        second = "" if first == "done" else fail_over(code, world, **accepted)
+        assert "done" in {first, second}, (label, first, second)
+        failed_over(code, world)
+        rejoined(code, world)
+
+
+@pytest.mark.parametrize("name", ["crashed_ahead", "alive_out_of_reach"])
+@pytest.mark.parametrize("what", DISTURBANCES)
+def test_whatever_happens_to_a_server_in_a_failover_all_is_well_once_it_is_back(
+    code: Code, name: str, what: str
+) -> None:
+    for number, label in enumerate(labels_of(code, name)):
+        world, accepted = scene(code, name)
+        world.at[number] = DISTURBANCES[what]
+        first = fail_over(code, world, **accepted)
+        put_right(world)
+        roles = known(code, world)
+        if roles["operation"] or roles["active"] == "replica":
+            again = [fail_over(code, world, **accepted) for _ in range(2) if known(code, world)["operation"]]
+            assert known(code, world)["operation"] is None, (label, first, again)
+        if known(code, world)["active"] == "replica":
+            rejoined(code, world)
+        else:
+            assert outcome(code, world, "primary", known(code, world)["epoch"]) == "done", (label, first)
+            finished(code, world, "primary", known(code, world)["epoch"])
+
+
+def torn(world: World) -> None:
+    world.servers["primary"].tears = True
+
+
+def without_hints(world: World) -> None:
+    world.servers["primary"].rewindable = False
+
+
+def unreadable(world: World) -> None:
+    world.servers["primary"].readable = False
+
+
+def cut_from_its_source(world: World) -> None:
+    world.servers["primary"].linked = False
+
+
+def started_by_hand(world: World) -> None:
+    """Without its guard, before anybody fenced it."""
+    primary = world.servers["primary"]
+    primary.signal = False
+    primary.start()
+    world.not_fenced.add("primary")
+    world.accounts["primary"] = world.commits(primary)
+
+
+def as_it_is(world: World) -> None:
+    pass
+
+
+STATES = {each.__name__: each for each in (as_it_is, torn, without_hints, unreadable, started_by_hand)}
+
+
+def left_behind(code: Code, state: str) -> World:
+    """Return a pair that failed over, and whose old primary is back in a state."""
+    world, accepted = scene(code, "alive_out_of_reach" if state == "started_by_hand" else "crashed_ahead")
+    assert fail_over(code, world, **accepted) == "done"
+    world.mend()
+    STATES[state](world)
+    world.count, world.labels = 0, []
+    return world
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_rejoin_killed_at_any_point_is_finished_by_the_same_command(code: Code, state: str) -> None:
+    plain = left_behind(code, state)
+    assert bring_back(code, plain) == "done"
+    finished(code, plain, "replica", 1)
+    for number, label in enumerate(plain.labels):
+        world = left_behind(code, state)
+        world.at[number] = kill
+        assert bring_back(code, world) == "killed", label
+        assert bring_back(code, world) == "done", label
+        finished(code, world, "replica", 1)
+
+
+@pytest.mark.parametrize("happens", [fail, time_out, interrupt, started_by_hand])
+def test_a_rejoin_that_is_disturbed_once_is_finished_by_the_same_command(
+    code: Code, happens: Callable[..., None]
+) -> None:
+    plain = left_behind(code, "as_it_is")
+    assert bring_back(code, plain) == "done"
+    for number, label in enumerate(plain.labels):
+        if happens in (fail, time_out) and not can_fail(label):
+            continue
+        world = left_behind(code, "as_it_is")
+
+        def happen(world: World, label: str) -> None:
+            if happens is started_by_hand:
+                if not world.servers["primary"].running:
+                    started_by_hand(world)
+                kill(world, label)
+            else:
+                happens(world, label)
+
+        world.at[number] = happen
+        first = bring_back(code, world)
+        if first != "done":
+            assert bring_back(code, world) == "done", (label, first)
+        finished(code, world, "replica", 1)
+
+
+def test_what_cannot_be_rewound_is_copied_anew_and_kept(code: Code) -> None:
+    for state in ("torn", "without_hints", "unreadable"):
+        world = left_behind(code, state)
+        had = list(world.servers["primary"].wal)
+        assert bring_back(code, world) == "done"
+        assert "clone: after" in " ".join(world.labels)
+        assert "montreal is copied" in " ".join(world.shown)
+        kept = [record for part in world.servers["primary"].kept for record in part]
+        assert set(had[-4:]) <= set(kept), state
+
+
+def test_one_that_was_rewound_and_does_not_stream_is_copied_and_then_not_called_rejoined(code: Code) -> None:
+    world = left_behind(code, "as_it_is")
+    cut_from_its_source(world)
+    assert "montreal streaming from toronto: not within" in bring_back(code, world)
+    assert "clone: after" in " ".join(world.labels)
+    roles = world.servers["replica"].roles
+    assert roles is not None
+    assert roles["operation"] is not None
+    assert roles["away"] is not None
+    rejoined(code, world)
+
+
+def test_a_rejoin_of_one_that_streams_changes_nothing(code: Code) -> None:
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.labels = []
+    assert bring_back(code, world) == "done"
+    acts = {"stop", "retire", "archive", "rewind", "clone", "follow", "demote", "promote"}
+    assert not [label for label in world.labels if any(act in label for act in acts)]
+    finished(code, world, "primary", 0)
+
+
+def test_a_member_that_only_lost_its_connection_rejoins_and_nothing_is_put_aside(code: Code) -> None:
+    world = World(code.host)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.servers["replica"].crash()
+    assert bring_back(code, world) == "done"
+    finished(code, world, "primary", 0)
+    assert world.servers["replica"].kept == []
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_failover_from_a_primary_that_answers_is_refused_and_touches_nothing(code: Code) -> None:
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    before = world.picture()
+    assert "it runs and answers: `harmony switchover --to toronto` loses nothing" in fail_over(code, world)
+    assert world.picture() == before
+
+
+def test_a_failover_is_refused_where_nothing_is_certain_of_the_old_primary(code: Code) -> None:
+    world, accepted = scene(code, "alive_out_of_reach", busy=False)
+    before = world.picture()
+    said = fail_over(code, world, **{**accepted, "fenced": ""})
+    assert "montreal does not answer, and may accept writes" in said
+    assert "--fenced-by-me montreal" in said
+    assert world.picture() == before
+
+
+def test_a_fence_command_that_fails_leaves_the_failover_undone(code: Code) -> None:
+    for argv, said in ((["false"], "ended with 1: it said nothing"), (["/no/such/program"], "did not succeed")):
+        world, accepted = scene(code, "alive_out_of_reach")
+        world.fence_commands = {"primary": argv}
+        assert said in fail_over(code, world, **{**accepted, "fenced": ""})
+        assert [server.name for server in world.primaries] == ["montreal"]
+        put_right(world)
+        world.servers["primary"].crash()
+        assert fail_over(code, world, max_data_loss=100) == "done"
+        failed_over(code, world)
+
+
+def test_more_than_was_accepted_is_not_lost_and_the_old_primary_is_back(code: Code) -> None:
+    world, _ = scene(code, "crashed_ahead")
+    assert "nothing was touched\n  - loss: " in fail_over(code, world, max_data_loss=2, accept_unknown_loss=True)
+    world, _ = scene(code, "restarted_as_a_standby")
+    before = len(world.acknowledged)
+    said = fail_over(code, world, max_data_loss=0, accept_unknown_loss=True)
+    assert "given up, and montreal is active" in said
+    assert "bytes would be lost, and at most 0 are accepted" in said
+    world.mend()
+    world.come_to_rest()
+    finished(code, world, "primary", 0)
+    assert len(world.acknowledged) > before
+    assert not world.lost
+
+
+def test_what_cannot_be_known_is_lost_only_if_that_is_accepted(code: Code) -> None:
+    for name in ("gone", "alive_out_of_reach"):
+        world, accepted = scene(code, name)
+        said = fail_over(code, world, **{**accepted, "accept_unknown_loss": False})
+        assert "or add --accept-unknown-loss" in said
+        assert not world.servers["replica"].leads
+
+
+# -- after a failover, another -----------------------------------------------------------------------------------------
+
+
+def test_a_failover_back_to_one_that_was_left_behind_says_what_that_loses(code: Code) -> None:
+    """The double failure: the new leader dies before the old one has rejoined."""
+    world, accepted = scene(code, "crashed")
+    assert fail_over(code, world, **accepted) == "done"
+    world.servers["primary"].start()
+    for _ in range(5):
+        world.commit()
+    world.servers["replica"].crash()
+    said = fail_over(code, world, "primary", accept_unknown_loss=True)
+    assert "and at most 0 are accepted" in said
+    assert fail_over(code, world, "primary", max_data_loss=1000) == "done"
+    assert len(world.lost) >= 5
+    put_right(world)
+    assert bring_back(code, world) == "done"
+    finished(code, world, "primary", 2)
+
+
+def test_two_timelines_of_one_number_that_begin_at_one_place_are_told_apart(code: Code) -> None:
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.servers["primary"].crash()
+    assert fail_over(code, world) == "done"
+    world.servers["primary"].start()
+    world.commit()
+    world.servers["replica"].crash()
+    assert fail_over(code, world, "primary", max_data_loss=100) == "done"
+    world.commit()
+    mine, theirs = world.servers["replica"].history(), world.servers["primary"].history()
+    assert mine == theirs
+    put_right(world)
+    assert bring_back(code, world) == "done"
+    finished(code, world, "primary", 2)
+    assert world.lost
+
+
+def test_one_that_knows_of_no_failover_takes_over_with_an_epoch_that_no_other_has(code: Code) -> None:
+    """The old primary was out of reach at the failover; now the new one is, and the old one must lead."""
+    world, accepted = scene(code, "gone")
+    world.synchronous = True
+    assert fail_over(code, world, **accepted) == "done"
+    world.mend()
+    world.servers["replica"].unreachable = True
+    world.servers["replica"].crash()
+    world.servers["primary"].signal = True
+    world.servers["primary"].start()
+    assert "--accept-unknown-loss" in fail_over(code, world, "primary", fenced="ada said so")
+    assert fail_over(code, world, "primary", **accepted) == "done"
+    put_right(world)
+    assert "montreal and toronto accepts writes" in outcome(code, world, "primary", known(code, world)["epoch"])
+    assert known(code, world)["active"] == "primary"
+    assert bring_back(code, world) == "done"
+    finished(code, world, "primary", known(code, world)["epoch"])
+
+
+def test_members_that_were_told_the_same_epoch_of_each_are_not_chosen_between(code: Code) -> None:
+    world = World(code.host, busy=False)
+    world.servers["primary"].roles = told(4, "primary")
+    world.servers["replica"].roles = told(4, "replica", "replica")
+    world.check = lambda: None  # type: ignore[method-assign]
+    acts: list[Callable[[], str]] = [
+        lambda: outcome(code, world, "primary", 4),
+        lambda: outcome(code, world, "replica", 5),
+        lambda: fail_over(code, world),
+        lambda: bring_back(code, world),
+    ]
+    for act in acts:
+        assert "at the same epoch that different members are active; nothing was touched" in act()
+    assert accept(code, world) == "done"
+    assert [server.roles and server.roles["epoch"] for server in world.servers.values()] == [5, 5]
+    assert known(code, world)["active"] == "primary"
+
+
+def test_a_failover_takes_the_place_of_a_switchover_that_cannot_be_finished(code: Code) -> None:
+    plain = World(code.host)
+    assert outcome(code, plain, "replica", 1) == "done"
+    for number, label in enumerate(plain.labels):
+        for to, other in (("replica", "primary"), ("primary", "replica")):
+            world = World(code.host)
+            world.at[number] = kill
+            assert outcome(code, world, "replica", 1) == "killed"
+            world.servers[other].crash()
+            world.servers[to].signal = world.servers[to].signal or not world.servers[to].leads
+            world.servers[to].start()
+            before = known(code, world)
+            ended = fail_over(code, world, to, max_data_loss=1000)
+            if ended == "done":
+                world.come_to_rest()
+                assert world.leader == to, label
+                assert known(code, world)["epoch"] > before["epoch"]
+                put_right(world)
+                assert bring_back(code, world) == "done", label
+                finished(code, world, to, known(code, world)["epoch"])
+
+
+def test_a_failover_given_up_is_begun_anew_by_the_same_command(code: Code) -> None:
+    for what in (fail, time_out):
+        labels = labels_of(code, "crashed")
+        for number, label in enumerate(labels):
+            if not can_fail(label):
+                continue
+            world, accepted = scene(code, "crashed")
+            world.at[number] = what
+            ended = fail_over(code, world, **accepted)
+            if "given up" not in ended:
+                continue
+            epoch = known(code, world)["epoch"]
+            world.servers["primary"].crash()
+            assert fail_over(code, world, **accepted) == "done"
+            assert known(code, world)["epoch"] == epoch + 1
+            failed_over(code, world)
+
+
+def test_who_was_left_behind_is_remembered_by_a_failover_that_is_given_up(code: Code) -> None:
+    world, accepted = scene(code, "crashed")
+    assert fail_over(code, world, **accepted) == "done"
+    world.servers["primary"].start()
+    away = left(world)
+    for number in range(200):
+        world.servers["replica"].crash()
+        world.at[world.count + number] = fail
+        ended = fail_over(code, world, "primary", max_data_loss=1000)
+        world.at.clear()
+        if "given up" in ended:
+            assert left(world) == away
+            world.servers["primary"].start()
+        elif ended == "done":
+            return
+    pytest.fail("it never ended well")
+
+
+# -- accept ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_one_primary_that_is_found_is_accepted_and_the_other_left_behind(code: Code) -> None:
+    for stopped in ("as a primary", "as a standby"):
+        world = World(code.host)
+        assert outcome(code, world, "primary", 0) == "done"
+        world.servers["primary"].crash()
+        world.servers["primary"].signal = stopped == "as a standby"
+        world.promote(world.servers["replica"], by_hand=True)
+        assert accept(code, world) == "done"
+        failed_over(code, world)
+        assert world.servers["primary"].signal
+        assert known(code, world)["epoch"] == 1
+        assert accept(code, world) == "done"
+        assert known(code, world)["epoch"] == 1
+        rejoined(code, world)
+
+
+def test_nothing_is_accepted_where_there_is_not_exactly_one_primary_or_something_is_under_way(code: Code) -> None:
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.servers["primary"].crash()
+    assert "no member accepts writes. Nothing was changed" in accept(code, world)
+    world.servers["primary"].unreachable = True
+    assert "montreal cannot be asked" in accept(code, world)
+    world.mend()
+    world.promote(world.servers["replica"], by_hand=True)
+    world.not_fenced.add("primary")
+    world.servers["primary"].start()
+    assert "montreal and toronto accepts writes" in accept(code, world)
+    world, accepted = scene(code, "crashed")
+    world.at[world.count + len(labels_of(code, "crashed")) - 8] = kill
+    assert fail_over(code, world, **accepted) == "killed"
+    put_right(world)
+    assert "a failover is under way; finish it" in accept(code, world)
+
+
+def test_a_rejoin_stops_no_primary_that_no_failover_left_behind(code: Code) -> None:
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.servers["primary"].crash()
+    world.promote(world.servers["replica"], by_hand=True)
+    world.not_fenced.add("primary")
+    world.servers["primary"].start()
+    assert "toronto accepts writes, no failover left it behind" in bring_back(code, world)
+    assert len(world.primaries) == 2
+
+
+# -- synchronous -------------------------------------------------------------------------------------------------------
+
+
+def synchronous(code: Code) -> World:
+    world = World(code.host)
+    world.synchronous = True
+    assert outcome(code, world, "primary", 0) == "done"
+    return world
+
+
+def flags(world: World) -> list[bool]:
+    return [bool(server.roles and server.roles["synchronous"]) for server in world.servers.values()]
+
+
+def test_a_pair_is_told_to_be_synchronous_once_it_is_and_not_to_be_before_it_is_not(code: Code) -> None:
+    """The world checks at every point that commits wait wherever the standby was told so."""
+    for first, then in ((True, False), (False, True)):
+        plain = World(code.host)
+        plain.synchronous = first
+        assert outcome(code, plain, "primary", 0) == "done"
+        begin = plain.count
+        plain.synchronous = then
+        assert outcome(code, plain, "primary", 0) == "done"
+        assert flags(plain) == [then, then]
+        for number in range(begin, plain.count):
+            world = World(code.host)
+            world.synchronous = first
+            assert outcome(code, world, "primary", 0) == "done"
+            world.synchronous = then
+            world.at[number] = kill
+            assert outcome(code, world, "primary", 0) == "killed"
+            world.servers["replica"].linked = False
+            world.commit()
+            world.check()
+
+
+def test_nothing_is_lost_by_a_failover_of_a_synchronous_pair(code: Code) -> None:
+    world = synchronous(code)
+    world.servers["replica"].linked = False
+    for _ in range(3):
+        world.commit()
+    world.servers["primary"].crash()
+    world.servers["primary"].unreachable = True
+    assert fail_over(code, world, fenced="ada said so") == "done"
+    assert "none that counts is lost" in " ".join(world.shown)
+    assert "commits wait for nobody until montreal has rejoined" in " ".join(world.shown)
+    assert world.lost == []
+    assert flags(world)[1] is False
+    put_right(world)
+    assert bring_back(code, world) == "done"
+    assert outcome(code, world, "replica", 1) == "done"
+    assert flags(world) == [True, True]
+
+
+def test_a_pair_stays_synchronous_where_the_standby_cannot_be_told_that_it_is_not(code: Code) -> None:
+    world = synchronous(code)
+    world.servers["replica"].unreachable = True
+    world.synchronous = False
+    said = outcome(code, world, "primary", 0)
+    assert "commits are to wait for nobody, and toronto does not answer and cannot be told; nothing was changed" in said
+    assert world.servers["primary"].waits_for == ["toronto"]
+    world.synchronous = True
+    assert "epoch 1 is wanted, and toronto does not answer" in outcome(code, world, "primary", 1)
+
+
+def test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit_on(code: Code) -> None:
+    world = synchronous(code)
+    assert outcome(code, world, "replica", 1) == "done"
+    finished_flags = flags(world)
+    assert finished_flags == [True, True]
+    plain = synchronous(code)
+    begin = plain.count
+    assert outcome(code, plain, "replica", 1) == "done"
+    for number in range(begin, plain.count):
+        world = synchronous(code)
+        world.synchronous = False
+        world.at[number] = kill
+        assert outcome(code, world, "replica", 1) in {"killed", "done"}
+        world.at.clear()
+        world.synchronous = True
+        ended = outcome(code, world, "replica", 1)
+        assert ended == "done" or "given up" in ended, ended
+
+
+def test_two_operators_do_not_undo_each_other(code: Code) -> None:
+    """The second begins a switchover, and is killed, at any point of what the first does."""
+    plain = World(code.host)
+    plain.synchronous = True
+    assert outcome(code, plain, "primary", 0) == "done"
+    for number, label in enumerate(plain.labels):
+        for stop in range(0, 100, 23):
+            world = World(code.host)
+            world.synchronous = True
+
+            def meanwhile(world: World, label: str, stop: int = stop) -> None:
+                world.at[world.count + stop] = kill
+                outcome(code, world, "replica", 1, by="the second")
+                world.dead = False
+                for server in world.servers.values():
+                    server.holder = "the first" if server.holder == "the first" else None
+
+            world.at[number] = meanwhile
+            outcome(code, world, "primary", 0, by="the first")
+            world.at.clear()
+            put_right(world)
+            ended = [command(code, world, "replica") for _ in range(2)]
+            assert ended[-1] == "done", (label, stop, ended)
+            finished(code, world, "replica", known(code, world)["epoch"])
