@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.orchestration.code import REAL, command, finished, known, outcome
+from tests.orchestration.code import REAL, accept, bring_back, command, fail_over, finished, known, outcome
 from tests.orchestration.sites import World
 from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
 
@@ -75,6 +75,27 @@ class Schedules(RuleBasedStateMachine):
     def switch_over(self, to: str) -> None:
         self.ended = command(REAL, self.world, to)
 
+    @rule(to=MEMBERS, most=st.sampled_from([0, 3, 1000]), unknown=st.booleans(), fenced=st.booleans())
+    def fail_over(self, to: str, most: int, *, unknown: bool, fenced: bool) -> None:
+        why = "an operator said so" if fenced else ""
+        fail_over(REAL, self.world, to, max_data_loss=most, accept_unknown_loss=unknown, fenced=why)
+
+    @rule()
+    def rejoin(self) -> None:
+        bring_back(REAL, self.world)
+
+    @rule()
+    def accept(self) -> None:
+        accept(REAL, self.world)
+
+    @rule(synchronous=st.booleans())
+    def it_is_declared(self, *, synchronous: bool) -> None:
+        self.world.synchronous = synchronous
+
+    @rule(role=MEMBERS, attribute=st.sampled_from(["tears", "rewindable", "readable"]), value=st.booleans())
+    def a_rejoin_will_go_another_way(self, role: str, attribute: str, *, value: bool) -> None:
+        setattr(self.world.servers[role], attribute, value)
+
     @rule(active=MEMBERS, off=st.integers(-2, 2))
     def a_program_runs(self, active: str, off: int) -> None:
         told = known(REAL, self.world)
@@ -104,10 +125,25 @@ class Schedules(RuleBasedStateMachine):
             return
         self.world.at.clear()
         put_right(self.world)
+        self._end_the_failover()
         for to in ("primary", "replica"):
             ended = [command(REAL, self.world, to) for _ in range(3)]
             assert ended[-1] == "done", ended
             finished(REAL, self.world, to, known(REAL, self.world)["epoch"])
+
+    def _end_the_failover(self) -> None:
+        told = known(REAL, self.world)
+        said: list[str] = []
+        for _ in range(4):
+            under_way = told["operation"]
+            if under_way and under_way["kind"] == "failover":
+                accepted = {"max_data_loss": 10_000, "accept_unknown_loss": True}
+                said.append(fail_over(REAL, self.world, under_way["target"], **accepted))
+            elif told.get("away") or (under_way and under_way["kind"] == "rejoin"):
+                said.append(bring_back(REAL, self.world))
+            put_right(self.world)
+            told = known(REAL, self.world)
+        assert not told.get("away"), said
 
 
 @pytest.mark.parametrize("part", range(2))
