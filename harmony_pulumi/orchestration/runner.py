@@ -34,7 +34,6 @@ from harmony_pulumi.orchestration.replication import Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING
 
-<<<<<<< HEAD
 _COPIED_PER_SECOND = 100 * 10**6
 """Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
 ANY_LOSS = Terms(max_data_loss=2**63, accept_unknown_loss=True, fenced="")
@@ -43,10 +42,8 @@ ANY_LOSS = Terms(max_data_loss=2**63, accept_unknown_loss=True, fenced="")
 
 ORIGINAL = "primary"
 """The role of the member that is active as a pair is deployed."""
-=======
 _LEAP = 100
 """More role changes than there are while a member is away: none but failovers that are tried again."""
->>>>>>> d5c7ff7 (Have the member that may take over never know less than the active one: two could come to the same epoch apart, or count on commits that no longer waited)
 
 
 def active_now(pair: Pair) -> str | None:
