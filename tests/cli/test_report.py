@@ -67,7 +67,8 @@ def test_an_unreachable_member_proves_nothing_about_who_takes_writes() -> None:
 
 def test_a_role_change_that_was_cut_off_is_a_problem_that_says_how_to_finish_it() -> None:
     operation = {"kind": "switchover", "target": "replica", "operator": "`harmony switchover` by ops@db1"}
-    judged = judge({**PRIMARY, "roles": {"operation": operation}}, {**STANDBY, "roles": {"operation": operation}})
+    told = {"epoch": 1, "operation": operation, "away": None}
+    judged = judge({**PRIMARY, "roles": told}, {**STANDBY, "roles": told})
     finding = only(judged)
     assert (finding.code, judged.healthy) == ("unfinished", False)
     assert "a switchover to toronto is under way, or was cut off: `harmony switchover` by ops@db1" in finding.message

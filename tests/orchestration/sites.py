@@ -587,6 +587,8 @@ class MemorySite:
         self._point("reinstate: stopped")
         self.server.signal = False
         self._point("reinstate: not started")
+        if self.server.running:
+            raise SiteError(f"{self.server.name}: another server might be running")
         self.server.start()
         self._point("reinstate: after")
 
