@@ -14,14 +14,17 @@ from pathlib import Path
 import pytest
 
 from harmony_pulumi.hosts.postgresql import roles as host_roles
-from harmony_pulumi.orchestration import roles, switchover
+from harmony_pulumi.orchestration import failover, rejoin, roles, switchover
 from tests.hosts import test_postgresql_roles as of_host
+from tests.orchestration import test_failover as of_failover
+from tests.orchestration import test_failover_runs as of_failover_runs
+from tests.orchestration import test_rejoin as of_rejoin
 from tests.orchestration import test_roles as of_roles
 from tests.orchestration import test_runner as of_runner
 from tests.orchestration import test_switchover as of_steps
 from tests.orchestration.code import REAL, Code, altered
 
-MODULES = (roles, switchover, host_roles)
+MODULES = (roles, switchover, failover, rejoin, host_roles)
 Alter = Callable[[ast.AST], None]
 
 
@@ -71,10 +74,27 @@ def mutants(module: types.ModuleType) -> Iterator[tuple[str, ast.Module]]:
 
 def checks_of(code: Code) -> Iterator[Callable[[], None]]:
     """Yield the tests, the quick ones first."""
-    for module in (of_host, of_roles, of_steps):
+    for module in (of_host, of_roles, of_failover, of_rejoin, of_steps):
         for name, test in vars(module).items():
-            if name.startswith("test_") and "text" not in test.__annotations__:
+            arguments = set(test.__annotations__) - {"return", "code"} if name.startswith("test_") else {"?"}
+            if not arguments:
                 yield (lambda test=test: test(code)) if "code" in test.__annotations__ else test
+    for mine, theirs, fork in of_rejoin.FORKS:
+        yield (
+            lambda mine=mine, theirs=theirs, fork=fork: (
+                of_rejoin.test_a_history_leaves_another_where_they_end_their_last_common_timeline(
+                    code, mine, theirs, fork
+                )
+            )
+        )
+    for answers in (False, True):
+        yield (
+            lambda answers=answers: (
+                of_failover.test_one_that_may_not_know_of_a_failover_takes_an_epoch_that_none_has_come_to(
+                    code, answers=answers
+                )
+            )
+        )
     yield lambda: of_host.test_a_file_that_is_not_one_of_roles_is_refused("{")
     yield lambda: of_runner.test_a_switchover_and_one_back_lose_nothing(code)
     yield lambda: of_runner.test_a_stale_epoch_is_refused_and_changes_nothing(code)

@@ -1,0 +1,252 @@
+"""What a failover may lose, what it depends on, and the choice of its next step."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import product
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.capabilities.site import Beyond, Observation
+from harmony_pulumi.errors import SiteError
+from tests.orchestration.code import Code
+from tests.orchestration.sites import World, pair_site, roles, terms
+from tests.orchestration.test_roles import operation
+from tests.orchestration.test_switchover import EPOCH, KINDS, NEW, NEWER, OLD, facts
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+FENCED = terms(fenced="ada said so")
+
+
+def seen(member: str, **changes: Any) -> Observation:
+    found: dict[str, Any] = {**pair_site(World(busy=False), member).observe(), **changes}
+    return Observation(**found)  # type: ignore[typeddict-item]
+
+
+def standby(**changes: Any) -> Observation:
+    return seen("replica", **{"received": "0/100", "heard_lsn": "", "heard_at": "2030-01-01T11:59:30+00:00", **changes})
+
+
+def beyond(size: int, transactions: int) -> Beyond:
+    one: Any = {"xid": 7, "committed_at": "", "lsn": "0/1", "changes": {}}
+    return {"bytes": size, "transactions": [one] * transactions}
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_lsn_is_a_number_of_bytes(code: Code) -> None:
+    assert code.failover.lsn_bytes("0/0") == 0
+    assert code.failover.lsn_bytes("0/1A") == 26
+    assert code.failover.lsn_bytes("2/A") == 2 * 2**32 + 10
+    assert code.failover.lsn_bytes("1/00000000") > code.failover.lsn_bytes("0/FFFFFFFF")
+
+
+def test_what_could_be_read_is_what_is_lost_and_nothing_is_unknown(code: Code) -> None:
+    for synchronous in (False, True):
+        found = code.failover.loss(standby(heard_lsn="0/900"), synchronous=synchronous, beyond=beyond(48, 3))
+        assert (found.bytes, found.transactions, found.unknown) == (48, 3, False)
+        assert found.words("m", "t", NOW) == "48 bytes of WAL, 3 transactions, that t has not received"
+
+
+def test_what_could_not_be_read_is_known_up_to_where_the_source_was_heard_of(code: Code) -> None:
+    for heard, missing in (("0/140", 0x40), ("0/100", 0), ("0/80", 0), ("", 0)):
+        found = code.failover.loss(standby(heard_lsn=heard), synchronous=False, beyond=None)
+        assert (found.bytes, found.transactions, found.unknown) == (missing, None, True)
+        said = found.words("m", "t", NOW)
+        assert said == (
+            f"{missing} bytes of WAL that t is known to lack, and whatever m committed in the 30 s since it was last "
+            f"heard of"
+        )
+    nothing = code.failover.loss(standby(received="", heard_at=""), synchronous=False, beyond=None)
+    assert nothing.words("m", "t", NOW).endswith("since it was last heard of, nobody knows when")
+
+
+def test_where_commits_waited_nothing_is_unknown(code: Code) -> None:
+    found = code.failover.loss(standby(heard_lsn="0/140"), synchronous=True, beyond=None)
+    assert (found.bytes, found.unknown) == (0x40, False)
+    assert found.words("m", "t", NOW).endswith("; commits waited for t, so none that counts is lost")
+
+
+def test_a_loss_is_accepted_up_to_its_bound_and_unknown_only_if_that_was_said(code: Code) -> None:
+    for size, most, unknown, accepted in product((0, 1, 16), (0, 1, 15, 16), (False, True), (False, True)):
+        found = code.failover.Loss(size, None, "", unknown=unknown)
+        said = code.failover.loss_problem(found, terms(most, accept_unknown_loss=accepted))
+        if size > most:
+            assert said == f"{size} bytes would be lost, and at most {most} are accepted (--max-data-loss)"
+        elif unknown and not accepted:
+            assert said == (
+                "what would be lost is not known in full: read the old primary's WAL, or add --accept-unknown-loss"
+            )
+        else:
+            assert said is None
+
+
+# -- what it depends on ------------------------------------------------------------------------------------------------
+
+
+def checks(
+    code: Code, source: Observation, target: Observation | None = None, *, can_fence: bool = False, **accepted: Any
+) -> dict[str, tuple[str, str]]:
+    new = target or standby()
+    found = code.failover.loss(new, synchronous=False, beyond=beyond(16, 1))
+    made = code.failover.checks(source, new, found, terms(**accepted), can_fence=can_fence, now=NOW)
+    return {check.name: (check.verdict, check.found) for check in made}
+
+
+STOPPED: dict[str, Any] = {"state": "stopped", "role": "", "detail": "no server process"}
+UNREACHABLE: dict[str, Any] = {"state": "unreachable", "role": "", "detail": "no answer"}
+
+
+def test_a_failover_from_a_dead_primary_that_answers_depends_on_the_loss_alone(code: Code) -> None:
+    found = checks(code, seen("primary", **STOPPED), max_data_loss=16)
+    assert found["montreal"] == ("ok", "stopped: no server process")
+    assert found["toronto"] == ("ok", "a running standby, with everything up to 0/100")
+    assert found["fencing"] == ("ok", "montreal answers: it is made certain that it accepts no writes")
+    assert found["loss"] == ("warning", "16 bytes of WAL, 1 transactions, that toronto has not received")
+    assert found["certificate"][0] == "ok"
+    refused = checks(code, seen("primary", **STOPPED), max_data_loss=15)
+    assert refused["loss"][0] == "problem"
+    assert refused["loss"][1].endswith("16 bytes would be lost, and at most 15 are accepted (--max-data-loss)")
+    new = standby()
+    nothing = code.failover.loss(new, synchronous=True, beyond=None)
+    made = code.failover.checks(seen("primary", state="stopped", role="", detail=""), new, nothing, terms(),
+                                can_fence=False, now=NOW)  # fmt: skip
+    by_name = {check.name: check for check in made}
+    assert by_name["loss"].verdict == "ok"
+    assert by_name["montreal"].found == "stopped"
+
+
+def test_a_primary_that_runs_and_answers_is_switched_over_from(code: Code) -> None:
+    assert checks(code, seen("primary"))["montreal"] == (
+        "problem",
+        "it runs and answers: `harmony switchover --to toronto` loses nothing",
+    )
+
+
+def test_nobody_but_a_running_standby_takes_over(code: Code) -> None:
+    for changes, said in (
+        (STOPPED, "stopped: no server process; a standby that runs is needed"),
+        (UNREACHABLE, "unreachable: no answer; a standby that runs is needed"),
+        ({"role": "primary"}, "a primary; a standby that runs is needed"),
+    ):
+        found = checks(code, seen("primary", **STOPPED), seen("replica", **changes))
+        assert found == {"montreal": ("ok", "stopped: no server process"), "toronto": ("problem", said)}
+    restarted = checks(code, seen("primary", **STOPPED), standby(received=""))
+    assert restarted["toronto"] == ("ok", "a running standby, with everything up to 0/1")
+
+
+def test_it_is_certain_that_the_old_primary_accepts_no_writes_or_nobody_takes_over(code: Code) -> None:
+    def of(source: dict[str, Any], *, can_fence: bool = False, fenced: str = "") -> tuple[str, str]:
+        check = code.failover.fencing(seen("primary", **source), terms(fenced=fenced), can_fence=can_fence)
+        return check.verdict, check.found
+
+    assert of(UNREACHABLE)[0] == "problem"
+    assert "montreal does not answer, and may accept writes: no answer" in of(UNREACHABLE)[1]
+    assert "then add --fenced-by-me montreal" in of(UNREACHABLE)[1]
+    assert of(UNREACHABLE, can_fence=True) == ("ok", "montreal does not answer; its fence_command is run")
+    for source, can_fence in product((UNREACHABLE, STOPPED), (False, True)):
+        assert of(source, can_fence=can_fence, fenced="ada said so") == (
+            "warning",
+            "ada said so; clients that still reach montreal are not protected",
+        )
+    assert of(STOPPED)[0] == "ok"
+
+
+# -- the next step -----------------------------------------------------------------------------------------------------
+
+
+def failover(**changes: Any) -> Any:
+    return operation(**{"kind": "failover", "terms": terms(), **changes})
+
+
+def test_no_step_of_a_failover_is_unsafe_whatever_is_seen(code: Code) -> None:
+    step_of = code.switchover.Step
+    epochs = (0, OLD, NEW, NEWER)
+    cases = product(("", "it failed"), (terms(), FENCED), product(KINDS, epochs), product(KINDS, epochs))
+    for given_up, accepted, old, new in cases:
+        begun = failover(given_up=given_up, terms=accepted)
+        source, target = facts(code, "montreal", *old), facts(code, "toronto", *new)
+        try:
+            step = code.failover.next_step(begun, source, target)
+        except SiteError:
+            continue
+        case = (step, begun, source, target)
+        may_write = source.state == "running" or source.left_as == "primary"
+        certain = source.state in {"stopped", "absent"} or bool(accepted["fenced"])
+        if step in {step_of.ELECT, step_of.PROMOTE, step_of.SETTLE}:
+            assert not may_write, case
+            assert certain, case
+            assert not given_up, case
+        if step is step_of.PROMOTE:
+            assert target.epoch == EPOCH, case
+        if step is step_of.SETTLE:
+            assert target.role == "primary", case
+            assert target.epoch >= EPOCH, case
+        if step is step_of.FENCE:
+            assert may_write or not certain, case
+            assert not given_up, case
+        if given_up:
+            assert step in {step_of.WITHDRAW, step_of.REINSTATE, step_of.CLOSE}, case
+            assert "primary" not in {target.role, target.left_as}, case
+
+
+DEAD, HALF_MADE = "stopped, primary, not clean", "stopped, nothing, not clean"
+SITUATIONS: list[tuple[dict[str, Any], tuple[str, int], tuple[str, int], str]] = [
+    ({}, (DEAD, OLD), ("a standby", OLD), "fence"),
+    ({}, ("a primary", OLD), ("a standby", OLD), "fence"),
+    ({}, ("a standby", OLD), ("a standby", OLD), "fence"),
+    ({}, ("unreachable", 0), ("a standby", OLD), "fence"),
+    ({}, (HALF_MADE, OLD), ("a standby", OLD), "elect"),
+    ({}, ("absent", 0), ("a standby", OLD), "elect"),
+    ({}, ("stopped, standby, clean", OLD), ("a standby", OLD), "elect"),
+    ({"terms": FENCED}, ("unreachable", 0), ("a standby", OLD), "elect"),
+    ({"terms": FENCED}, (DEAD, OLD), ("a standby", OLD), "fence"),
+    ({"terms": None}, ("unreachable", 0), ("a standby", OLD), "fence"),
+    ({}, ("stopped, standby, clean", NEW), ("a standby", NEW), "promote"),
+    ({}, ("stopped, standby, clean", NEW), ("unreachable", NEW), "promote"),
+    ({}, ("a primary", OLD), ("a standby", NEW), "fence"),
+    ({}, ("stopped, standby, clean", NEW), ("a primary", NEW), "settle"),
+    ({}, ("a primary", OLD), ("a primary", NEW), "fence"),
+    ({}, ("unreachable", 0), ("a primary", NEW), "fence"),
+    ({"terms": FENCED}, ("unreachable", 0), ("a primary", NEW), "settle"),
+    ({}, (DEAD, OLD), ("a primary", OLD), "toronto is a primary, and not by this failover"),
+    ({"given_up": "x"}, (DEAD, OLD), ("a primary", NEW), "toronto is a primary, and not by this failover"),
+    ({"given_up": "x"}, (DEAD, OLD), ("a standby", OLD), "reinstate"),
+    ({"given_up": "x"}, (DEAD, OLD), ("a standby", NEW), "withdraw"),
+    ({"given_up": "x"}, ("a primary", OLD), ("a standby", OLD), "close"),
+    ({"given_up": "x"}, (DEAD, OLD), ("stopped, primary, clean", OLD), "not by this failover: somebody promoted it"),
+]
+
+
+def test_what_is_next_in_every_situation_that_a_failover_meets(code: Code) -> None:
+    for done, source, target, expected in SITUATIONS:
+        try:
+            step = code.failover.next_step(
+                failover(**done), facts(code, "montreal", *source), facts(code, "toronto", *target)
+            )
+            found = str(step)
+        except SiteError as error:
+            found = str(error)
+        assert expected == found if " " not in expected else expected in found, (done, source, target, found)
+
+
+# -- the epoch ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_is_higher_than_any_that_was_told_or_begun(code: Code) -> None:
+    after = code.runner.epoch_after
+    assert after(None) == 1
+    assert after(roles(4, "primary")) == 5
+    assert after(roles(4, "primary", operation=operation(epoch=5))) == 6
+    assert after(roles(6, "primary", operation=operation(epoch=5))) == 7
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_one_that_may_not_know_of_a_failover_takes_an_epoch_that_none_has_come_to(code: Code, *, answers: bool) -> None:
+    of = code.runner.failover_epoch
+    assert of(roles(4, "primary"), "replica", answers=answers) == 5
+    for known, plain in ((roles(4, "replica"), 5), (None, 1)):
+        assert (of(known, "replica", answers=answers) == plain) is answers
+        assert of(known, "replica", answers=False) > plain + 50
