@@ -38,7 +38,7 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         raise SiteError(msg)
     if operation["stage"] == "copied" and "standby" in {source.role, source.left_as}:
         return Step.FOLLOW
-    if source.role or not source.left_as or not source.ended_cleanly:
+    if not source.left_as or not source.ended_cleanly:  # One that runs is not left yet.
         return Step.RETIRE
     if operation["stage"] != "archived":
         return Step.ARCHIVE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def altered(module: types.ModuleType, source: Any) -> Code:
     """Return the modules with the source of one replaced, and what imports it imported anew."""
     made: dict[str, types.ModuleType] = {}
     anew: tuple[types.ModuleType, ...] = (switchover, failover, rejoin, members, operation, runner)
-    if module not in anew:
+    if module in (roles, host_roles):
         anew = (module, *anew)
     try:
         for original in anew:  # Each after those that it imports.
@@ -57,8 +57,18 @@ def altered(module: types.ModuleType, source: Any) -> Code:
     finally:
         for original in anew:
             put(original.__name__, original)
+
+    def now(each: types.ModuleType) -> types.ModuleType:
+        return made.get(each.__name__, each)
+
     return Code(
-        **{each.name: made.get(getattr(REAL, each.name).__name__, getattr(REAL, each.name)) for each in fields(Code)}
+        roles=now(roles),
+        switchover=now(switchover),
+        failover=now(failover),
+        rejoin=now(rejoin),
+        operation=now(operation),
+        runner=now(runner),
+        host=now(host_roles),
     )
 
 

@@ -395,18 +395,9 @@ def terms(max_data_loss: int = 0, *, accept_unknown_loss: bool = False, fenced: 
 
 def roles(epoch: int, active: str, me: str = "primary", **changes: Any) -> Roles:
     """Return what a site was told."""
-    return Roles(
-        **{
-            "pair": PAIR,
-            "epoch": epoch,
-            "active": active,
-            "me": me,
-            "synchronous": False,
-            "operation": None,
-            "away": None,
-            **changes,
-        }
-    )  # type: ignore[typeddict-item]
+    told: dict[str, Any] = {"pair": PAIR, "epoch": epoch, "active": active, "me": me}
+    told |= {"synchronous": False, "operation": None, "away": None, **changes}
+    return Roles(**told)  # type: ignore[typeddict-item]
 
 
 def survey(**changes: Any) -> Survey:

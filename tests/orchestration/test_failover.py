@@ -114,6 +114,10 @@ def test_a_failover_from_a_dead_primary_that_answers_depends_on_the_loss_alone(c
     made = code.failover.checks(seen("primary", state="stopped", role="", detail=""), new, nothing, terms(),
                                 can_fence=False, now=NOW)  # fmt: skip
     by_name = {check.name: check for check in made}
+    unknown = code.failover.loss(new, synchronous=False, beyond=None)
+    accepted = terms(accept_unknown_loss=True)
+    told = code.failover.checks(seen("primary", **STOPPED), new, unknown, accepted, can_fence=False, now=NOW)
+    assert [check.verdict for check in told if check.name == "loss"] == ["warning"]
     assert by_name["loss"].verdict == "ok"
     assert by_name["montreal"].found == "stopped"
 

@@ -388,7 +388,8 @@ def test_more_than_was_accepted_is_not_lost_and_the_old_primary_is_back(code: Co
 def test_what_cannot_be_known_is_lost_only_if_that_is_accepted(code: Code) -> None:
     for name in ("gone", "alive_out_of_reach"):
         world, accepted = scene(code, name)
-        said = fail_over(code, world, **{**accepted, "accept_unknown_loss": False})
+        accepted["accept_unknown_loss"] = False
+        said = fail_over(code, world, **accepted)
         assert "or add --accept-unknown-loss" in said
         assert not world.servers["replica"].leads
 

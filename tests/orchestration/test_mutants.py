@@ -17,7 +17,6 @@ from harmony_pulumi.hosts.postgresql import roles as host_roles
 from harmony_pulumi.orchestration import failover, rejoin, roles, switchover
 from tests.hosts import test_postgresql_roles as of_host
 from tests.orchestration import test_failover as of_failover
-from tests.orchestration import test_failover_runs as of_failover_runs
 from tests.orchestration import test_rejoin as of_rejoin
 from tests.orchestration import test_roles as of_roles
 from tests.orchestration import test_runner as of_runner

@@ -137,7 +137,7 @@ class Schedules(RuleBasedStateMachine):
         for _ in range(4):
             under_way = told["operation"]
             if under_way and under_way["kind"] == "failover":
-                accepted = {"max_data_loss": 10_000, "accept_unknown_loss": True}
+                accepted: dict[str, Any] = {"max_data_loss": 10_000, "accept_unknown_loss": True}
                 said.append(fail_over(REAL, self.world, under_way["target"], **accepted))
             elif told.get("away") or (under_way and under_way["kind"] == "rejoin"):
                 said.append(bring_back(REAL, self.world))

@@ -231,8 +231,14 @@ def test_a_rejoin_is_never_given_up_and_a_failover_only_where_the_old_primary_an
         assert not code.switchover.may_give_up(operation(kind="rejoin"), source, target)
         if source.state not in ANSWERING:
             assert not code.switchover.may_give_up(operation(kind="failover"), source, target)
-    standby = facts(code, "toronto", "a standby")
-    assert code.switchover.may_give_up(operation(kind="failover"), facts(code, "montreal", DEMOTED), standby)
+    standby, silent = facts(code, "toronto", "a standby"), facts(code, "toronto", "unreachable", NEW)
+    source = facts(code, "montreal", DEMOTED)
+    assert code.switchover.may_give_up(operation(kind="failover"), source, standby)
+    # In a failover, the source may have been out of reach as the target was told.
+    assert not code.switchover.may_give_up(operation(kind="failover"), source, silent)
+    assert code.switchover.may_give_up(operation(), source, silent)
+    told = facts(code, "toronto", "a standby", NEW)
+    assert not code.switchover.may_give_up(operation(kind="failover"), source, told)
 
 
 def test_what_is_elected_is_not_told_to_one_that_does_not_answer(code: Code) -> None:
