@@ -32,7 +32,7 @@ REPLACED_BY = ("owner", "identity")
 
 
 SETTLED = ("plan", "peers")
-"""Inputs whose change asks for nothing: words, and what is only looked at as a server is made."""
+"""Inputs whose change asks for nothing: words, and what is said of the peers beside which and where they are."""
 
 
 class PostgreSQLServerProvider(Provider):
@@ -61,6 +61,7 @@ class PostgreSQLServerProvider(Provider):
         old, new = plain(_olds), plain(_news)
         replaces = [key for key in REPLACED_BY if is_known(new[key]) and old.get(key) != new[key]]
         changed = any(old.get(key) != value for key, value in new.items() if key not in SETTLED)
+        changed |= _places(old) != _places(new)  # A server asks them whenever it starts.
         ill = old.get("status") in {"stopped", "half-changed", "left behind"}
         return DiffResult(changes=bool(replaces) or changed or ill, replaces=replaces, delete_before_replace=True)
 
@@ -103,6 +104,11 @@ class PostgreSQLServerProvider(Provider):
         from harmony_pulumi.hosts.postgresql.deployment import open_deployment
 
         open_deployment(plain(_props), "destroy", show).destroy()
+
+
+def _places(props: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Return which peers a server has, and where."""
+    return [(peer["owner"], peer.get("directory")) for peer in props.get("peers") or ()]
 
 
 def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

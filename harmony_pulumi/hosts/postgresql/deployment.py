@@ -19,11 +19,12 @@ from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files
+from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
 from harmony_pulumi.hosts.postgresql.following import Following
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
-    base_folder,
     listening_ports,
+    markers_below,
     mount_of,
     os_user,
     ownership_problems,
@@ -184,35 +185,20 @@ class Deployment:
                 )
                 raise SiteError(msg)
 
-    def _guard(self, server: Server) -> None:
-        """Let nothing start as a primary that is not to be one; refuse where that cannot be told.
-
-        What the sites were told of their pair counts. Beside a member that may be a primary, too, promoted by hand say,
-        nothing is started.
-        """
-        if self.connection.exists(server.layout.standby_signal, self.user):
-            return
-        mine = read_roles(self.connection, server.layout.roles, self.user)
-        for host, root, held in self._peers_here():
-            layout = Layout(root, held.data)
-            theirs = read_roles(self.connection, layout.roles, self.user)
-            # At epoch 0 the program's declaration counts, which may have been changed after a promotion by hand.
-            if mine and theirs and mine["pair"] == theirs["pair"] and theirs["epoch"] > mine["epoch"]:
-                mine["epoch"], mine["active"] = theirs["epoch"], theirs["active"]
-            elif held.state != "making" and not self.connection.exists(layout.standby_signal, self.user):
-                msg = (
-                    f"{self.connection.name}: {server.layout.data} is that of a primary, and so is {held.data} of "
-                    f"{host['name']}: started side by side, both would accept writes. Find out which one has the data "
-                    f"that counts (docs: the primary is lost), move the folder of the other one away ({self.root} or "
-                    f"{root}), and have the program declare the first as the primary"
-                )
-                raise SiteError(msg)
-        if not is_to_lead(mine, self.props.get("source")):
-            if mine is None or not mine["epoch"]:
-                return  # A copy that is just being made has its signal; a kept one was looked at before.
-            text = f"another member is active at epoch {mine['epoch']}: starting as a standby, which accepts no writes"
-            self.journal.note(text, step="guard", state="warning")
-            server.write({server.layout.standby_signal: ""})
+    def _sites(self) -> Sites:
+        """Return what the server is to know of itself and its peers when it is started without this program."""
+        host, source = self.props["host"], self.props.get("source")
+        peers = [
+            # Where the folder of one elsewhere is, is not asked: by default it is below the same base folder.
+            site_of(
+                {**peer["host"], "machine_id": peer["host"].get("machine_id", host["machine_id"])},
+                peer["owner"],
+                root_of(self.connection, peer),
+            )
+            for peer in self.props.get("peers") or ()
+        ]
+        follows = {"host": source["endpoint"]["host"], "port": int(source["endpoint"]["port"])} if source else None
+        return {"site": site_of(host, self.props["owner"], self.root), "peers": peers, "source": follows}
 
     def _peers_here(self) -> Generator[tuple[Mapping[str, Any], str, Marker]]:
         """Iterate over the hosts, folders and markers of the other members that are on this machine."""
@@ -351,9 +337,8 @@ class Deployment:
 
     def _ports_of_neighbours(self, server: Server) -> set[int]:
         """Return the ports of servers that are stopped, or still being made, below the host's folder for servers."""
-        find = ["find", base_folder(self.connection), "-maxdepth", "5", "-name", "harmony.json"]
-        markers = self.connection.run(find).stdout.splitlines()
-        texts = self.connection.read_files([path for path in markers if path != server.layout.marker])
+        markers = [path for path in markers_below(self.connection) if path != server.layout.marker]
+        texts = self.connection.read_files(markers)
         return {int(port) for text in texts.values() for port in re.findall(r'"port": (\d+)', text or "")}
 
     def _write_marker(self, server: Server, marker: Marker) -> None:
@@ -490,6 +475,9 @@ class Deployment:
 
     def _start(self, server: Server, marker: Marker) -> None:
         """Have the server run under its configuration; a port chosen here is chosen anew if somebody was faster."""
+        sites = self._sites()
+        server.write({server.layout.peers: sites_json(sites)})
+        guard(server, sites, self.journal)
         port = server.running_port()
         if port is not None:
             try:
@@ -501,7 +489,6 @@ class Deployment:
                     raise
             else:
                 return
-        self._guard(server)
         for left in reversed(range(_PORT_TRIES)):
             try:
                 with self.journal.step("start", f"starting PostgreSQL {server.binaries.version} on port {marker.port}"):

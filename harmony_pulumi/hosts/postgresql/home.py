@@ -13,6 +13,9 @@ from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import major_of
 
+WAITING = "waiting: this was a primary, and its peer had not answered when it was started\n"
+"""What is in `standby.signal` of a primary that waits. PostgreSQL looks only whether the file is there."""
+
 
 @dataclass
 class Marker:
@@ -81,6 +84,12 @@ def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
     return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")
 
 
+def markers_below(connection: Connection) -> list[str]:
+    """Return the markers of the servers below the folder where a host keeps them by default."""
+    find = ["find", base_folder(connection), "-maxdepth", "5", "-name", "harmony.json"]
+    return sorted(connection.run(find).stdout.splitlines())
+
+
 def nearest(connection: Connection, path: str) -> str:
     """Return the path, or the nearest folder above it that is there."""
     while not connection.exists(path) and path != "/":
@@ -121,6 +130,16 @@ def unfit(marker: Marker, props: Mapping[str, Any]) -> str | None:
     return None
 
 
+def left_as(connection: Connection, layout: Layout, user: str) -> str:
+    """Return what a data directory is left as: `primary`, `standby`, or `waiting`, a primary that is not to lead yet.
+
+    One that waits was a primary until it was started without an answer from its peer. So its data is that of one: once
+    it is known to be active, it goes on as before. That of another standby may lack what its primary wrote.
+    """
+    text = connection.read_file(layout.standby_signal, user)
+    return "primary" if text is None else "waiting" if text == WAITING else "standby"
+
+
 def role_problem(connection: Connection, props: Mapping[str, Any], root: str, user: str, marker: Marker) -> str | None:
     """Return why a data directory is not started in the role that is wanted: two primaries could come of it.
 
@@ -128,7 +147,7 @@ def role_problem(connection: Connection, props: Mapping[str, Any], root: str, us
     """
     layout = Layout(root, marker.data)
     roles = read_roles(connection, layout.roles, user)
-    has = "standby" if connection.exists(layout.standby_signal, user) else "primary"
+    has = "standby" if left_as(connection, layout, user) == "standby" else "primary"
     wanted = "primary" if is_to_lead(roles, props.get("source")) else "standby"
     if has == wanted:
         return None

@@ -35,6 +35,11 @@ class Layout:
         return f"{self.root}/original.json"
 
     @property
+    def peers(self) -> str:
+        """The handles of its own site and of those of its peers, for starts without Pulumi: JSON, a `boot.Sites`."""
+        return f"{self.root}/peers.json"
+
+    @property
     def standby_signal(self) -> str:
         """The file that makes the server start as a standby: PostgreSQL, "Standby Server Operation"."""
         return f"{self.data}/standby.signal"

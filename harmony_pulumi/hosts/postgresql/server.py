@@ -302,6 +302,10 @@ class Server:
         lines = self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}).splitlines()
         return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
+    def remove(self, path: str) -> None:
+        """Remove a file, on disk, too: after a loss of power it is not there again."""
+        self.connection.check(["sh", "-c", 'rm -f -- "$1" && sync -- "${1%/*}"', "sh", path], user=self.user)
+
     def move(self, path: str, to: str) -> None:
         """Move a file or folder."""
         self.connection.check(["mv", "-T", "--", path, to], user=self.user)

@@ -1,0 +1,371 @@
+"""Servers start as what they are to be: after a crash, after a reboot, alone, twice at once, and past the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from harmony_pulumi.hosts.postgresql.home import WAITING
+from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
+from tests.e2e.conftest import (
+    Stack,
+    as_os_user,
+    base_folder,
+    connection,
+    eventually,
+    found_postgresql,
+    needs_root,
+    postmaster,
+    stacks,
+    stop_postmaster,
+    superuser,
+    with_mounts,
+)
+from tests.e2e.test_switchover_faults import KILLED, Mover, act, other_than, sampled
+
+pytestmark = pytest.mark.e2e
+
+RUNS, NOT_STARTED, WAITS = 0, 1, 3
+HARMONY = str(Path(sys.executable).with_name("harmony"))
+ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": str(Path.home())}  # Hardly more than cron gives.
+
+KILLED_AT = """
+import os, signal, sys
+commands = 0
+def audit(event, _):
+    global commands
+    if event == "subprocess.Popen":
+        commands += 1
+        if commands == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(audit)
+from harmony_pulumi.cli.main import app
+try:
+    app(["start", *sys.argv[2:]])
+finally:
+    print("commands:", commands)
+"""
+
+
+@pytest.fixture(scope="module")
+def current(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], Mover]]:
+    """Return the pair of before, or a new one if that was left ill."""
+    with stacks(tmp_path_factory) as make:
+        made: list[Mover] = []
+
+        def get() -> Mover:
+            if not made or not made[-1].healthy():
+                made.append(Mover.deployed(make()))
+            return made[-1]
+
+        yield get
+
+
+@pytest.fixture
+def mover(current: Callable[[], Mover]) -> Mover:
+    return current()
+
+
+def boot(*folders: Path, wait: float = 0, prefix: Sequence[str] = ()) -> tuple[int, str]:
+    """Start servers as whatever runs at a boot does: without a stack, a program, or an environment."""
+    argv = [*prefix, HARMONY, "start", *map(str, folders), "--wait", str(wait)]
+    done = subprocess.run(
+        argv,
+        cwd="/",
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.returncode, done.stdout
+
+
+def insist(status: int, booted: tuple[int, str]) -> str:
+    """Insist on an exit status; return what was said."""
+    assert booted[0] == status, booted[1]
+    return booted[1]
+
+
+def data_of(mover: Mover, role: str) -> Path:
+    return Path(mover.handle["members"][role]["data"])
+
+
+def crash(mover: Mover, *roles: str) -> None:
+    """Kill every process of servers at once, as a loss of power does."""
+    for role in roles:
+        data = data_of(mover, role).resolve()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "cwd").resolve() == data and (process / "comm").read_text() == "postgres\n":
+                    os.kill(int(process.name), signal.SIGKILL)
+        eventually(lambda data=data: postmaster(data) is None, f"the server in {data} to end")
+
+
+def signal_of(mover: Mover, role: str) -> str | None:
+    path = data_of(mover, role) / "standby.signal"
+    return path.read_text() if path.exists() else None
+
+
+def ask(mover: Mover, role: str, sql: str) -> str:
+    root = mover.root(role)
+    return superuser(root, sql, json.loads((root / "harmony.json").read_text())["port"])
+
+
+def timeline(mover: Mover, role: str) -> int:
+    return mover.look()[role]["timeline"]
+
+
+def refuses_writes(mover: Mover, role: str) -> bool:
+    try:
+        ask(mover, role, "CREATE TABLE written_by_a_standby (i int)")
+    except subprocess.CalledProcessError as error:
+        return "read-only transaction" in error.stderr
+    return False
+
+
+@contextmanager
+def moved_away(root: Path) -> Generator[None]:
+    away = root.with_name("away")
+    root.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(root)
+
+
+@contextmanager
+def not_mounted(root: Path) -> Generator[None]:
+    """Hide a folder as a disk that is not mounted does: there is an empty one in its place."""
+    needs_root("a mount hides the folder")
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(root)], check=True, timeout=10)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(root)], check=True, timeout=10)
+
+
+def test_both_sites_rebooting_together_resume_before_and_after_roles_have_moved(mover: Mover) -> None:
+    for _ in range(2):
+        leader = mover.leader
+        follower = other_than(leader)
+        before = timeline(mover, leader)
+        with mover.clients() as clients:
+            clients.wait_until_served()
+            crash(mover, leader, follower)
+            with ThreadPoolExecutor(2) as pool:
+                both = list(pool.map(lambda role: boot(mover.root(role)), (leader, follower)))
+            assert "runs as a primary" in insist(RUNS, both[0])
+            assert "runs as a standby" in insist(RUNS, both[1])
+            mover.insist(clients, leader)
+        assert timeline(mover, leader) == before, "nobody was promoted"
+        assert (signal_of(mover, leader), signal_of(mover, follower)) == (None, "")
+        assert mover.drive(follower, mover.epoch + 1).status == 0
+
+
+@pytest.mark.parametrize("gone", [moved_away, not_mounted])
+def test_a_lone_survivor_waits_and_resumes_by_itself_once_its_peer_is_back(
+    mover: Mover, gone: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    leader = mover.leader
+    follower, root = other_than(leader), mover.root(leader)
+    before = timeline(mover, leader)
+    with mover.clients() as clients:
+        clients.wait_until_served()
+        crash(mover, leader, follower)
+        with ThreadPoolExecutor(1) as pool:
+            with gone(mover.root(follower)):
+                shown = insist(WAITS, boot(root))
+                assert "does not answer" in shown
+                assert "`harmony failover`" in shown
+                assert ask(mover, leader, "SELECT pg_is_in_recovery()") == "t"
+                assert refuses_writes(mover, leader)
+                assert signal_of(mover, leader) == WAITING
+                process = postmaster(data_of(mover, leader))
+                assert "runs as a waiting standby" in insist(WAITS, boot(root, wait=2))
+                assert postmaster(data_of(mover, leader)) == process, "it was not restarted"
+                crash(mover, leader)  # Once more, as it waits: it knows that it does.
+                insist(WAITS, boot(root))
+                going_on = pool.submit(boot, root, wait=90)
+                events = root / "log/events.jsonl"
+                size = len(events.read_text())
+                eventually(lambda: "guard" in events.read_text()[size:], "the command to wait")
+                assert not going_on.done()
+            shown = insist(RUNS, going_on.result(120))
+        assert "runs as a primary" in shown
+        assert insist(RUNS, boot(root, mover.root(follower))).count("runs as a") == 2
+        mover.insist(clients, leader)
+    assert timeline(mover, leader) == before, "it went on as before, and was not promoted"
+    assert signal_of(mover, leader) is None
+
+
+def crash_a_backend(mover: Mover, role: str) -> None:
+    """Kill one backend, upon which the postmaster starts all of them anew."""
+    process = postmaster(data_of(mover, role))
+    with connection(mover.stack, mover.outputs[f"{role}_uri"], mover.outputs["ca_certificate"]) as client:
+        os.kill(client.info.backend_pid, signal.SIGKILL)
+    log = mover.root(role) / "log/postgresql.log"
+
+    def serves() -> bool:
+        with suppress(subprocess.CalledProcessError):
+            return ask(mover, role, "SELECT pg_is_in_recovery()") == "f"
+        return False
+
+    eventually(lambda: "was terminated by signal 9" in log.read_text()[-20000:], "the crash")
+    eventually(serves, f"{role} to be a primary again")
+    assert postmaster(data_of(mover, role)) == process
+    assert signal_of(mover, role) is None
+
+
+def test_a_crashed_backend_never_demotes_a_primary(mover: Mover) -> None:
+    source = mover.leader
+    target = other_than(source)
+    with mover.clients() as clients:
+        crash_a_backend(mover, source)
+        assert mover.drive(target, mover.epoch + 1).status == 0
+        crash_a_backend(mover, target)  # Right after a switchover.
+        assert mover.drive(source, mover.epoch + 1, [act("demote:done", f"kill {target}")]).status != 0
+        # Given up, and reinstated: the member that was to step down is the primary once more.
+        mover.start(source)
+        eventually(lambda: mover.leader == target, f"{target} to be reinstated")
+        crash_a_backend(mover, target)
+        mover.insist(clients, target)
+
+
+def test_a_crashed_backend_does_not_demote_a_primary_that_has_waited(mover: Mover) -> None:
+    leader = mover.leader
+    with mover.clients() as clients:
+        clients.wait_until_served()
+        crash(mover, leader, other_than(leader))
+        with moved_away(mover.root(other_than(leader))):
+            insist(WAITS, boot(mover.root(leader)))
+        insist(RUNS, boot(*(mover.root(role) for role in (leader, other_than(leader)))))
+        crash_a_backend(mover, leader)
+        mover.insist(clients, leader)
+
+
+def test_two_starts_at_once_start_one_server(mover: Mover) -> None:
+    leader = mover.leader
+    with mover.clients() as clients:
+        clients.wait_until_served()
+        crash(mover, leader)
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda _: boot(mover.root(leader)), range(2)))
+        statuses = sorted(status for status, _ in both)
+        assert statuses in ([RUNS, RUNS], [RUNS, NOT_STARTED]), both
+        assert all(status == RUNS or "`harmony start` by" in shown for status, shown in both), both
+        mover.insist(clients, leader)
+
+
+def test_a_start_that_is_killed_anywhere_is_finished_by_the_next_one(mover: Mover) -> None:
+    leader = mover.leader
+    root, follower = mover.root(leader), other_than(leader)
+    before = timeline(mover, leader)
+
+    def waiting_once_more() -> None:
+        crash(mover, leader)
+        with moved_away(mover.root(follower)):
+            insist(WAITS, boot(root))
+
+    def start_killed_at(number: int) -> tuple[int, str]:
+        argv = [sys.executable, "-c", KILLED_AT, str(number), str(root)]
+        done = subprocess.run(argv, cwd="/", env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+        return done.returncode, done.stdout
+
+    with mover.clients() as clients:
+        clients.wait_until_served()
+        crash(mover, follower)
+        waiting_once_more()
+        status, shown = start_killed_at(0)
+        assert status == RUNS
+        commands = int(shown.split("commands:")[1])
+        assert commands > 10
+        for number in sampled(range(1, commands + 1), 4):
+            waiting_once_more()
+            status, shown = start_killed_at(number)
+            print(f"killed at command {number} of {commands}: {shown}")
+            # It looks as often as it must, so the command of that number may be beyond its end.
+            assert status in {KILLED, RUNS}
+            insist(RUNS, boot(root))
+        insist(RUNS, boot(mover.root(follower)))
+        mover.insist(clients, leader)
+    assert timeline(mover, leader) == before
+
+
+def test_a_bare_pg_ctl_of_the_data_directory_is_refused(mover: Mover) -> None:
+    leader = mover.leader
+    crash(mover, leader)
+    argv = [f"{found_postgresql().path}/pg_ctl", "start", "-w", "-D", str(data_of(mover, leader))]
+    done = subprocess.run(as_os_user(*argv), capture_output=True, text=True, check=False, timeout=60, cwd="/")
+    assert done.returncode != 0
+    assert "could not access the server configuration file" in done.stderr + done.stdout
+    assert postmaster(data_of(mover, leader)) is None
+    insist(RUNS, boot(mover.root(leader)))
+    eventually(mover.healthy, "the standby to stream")
+
+
+def test_all_servers_of_a_host_are_started_but_those_that_were_destroyed(stack: Stack) -> None:
+    place = base_folder()
+    only = with_mounts(
+        f"mount --bind {place}/{stack.project} {stack.folder}/kept-in-view",
+        f"mount -t tmpfs tmpfs {place}",
+        f"mkdir {place}/{stack.project}",
+        f"mount --bind {stack.folder}/kept-in-view {place}/{stack.project}",
+    )
+    (stack.folder / "kept-in-view").mkdir()
+    stack.pair()
+    stack.up()
+    shown = insist(RUNS, boot(prefix=only))
+    assert "montreal-orders: runs as a primary" in shown
+    assert "toronto-orders: runs as a standby" in shown
+    root = Path(stack.server("montreal")["root"])
+    stack.destroy()
+    assert "there is no server to start" in insist(2, boot(prefix=only))
+    assert "its state is 'kept'" in insist(NOT_STARTED, boot(root))
+    assert "there is no /nowhere/peers.json" in insist(NOT_STARTED, boot(Path("/nowhere")))
+
+
+def test_a_former_primary_that_returns_is_a_standby_and_what_a_bare_pg_ctl_makes_of_it(mover: Mover) -> None:
+    old = mover.leader
+    new, epoch = other_than(old), mover.epoch + 1
+    eventually(mover.healthy, "the standby to stream")
+    crash(mover, old, new)
+    # As when the old primary is lost: only the other one is told, and promoted.
+    site = HostPostgreSQL.from_handle(mover.handle["members"][new])
+    site.tell({"pair": mover.handle["pair"], "epoch": epoch, "active": new, "me": new, "operation": None})
+    assert "a start promotes nothing" in insist(WAITS, boot(mover.root(new)))
+    site.promote()
+
+    # Started past the package, it asks nobody: there are two primaries. `harmony start` says so, and stops nothing.
+    mover.start(old)
+    assert sorted(mover.primaries()) == ["primary", "replica"]
+    shown = insist(NOT_STARTED, boot(mover.root(old)))
+    assert "runs as a primary, and is not to" in shown
+    stop_postmaster(data_of(mover, old), signal.SIGINT)
+
+    shown = insist(RUNS, boot(mover.root(old)))
+    assert f"is active at epoch {epoch}" in shown
+    assert mover.primaries() == [new]
+    assert refuses_writes(mover, old)
+    assert (signal_of(mover, old), signal_of(mover, new)) == ("", None)
+    assert mover.told(old)["epoch"] == epoch, "its site knows by now"
+    # And it stays one, without asking anybody.
+    crash(mover, old, new)
+    with moved_away(mover.root(new)):
+        insist(RUNS, boot(mover.root(old)))
+    assert refuses_writes(mover, old)
+    insist(RUNS, boot(mover.root(new)))
+    assert mover.primaries() == [new]
+    crash_a_backend(mover, new)
