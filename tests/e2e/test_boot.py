@@ -212,36 +212,38 @@ def test_a_lone_survivor_waits_and_resumes_by_itself_once_its_peer_is_back(
 
 
 def crash_a_backend(mover: Mover, role: str) -> None:
-    """Kill one backend, upon which the postmaster starts all of them anew."""
+    """Kill one backend, upon which the postmaster starts all of them anew, and recovers."""
     process = postmaster(data_of(mover, role))
+    log = mover.root(role) / "log/postgresql.log"
+    size = log.stat().st_size
     with connection(mover.stack, mover.outputs[f"{role}_uri"], mover.outputs["ca_certificate"]) as client:
         os.kill(client.info.backend_pid, signal.SIGKILL)
-    log = mover.root(role) / "log/postgresql.log"
 
     def serves() -> bool:
         with suppress(subprocess.CalledProcessError):
             return ask(mover, role, "SELECT pg_is_in_recovery()") == "f"
         return False
 
-    eventually(lambda: "was terminated by signal 9" in log.read_text()[-20000:], "the crash")
+    eventually(lambda: b"was terminated by signal 9" in log.read_bytes()[size:], "the crash")
     eventually(serves, f"{role} to be a primary again")
     assert postmaster(data_of(mover, role)) == process
     assert signal_of(mover, role) is None
 
 
 def test_a_crashed_backend_never_demotes_a_primary(mover: Mover) -> None:
-    source = mover.leader
-    target = other_than(source)
+    old = mover.leader
+    new = other_than(old)
     with mover.clients() as clients:
-        crash_a_backend(mover, source)
-        assert mover.drive(target, mover.epoch + 1).status == 0
-        crash_a_backend(mover, target)  # Right after a switchover.
-        assert mover.drive(source, mover.epoch + 1, [act("demote:done", f"kill {target}")]).status != 0
-        # Given up, and reinstated: the member that was to step down is the primary once more.
-        mover.start(source)
-        eventually(lambda: mover.leader == target, f"{target} to be reinstated")
-        crash_a_backend(mover, target)
-        mover.insist(clients, target)
+        crash_a_backend(mover, old)
+        eventually(mover.healthy, "the standby to stream")
+        assert mover.drive(new, mover.epoch + 1).status == 0
+        crash_a_backend(mover, new)  # Right after a switchover.
+        eventually(mover.healthy, "the standby to stream")
+        given_up = mover.drive(old, mover.epoch + 1, [act("demote:done", f"kill {old}")])
+        assert "given up" in given_up.said, given_up
+        crash_a_backend(mover, new)  # Right after it was reinstated.
+        insist(RUNS, boot(mover.root(old)))
+        mover.insist(clients, new)
 
 
 def test_a_crashed_backend_does_not_demote_a_primary_that_has_waited(mover: Mover) -> None:
@@ -337,35 +339,61 @@ def test_all_servers_of_a_host_are_started_but_those_that_were_destroyed(stack: 
     assert "there is no /nowhere/peers.json" in insist(NOT_STARTED, boot(Path("/nowhere")))
 
 
-def test_a_former_primary_that_returns_is_a_standby_and_what_a_bare_pg_ctl_makes_of_it(mover: Mover) -> None:
-    old = mover.leader
-    new, epoch = other_than(old), mover.epoch + 1
-    eventually(mover.healthy, "the standby to stream")
-    crash(mover, old, new)
-    # As when the old primary is lost: only the other one is told, and promoted.
-    site = HostPostgreSQL.from_handle(mover.handle["members"][new])
-    site.tell({"pair": mover.handle["pair"], "epoch": epoch, "active": new, "me": new, "operation": None})
-    assert "a start promotes nothing" in insist(WAITS, boot(mover.root(new)))
+def tell_one(mover: Mover, role: str, epoch: int) -> None:
+    """Tell one member that it is to be active, and not the other one, as when that is lost."""
+    site = HostPostgreSQL.from_handle(mover.handle["members"][role])
+    site.tell({"pair": mover.handle["pair"], "epoch": epoch, "active": role, "me": role, "operation": None})
+
+
+def promote(mover: Mover, role: str) -> None:
+    site = HostPostgreSQL.from_handle(mover.handle["members"][role])
+    site.prepare(mover.handle["members"][other_than(role)]["slot"])
     site.promote()
 
-    # Started past the package, it asks nobody: there are two primaries. `harmony start` says so, and stops nothing.
+
+def test_a_bare_pg_ctl_of_the_configuration_asks_nobody_and_harmony_start_says_so(mover: Mover) -> None:
+    old = mover.leader
+    new, epoch = other_than(old), mover.epoch + 1
+    crash(mover, old)
+    tell_one(mover, new, epoch)
     mover.start(old)
-    assert sorted(mover.primaries()) == ["primary", "replica"]
+    assert mover.primaries() == [old], "it starts as it was left"
     shown = insist(NOT_STARTED, boot(mover.root(old)))
     assert "runs as a primary, and is not to" in shown
+    assert mover.primaries() == [old], "nothing that runs is stopped"
+    eventually(lambda: mover.look()[old]["replicas"], "the standby to stream")
     stop_postmaster(data_of(mover, old), signal.SIGINT)
 
-    shown = insist(RUNS, boot(mover.root(old)))
-    assert f"is active at epoch {epoch}" in shown
+    assert f"is active at epoch {epoch}" in insist(RUNS, boot(mover.root(old)))
+    assert mover.primaries() == []
+    promote(mover, new)
+    stop_postmaster(data_of(mover, old), signal.SIGINT)
+    mover.start(old)
+    assert mover.primaries() == [new], "left as a standby, it starts as one"
+    assert mover.drive(new, epoch).status == 0
+    eventually(mover.healthy, "the standby to stream")
+
+
+def test_a_former_primary_that_returns_is_a_standby(mover: Mover) -> None:
+    old = mover.leader
+    new, epoch = other_than(old), mover.epoch + 1
+    eventually(lambda: [r["lag_bytes"] for r in mover.look()[old]["replicas"]] == [0], "the standby to have everything")
+    crash(mover, old, new)
+    tell_one(mover, new, epoch)
+    assert "a start promotes nothing" in insist(WAITS, boot(mover.root(new)))
+    promote(mover, new)
+
+    assert f"is active at epoch {epoch}" in insist(RUNS, boot(mover.root(old)))
     assert mover.primaries() == [new]
     assert refuses_writes(mover, old)
     assert (signal_of(mover, old), signal_of(mover, new)) == ("", None)
     assert mover.told(old)["epoch"] == epoch, "its site knows by now"
-    # And it stays one, without asking anybody.
     crash(mover, old, new)
-    with moved_away(mover.root(new)):
+    with moved_away(mover.root(new)):  # And it stays one, without asking anybody.
         insist(RUNS, boot(mover.root(old)))
     assert refuses_writes(mover, old)
     insist(RUNS, boot(mover.root(new)))
     assert mover.primaries() == [new]
     crash_a_backend(mover, new)
+    assert mover.drive(new, epoch).status == 0
+    eventually(mover.healthy, "the standby to stream")
