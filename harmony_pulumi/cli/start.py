@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def start(
         refuse("there is no server to start below the folder where this host keeps them: name the server's folder")
     for root, outcome in found.items():
         if isinstance(outcome, SiteError):
-            console().print(f"{root}: not started: {outcome}", markup=False, soft_wrap=True)
+            sys.stderr.write(f"error: {root}: {outcome}\n")
         else:
             console().print(f"{root}: runs as a {outcome}", markup=False, soft_wrap=True)
     outcomes = found.values()

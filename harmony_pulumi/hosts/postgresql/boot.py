@@ -265,8 +265,8 @@ class Home:
         user = os_user(connection, host)
         marker = Marker.read(connection, root, user)
         if marker is None or marker.state not in _STARTED or marker.owner != site["owner"]:
-            state = f"its state is {marker.state!r}" if marker else "it has no marker"
-            msg = f"{root} is not started: {state}; expected {' or '.join(_STARTED)}. `pulumi up` deploys it"
+            state = marker.state if marker else "unknown, as it has no marker"
+            msg = f"it is not started: its state is {state}; expected {' or '.join(_STARTED)}. `pulumi up` deploys it"
             raise SiteError(msg)
         server = Server(connection, Layout(root, marker.data), choose_binaries(connection, marker.major), user)
         return cls(connection, {**sites, "site": site}, server)
