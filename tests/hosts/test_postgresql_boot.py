@@ -192,3 +192,5 @@ def test_an_answer_is_the_host_s_and_not_the_server_s(state: str, told: Roles | 
     seen: Any = {"name": "toronto", "state": state, "detail": "", "roles": told, "role": "", "left_as": ""}
     observation: Observation = seen
     assert Answer.of(observation).came is came
+    # Where a deployment makes the pair again, a folder that is gone is an answer, and silence is none.
+    assert Answer.of(observation, made_again=True).came is (came or state == "absent")

@@ -68,9 +68,10 @@ class Answer:
     """Of one that is stopped: what it would start as."""
 
     @classmethod
-    def of(cls, seen: Observation) -> Answer:
-        """Take the answer from what was seen."""
-        came = seen["state"] in {"running", "stopped"} or seen["roles"] is not None
+    def of(cls, seen: Observation, *, made_again: bool = False) -> Answer:
+        """Take the answer from what was seen. That it is gone is one only where the pair is made again."""
+        states = {"running", "stopped", *(["absent"] if made_again else [])}
+        came = seen["state"] in states or seen["roles"] is not None
         return cls(seen["name"], came, seen["detail"], seen["roles"], seen["role"], seen["left_as"])
 
 
@@ -173,8 +174,13 @@ def _two_primaries(rivals: Sequence[str]) -> str:
 # -- acting --------------------------------------------------------------------------------------------------------
 
 
-def judge(server: Server, sites: Sites) -> Verdict:
+def judge(server: Server, sites: Sites, *, made_again: bool = False) -> Verdict:
     """Ask the peers, and return what a server is to start as. Changes nothing.
+
+    Args:
+        server: to be started.
+        sites: its own and its peers'.
+        made_again: whether a deployment makes the pair, perhaps again, so that a peer's folder need not be there.
 
     Raises:
         SiteError: as `verdict`.
@@ -183,7 +189,8 @@ def judge(server: Server, sites: Sites) -> Verdict:
     mine = read_roles(connection, layout.roles, server.user)
     left = left_as(connection, layout, server.user)
     # A standby starts as one, whatever they say.
-    answers = [_ask(handle) for handle in sites["peers"]] if left != "standby" else []
+    peers = sites["peers"] if left != "standby" else ()
+    answers = [_ask(handle, made_again=made_again) for handle in peers]
     try:
         return verdict(mine, answers, sites["source"], left)
     except SiteError as error:
@@ -191,18 +198,18 @@ def judge(server: Server, sites: Sites) -> Verdict:
         raise SiteError(msg) from None
 
 
-def _ask(handle: Mapping[str, Any]) -> Answer:
+def _ask(handle: Mapping[str, Any], *, made_again: bool) -> Answer:
     try:
-        return Answer.of(load_site(handle).observe())
+        return Answer.of(load_site(handle).observe(), made_again=made_again)
     except SiteError as error:
         return Answer(str(handle["name"]), came=False, detail=str(error))
 
 
-def guard(server: Server, sites: Sites, journal: Journal) -> Verdict | None:
+def guard(server: Server, sites: Sites, journal: Journal, *, made_again: bool = False) -> Verdict | None:
     """See to it that a server, which is locked, starts as what it is to be, and as nothing else.
 
     One that runs is left as it is, and None is returned; but for a standby that waits, which is stopped once it is to
-    lead.
+    lead. The arguments are those of `judge`.
 
     Raises:
         SiteError: as `verdict`.
@@ -212,7 +219,7 @@ def guard(server: Server, sites: Sites, journal: Journal) -> Verdict | None:
     running = server.running_pid() is not None
     if running and left != "waiting":
         return None
-    found = judge(server, sites)
+    found = judge(server, sites, made_again=made_again)
     if found.learnt:
         HostPostgreSQL.from_handle(sites["site"]).tell(found.learnt)
     match found.start:

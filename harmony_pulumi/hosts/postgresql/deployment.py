@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
-from harmony_pulumi.capabilities.site import load_site
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files
@@ -478,10 +477,8 @@ class Deployment:
         """Have the server run under its configuration; a port chosen here is chosen anew if somebody was faster."""
         sites = self._sites()
         server.write({server.layout.peers: sites_json(sites)})
-        if marker.state in {"kept", "whole"}:  # `destroy` stopped all members. One that is gone since is copied anew.
-            there = [peer for peer in sites["peers"] if load_site(peer).observe()["state"] != "absent"]
-            sites = {**sites, "peers": there}
-        guard(server, sites, self.journal)
+        # `destroy` has stopped all members: of these, one whose folder was removed since is copied anew.
+        guard(server, sites, self.journal, made_again=marker.state in {"kept", "whole"})
         port = server.running_port()
         if port is not None:
             try:
