@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests.e2e.conftest import (
     superuser,
     with_mounts,
 )
+from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_switchover_faults import KILLED, Mover, act, other_than, sampled
 
 pytestmark = pytest.mark.e2e
@@ -37,6 +39,11 @@ pytestmark = pytest.mark.e2e
 RUNS, NOT_STARTED, WAITS = 0, 1, 3
 HARMONY = str(Path(sys.executable).with_name("harmony"))
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": str(Path.home())}  # Hardly more than cron gives.
+
+ALONE = """
+primary = LinuxHostTopology("montreal")
+primary.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"]))
+"""
 
 KILLED_AT = """
 import os, signal, sys
@@ -337,6 +344,46 @@ def test_all_servers_of_a_host_are_started_but_those_that_were_destroyed(stack: 
     assert "there is no server to start" in insist(2, boot(prefix=only))
     assert "its state is kept" in insist(NOT_STARTED, boot(root))
     assert "there is no /nowhere/peers.json" in insist(NOT_STARTED, boot(Path("/nowhere")))
+
+
+def test_up_starts_no_primary_whose_peer_does_not_answer_and_goes_on_once_it_does(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    montreal, toronto = (Path(stack.server(name)["root"]) for name in ("montreal", "toronto"))
+    for root in (montreal, toronto):
+        stop_postmaster(root / "data", signal.SIGKILL)
+    with moved_away(toronto):
+        for _ in range(2):
+            shown = stack.up("--refresh", expect=1)
+            assert "so it may have been made active meanwhile" in shown
+            assert (montreal / "data/standby.signal").read_text() == WAITING
+        insist(WAITS, boot(montreal))
+    shown = stack.up("--refresh")
+    assert "its peer has answered: it is to be the primary again" in shown
+    assert not (montreal / "data/standby.signal").exists()
+    assert rows(stack) == [1]
+    stack.up("--expect-no-changes")
+
+    stack.destroy()
+    shutil.rmtree(toronto)  # Both were stopped on purpose, so nobody was promoted: it is copied anew.
+    assert "copying the data" in stack.up()
+    assert rows(stack) == [1]
+
+
+def test_a_server_that_leaves_its_pair_asks_nobody_any_more(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    montreal, toronto = (Path(stack.server(name)["root"]) for name in ("montreal", "toronto"))
+    assert len(json.loads((montreal / "peers.json").read_text())["peers"]) == 1
+    assert (montreal / "peers.json").stat().st_mode & 0o777 == 0o600
+    stack.program(ALONE)
+    stack.up()
+    assert json.loads((montreal / "peers.json").read_text())["peers"] == []
+    shutil.rmtree(toronto)
+    stop_postmaster(montreal / "data", signal.SIGKILL)
+    assert "runs as a primary" in insist(RUNS, boot(montreal))
 
 
 def tell_one(mover: Mover, role: str, epoch: int) -> None:
