@@ -117,6 +117,7 @@ def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     declared = {key: new.get(key) for key in ("directory", "version")}
     chosen = old or _choices(settled)
     settled |= {key: value or chosen.get(key) for key, value in declared.items()}
+    settled["peers"] = _placed(old, settled)
     source = (new.get("source") or {}).get("identity", "")
     identity = {
         "machine": settled["host"].get("machine_id"),
@@ -127,6 +128,24 @@ def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     }
     text = " ".join(f"{key}={value}" for key, value in identity.items() if value)
     return {**settled, "identity": text if is_known(source) else source}
+
+
+def _placed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the peers with the folders that the program leaves open settled, once, as their own are."""
+    from harmony_pulumi.hosts.connection import connect
+    from harmony_pulumi.hosts.postgresql.home import root_of
+
+    before = {peer["owner"]: peer.get("directory") for peer in old.get("peers") or ()}
+
+    def place(peer: Mapping[str, Any]) -> dict[str, Any]:
+        if directory := peer.get("directory") or before.get(peer["owner"]):
+            return {"directory": directory}
+        try:
+            return {"directory": root_of(connect(new["host"]), peer)}
+        except SiteError:
+            return {}  # `inspection.site_problems` tells why.
+
+    return [{**peer, **place(peer)} for peer in new.get("peers") or ()]
 
 
 def _insist_on_machine(host: Mapping[str, Any]) -> None:
