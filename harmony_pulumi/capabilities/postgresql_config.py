@@ -269,6 +269,10 @@ class PostgreSQLConfig(Config):
     """How much WAL is kept for a replica that is away (`max_slot_wal_keep_size`); beyond it, it is cloned again."""
     certificate_lifetime_days: Annotated[int, Field(ge=1, le=3650)] = 365
     """How long the server's and the replicas' certificates are valid; the site's CA lives ten years."""
+    certificate_generation: Annotated[int, Field(ge=0)] = 0
+    """Raise it to renew the server's and the replicas' certificates; the authorities stay."""
+    authority_generation: Annotated[int, Field(ge=0)] = 0
+    """Raise it to replace the authority (CA) of each server, and with it all certificates."""
     on_destroy: Literal["keep", "delete"] = "keep"
     """What `destroy` does with the data: `delete` must have been deployed by an `up` before it counts."""
     locale: Annotated[str, AfterValidator(_locale)] = "C.UTF-8"

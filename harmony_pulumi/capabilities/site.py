@@ -223,6 +223,32 @@ class Fork(TypedDict):
     """Where another one goes on; empty of the last one."""
 
 
+class Rotation(TypedDict):
+    """The making of new certificates for a server, as its site keeps it: the last one that was begun."""
+
+    id: str
+    """Of the whole rotation: that of each member of a pair has the same."""
+    authority: bool
+    """Whether the server's authority is replaced, too."""
+    operator: str
+    """Who began it, where, and when."""
+    ended: bool
+    """Whether the authority of before is no longer trusted."""
+
+
+class Certificates(TypedDict):
+    """What a rotation depends on, of one running server. Certificates are told by their serial numbers, decimal."""
+
+    rotation: Rotation | None
+    """The last one that this server has new certificates of."""
+    issued: str
+    """The certificate that it gives to those who follow it."""
+    held: str
+    """The certificate with which it connects to its source; empty if it has none."""
+    used: dict[str, str]
+    """By their names, those who replicate from it, and the certificate that each has shown."""
+
+
 class PostgreSQLSite(Protocol):
     """What orchestration can do with one deployed server."""
 
@@ -392,6 +418,30 @@ class RoleSite(PostgreSQLSite, Protocol):
             source: what the other site offers.
             show: is told how far it is.
         """
+        ...
+
+    # -- certificates --
+
+    def certificates(self) -> Certificates:
+        """Look at what a rotation of certificates depends on."""
+        ...
+
+    def renew(self, rotation: Rotation) -> None:
+        """Have new certificates, and use them; what was trusted before still is. Connections that are open stay.
+
+        Called again for the same rotation, makes no others.
+
+        Raises:
+            SiteError: the authority has expired and is to stay, or the server does not take the certificates.
+        """
+        ...
+
+    def reconnect(self, follower: str) -> None:
+        """End the connection of a member that replicates from here, by its name, so that it connects anew."""
+        ...
+
+    def settle(self) -> None:
+        """Trust the authority of now alone: the rotation has ended."""
         ...
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harmony_pulumi.cli import doctor, graph, recovery, roles, start, status
+from harmony_pulumi.cli import certificates, doctor, graph, recovery, roles, start, status
 
 app = typer.Typer(
     name="harmony",
@@ -32,7 +32,7 @@ def harmony(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Look at what harmony_pulumi has deployed, move the roles of pairs, and start servers after a reboot.
+    """Look at what harmony_pulumi has deployed, move the roles of pairs, renew certificates, start servers at boot.
 
     The commands `status`, `doctor`, `graph`, `plan` and `events` change nothing.
 
@@ -50,4 +50,5 @@ app.command(epilog=roles.EPILOG)(recovery.rejoin)
 app.command(epilog=roles.EPILOG)(recovery.revert)
 app.command(epilog=roles.EPILOG)(recovery.accept)
 app.command(epilog=roles.EPILOG)(roles.events)
+app.command(epilog=certificates.EPILOG)(certificates.rotate_certificates)
 app.command(epilog=start.EPILOG)(start.start)

@@ -103,6 +103,11 @@ class FailoverPostgreSQL(Failover[T]):
                 "follows": outer.source is not None,
                 "deadline": config.deadlines.stream,
                 **({"fence_commands": fences} if fences else {}),
+                "certificates": {
+                    "lifetime_days": config.certificate_lifetime_days,
+                    "generation": config.certificate_generation,
+                    "authority": config.authority_generation,
+                },
             },
             pulumi.ResourceOptions(parent=cast("Any", self), depends_on=[primary.resource, replica.resource]),
         )

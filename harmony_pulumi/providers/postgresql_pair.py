@@ -18,6 +18,7 @@ from harmony_pulumi.orchestration import pair
 from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.replication import establish, leaders, members_of
 from harmony_pulumi.orchestration.roles import Desired, input_problem
+from harmony_pulumi.orchestration.rotation import rotate, rotation_in_words
 from harmony_pulumi.orchestration.runner import reach, steps_in_words
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
@@ -38,7 +39,10 @@ class PostgreSQLPairProvider(Provider):
         if not old:
             return CheckResult(new, [])
         before, desired = _desired(old), _desired(new)
-        plan = steps_in_words(_names(new), desired.active) if before.active != desired.active else old.get("plan")
+        steps = steps_in_words(_names(new), desired.active) if before.active != desired.active else []
+        changed = _changed_certificates(old, new)
+        words = rotation_in_words(_names(new), authority="authority" in changed) if changed else []
+        plan = [*steps, *words] or old.get("plan")
         problem = input_problem(before, desired, _names(new))
         failures = [CheckFailure("epoch", problem)] if problem else []
         return CheckResult({**new, **({"plan": plan} if plan else {})}, failures)
@@ -95,6 +99,12 @@ def _desired(props: Mapping[str, Any]) -> Desired:
     return Desired(props["active"], props.get("epoch", 0))
 
 
+def _changed_certificates(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what is declared otherwise of the members' certificates."""
+    before = old.get("certificates") or new["certificates"]
+    return [key for key, value in new["certificates"].items() if before.get(key) != value]
+
+
 def _names(props: Mapping[str, Any]) -> dict[str, str]:
     return {role: member["name"] for role, member in props["members"].items()}
 
@@ -120,7 +130,10 @@ def _reach(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
     members = members_of(handle["members"])
     journal.write_to(members[props["active"]].site.record)
     if pair.has_roles(handle):
-        seen = reach(pair.pair_of(handle), _desired(props), journal, by=operator(f"`pulumi` ({operation})"))
+        by = operator(f"`pulumi` ({operation})")
+        seen = reach(pair.pair_of(handle), _desired(props), journal, by=by)
+        # Their servers have new certificates if these were declared; here it is seen to that the members use them.
+        rotate(pair.pair_of(handle), None, journal, by=by)
     else:
         seen = establish(
             members,

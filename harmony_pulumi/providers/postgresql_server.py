@@ -96,7 +96,7 @@ class PostgreSQLServerProvider(Provider):
             return ReadResult("", {})
         if status != "running":
             show(f"warning: {state['host']['name']}/{state['name']}: {status}")
-        return ReadResult(id_, {**state, "status": status.partition(":")[0]})
+        return ReadResult(id_, {**state, "status": status.partition(":")[0], **_certificates_now(state)})
 
     @clean_errors
     def delete(self, _id: str, _props: dict[str, Any]) -> None:
@@ -176,6 +176,17 @@ def _choices(props: Mapping[str, Any]) -> dict[str, Any]:
         return open_deployment(props, "check", show).choices()
     except SiteError:
         return {}  # `inspection.site_problems` tells why.
+
+
+def _certificates_now(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the outputs that a rotation by command has changed; nothing if the site cannot be asked."""
+    from harmony_pulumi.hosts.postgresql.deployment import open_deployment
+
+    try:
+        deployment = open_deployment(state, "read", show)
+        return deployment.certificate_outputs(deployment.existing()[1])
+    except SiteError:
+        return {}  # The status tells why.
 
 
 def _with_settled_source(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -15,8 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+
 _AUTHORITY_LIFETIME = timedelta(days=3650)
 _CLOCK_SKEW = timedelta(hours=1)
+_END = "-----END CERTIFICATE-----\n"
 _NO_USAGE = dict.fromkeys(
     (
         "digital_signature",
@@ -43,13 +47,25 @@ class KeyPair(NamedTuple):
 def make_authority(common_name: str) -> KeyPair:
     """Make a self-signed authority, valid for ten years."""
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = (
-        _builder(common_name, key, _AUTHORITY_LIFETIME)
-        .issuer_name(_name(common_name))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(**{**_NO_USAGE, "key_cert_sign": True, "crl_sign": True}), critical=True)
-    )
+    builder = _as_authority(_builder(common_name, key, _AUTHORITY_LIFETIME).issuer_name(_name(common_name)))
     return _signed(builder, key, key)
+
+
+def succeed(authority: KeyPair) -> tuple[KeyPair, str]:
+    """Make the authority that takes another's place, and its cross certificate, by which the old vouches for the new.
+
+    Who trusts the old one alone verifies by the cross certificate what the new one signs, until the old one expires;
+    if it has, the text is empty. Both have one name: RFC 4210, "Root CA Key Update".
+    """
+    old = _loaded(authority.certificate)
+    common_name = str(old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    new = make_authority(common_name)
+    left = old.not_valid_after_utc - datetime.now(UTC)
+    if left <= timedelta():
+        return new, ""
+    key, signer = _key(new), _key(authority)
+    builder = _as_authority(_builder(common_name, key, left)).issuer_name(old.subject)
+    return new, _signed(_vouched(builder, signer), key, signer).certificate
 
 
 def make_server(authority: KeyPair, address: str, lifetime_days: int) -> KeyPair:
@@ -75,7 +91,58 @@ def make_client(authority: KeyPair, role: str, lifetime_days: int) -> KeyPair:
 
 def expires(certificate: str) -> datetime:
     """Return when a PEM certificate expires, in UTC."""
-    return x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
+    return _loaded(certificate).not_valid_after_utc
+
+
+def lifetime_days(certificate: str) -> int:
+    """Return for how many days a PEM certificate was made, at least one."""
+    found = _loaded(certificate)
+    return max(1, round((found.not_valid_after_utc - found.not_valid_before_utc - _CLOCK_SKEW) / timedelta(days=1)))
+
+
+def serial(certificate: str) -> str:
+    """Return the serial number of a PEM certificate in decimal digits, as pg_stat_ssl shows it."""
+    return str(_loaded(certificate).serial_number)
+
+
+def is_newer(one: str, other: str) -> bool:
+    """Tell whether a PEM certificate was issued after another by the same authority, or by a successor of its."""
+    first, second = _loaded(one), _loaded(other)
+    return first.issuer == second.issuer and first.not_valid_before_utc > second.not_valid_before_utc
+
+
+def trusting(authority: str, before: str) -> str:
+    """Return what is trusted, PEM: an authority, and those that were trusted before and have not expired."""
+    return "".join([authority, *(c for c in _each(before) if c != authority and expires(c) > datetime.now(UTC))])
+
+
+def with_crosses(server: str, before: str) -> str:
+    """Return what a server shows, PEM: its certificate, and the cross certificates that it showed before."""
+    return "".join([server, *(c for c in _each(before)[1:] if expires(c) > datetime.now(UTC))])
+
+
+def renewed(there: Mapping[str, str], address: str, days: int, *, authority: bool) -> dict[str, str]:
+    """Return the files of a server's `tls` folder with new certificates; what was trusted before still is.
+
+    Args:
+        there: those files as they are, by name.
+        address: that clients connect to.
+        days: for which the new certificates are valid, at most as long as the authority is.
+        authority: whether the authority is to be another, too.
+    """
+    signer, cross = KeyPair(there["ca.crt"], there["ca.key"]), ""
+    if authority:
+        signer, cross = succeed(signer)
+    server, replication = make_server(signer, address, days), make_client(signer, REPLICATION_ROLE, days)
+    return {
+        "trusted.crt": trusting(signer.certificate, there["trusted.crt"]),
+        "ca.crt": signer.certificate,
+        "ca.key": signer.key,
+        "server.crt": with_crosses(server.certificate + cross, there["server.crt"]),
+        "server.key": server.key,
+        "replication.crt": replication.certificate,
+        "replication.key": replication.key,
+    }
 
 
 def serves(pair: KeyPair | None, address: str | None = None) -> bool:
@@ -86,9 +153,7 @@ def serves(pair: KeyPair | None, address: str | None = None) -> bool:
 
 
 def _is_for(certificate: str, address: str) -> bool:
-    names = x509.load_pem_x509_certificate(certificate.encode()).extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    )
+    names = _loaded(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
     return address in names.value.get_values_for_type(x509.DNSName)
 
 
@@ -99,11 +164,7 @@ def _issued(
     purpose: x509.ObjectIdentifier,
     alternatives: x509.SubjectAlternativeName | None,
 ) -> KeyPair:
-    issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
-    signer = serialization.load_pem_private_key(authority.key.encode(), password=None)
-    if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        msg = f"the authority's key is a {type(signer).__name__}; expected an elliptic-curve key"
-        raise TypeError(msg)
+    issuer, signer = _loaded(authority.certificate), _key(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     lifetime = min(timedelta(days=lifetime_days), issuer.not_valid_after_utc - datetime.now(UTC))
     builder = (
@@ -112,11 +173,42 @@ def _issued(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**{**_NO_USAGE, "digital_signature": True}), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if alternatives is not None:
         builder = builder.add_extension(alternatives, critical=False)
-    return _signed(builder, key, signer)
+    return _signed(_vouched(builder, signer), key, signer)
+
+
+def _as_authority(builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
+    # No bound on the path: some clients count a cross certificate, though its name is that of its issuer.
+    usage = x509.KeyUsage(**{**_NO_USAGE, "key_cert_sign": True, "crl_sign": True})
+    return builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).add_extension(
+        usage, critical=True
+    )
+
+
+def _vouched(builder: x509.CertificateBuilder, signer: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    # By the key, since an authority and its successor have one name.
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    return builder.add_extension(identifier, critical=False)
+
+
+def _loaded(certificate: str) -> x509.Certificate:
+    """Load the first certificate of a PEM text."""
+    return x509.load_pem_x509_certificate(certificate.encode())
+
+
+def _key(pair: KeyPair) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pair.key.encode(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        msg = f"the authority's key is a {type(key).__name__}; expected an elliptic-curve key"
+        raise TypeError(msg)
+    return key
+
+
+def _each(certificates: str) -> list[str]:
+    """Return the certificates of a PEM text one by one."""
+    return [part + _END for part in certificates.split(_END) if part.strip()]
 
 
 def _builder(common_name: str, key: ec.EllipticCurvePrivateKey, lifetime: timedelta) -> x509.CertificateBuilder:

@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import adoption, certificates, files
+from harmony_pulumi.hosts.postgresql import adoption, certificates, files, renewal
 from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
 from harmony_pulumi.hosts.postgresql.following import Following
 from harmony_pulumi.hosts.postgresql.home import (
@@ -37,7 +38,6 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries, major_of
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL, site_of
 from harmony_pulumi.orchestration.journal import Journal, operator
-from harmony_pulumi.orchestration.wait import wait_for
 
 _FIRST_PORT = 5432
 _LOCK_DEADLINE = 60
@@ -346,25 +346,56 @@ class Deployment:
 
     # -- certificates and credentials ----------------------------------------------------------------------------
 
-    def _certificates(self, server: Server, *, renew: bool = False) -> None:
+    def _certificates(self, server: Server) -> None:
         """Make what is missing: the site's authority, the server's certificate, the replicas' certificate."""
+        renewal.resume(server)
         days, address = int(self.props["certificate_lifetime_days"]), self.props["host"]["address"]
         there = self._key_pairs(server)
+        shown = there["server"].certificate if "server" in there else ""
         authority = there.get("ca") or certificates.make_authority(f"harmony {self.props['owner']}"[:64])
         pairs = {"ca": authority, **there}
-        renew = renew or "ca" not in there
-        if renew or not certificates.serves(there.get("server"), address):
-            pairs["server"] = certificates.make_server(authority, address, days)
-        if renew or not certificates.serves(there.get("replication")):
+        if "ca" not in there or not certificates.serves(there.get("server"), address):
+            made = certificates.make_server(authority, address, days)
+            pairs["server"] = made._replace(certificate=certificates.with_crosses(made.certificate, shown))
+        if "ca" not in there or not certificates.serves(there.get("replication")):
             pairs["replication"] = certificates.make_client(authority, REPLICATION_ROLE, days)
         texts: dict[str, str] = {}
         for name, pair in pairs.items():  # The key last: a pair that was cut off has no key and is made anew.
             texts |= {f"{name}.crt": pair.certificate, f"{name}.key": pair.key}
-        texts["trusted.crt"] = authority.certificate
+        # While a rotation is under way, the authority of before is trusted, too.
+        trusted = server.read(server.layout.tls, ["trusted.crt"])["trusted.crt"] or ""
+        texts["trusted.crt"] = trusted if authority.certificate in trusted else authority.certificate
         paths = {f"{server.layout.tls}/{name}": text for name, text in texts.items()}
-        if source := self.props.get("source"):
-            paths |= files.source_certificates(source["certs"], server.layout)
-        server.write(paths)
+        server.write({**paths, **self._source_certificates(server)})
+
+    def _source_certificates(self, server: Server) -> dict[str, str]:
+        """Return the files by which a replica connects to its source, by their paths.
+
+        A rotation by command gave it newer ones than a stack that has not been refreshed knows of: they stay.
+        """
+        source = self.props.get("source")
+        held = server.read(server.layout.tls, ["source-client.crt"])["source-client.crt"]
+        if not source or (held and certificates.is_newer(held, source["certs"]["client_certificate"])):
+            return {}
+        return files.source_certificates(source["certs"], server.layout)
+
+    def _renew(self, server: Server, before: Mapping[str, Any]) -> None:
+        """Make new certificates if what is declared of them has changed, once, also where a run was cut off."""
+        changed = {key for key in renewal.INPUTS if (before.get(key) or 0) != (self.props.get(key) or 0)}
+        if not changed:
+            return
+        rotation = Rotation(
+            id=" ".join(f"{key}={int(self.props.get(key) or 0)}" for key in renewal.INPUTS),
+            authority="authority_generation" in changed,
+            operator=operator(f"`pulumi` ({self.journal.operation})"),
+            ended=False,
+        )
+        what = "a new authority and new certificates" if rotation["authority"] else "new certificates"
+        with self.journal.step("renew", f"making {what}"):
+            address, days = str(self.props["host"]["address"]), int(self.props["certificate_lifetime_days"])
+            renewal.renew(server, rotation, address, days)
+            if not self.props.get("peers") and not self.props.get("source"):
+                renewal.settle(server)  # No other member has a certificate of the authority of before.
 
     def _key_pairs(self, server: Server) -> dict[str, certificates.KeyPair]:
         """Return the key pairs that are there, of `ca`, `server` and `replication`."""
@@ -548,8 +579,8 @@ class Deployment:
         self.existing()
         with self._alone():
             marker, server = self.existing()
-            renew = before["certificate_lifetime_days"] != self.props["certificate_lifetime_days"]
-            self._certificates(server, renew=renew)
+            self._certificates(server)
+            self._renew(server, before)
             self._refuse_altered(server, marker)
             self._change(server, marker)
             credentials = self._credentials(server, marker)
@@ -607,15 +638,7 @@ class Deployment:
     def _apply(self, server: Server, port: int) -> None:
         """Have a running server, which listens on `port`, take over its files: a reload, and a restart if it must."""
         with self.journal.step("reload", "reloading the configuration"):
-            before = server.look("SELECT to_json(pg_conf_load_time())", port=port)
-            server.reload()
-            wait_for(
-                f"{self.connection.name}: the reload",
-                lambda: server.look("SELECT to_json(pg_conf_load_time())", port=port),
-                lambda now: now != before,
-                deadline=30,
-                advice=f"Look at the end of {server.layout.log}.",
-            )
+            server.take_over_files(port)
             errors = server.look(_REFUSED, port=port)
             if errors:
                 msg = f"{self.connection.name}: PostgreSQL refuses settings: {'; '.join(errors)}"
@@ -678,11 +701,6 @@ class Deployment:
 
     def outputs(self, server: Server, marker: Marker, credentials: Mapping[str, str]) -> Mapping[str, Any]:
         """Return what the resource outputs beside its inputs."""
-        pairs = self._key_pairs(server)
-        if not {"ca", "replication"} <= set(pairs):
-            msg = f"{self.connection.name}: certificates are missing in {server.layout.tls}"
-            raise SiteError(msg)
-        authority, replication = pairs["ca"].certificate, pairs["replication"]
         host = self.props["host"]
         return {
             "status": "running",
@@ -695,14 +713,29 @@ class Deployment:
             "event_log": server.layout.events,
             "postgresql_version": server.binaries.version,
             "system_identifier": marker.system_identifier,
+            **self.certificate_outputs(server),
+            "credentials": dict(credentials),
+            "site": {**site_of(host, self.props["owner"], self.root), "data": server.layout.data},
+        }
+
+    def certificate_outputs(self, server: Server) -> Mapping[str, Any]:
+        """Return the outputs that a rotation by command changes, too.
+
+        Raises:
+            SiteError: certificates are missing.
+        """
+        pairs = self._key_pairs(server)
+        if not {"ca", "replication"} <= set(pairs):
+            msg = f"{self.connection.name}: certificates are missing in {server.layout.tls}"
+            raise SiteError(msg)
+        authority, replication = pairs["ca"].certificate, pairs["replication"]
+        return {
             "ca_certificate": authority,
             "replication_certs": {
                 "ca_certificate": authority,
                 "client_certificate": replication.certificate,
                 "client_key": replication.key,
             },
-            "credentials": dict(credentials),
-            "site": {**site_of(host, self.props["owner"], self.root), "data": server.layout.data},
         }
 
     def _member(self) -> str:

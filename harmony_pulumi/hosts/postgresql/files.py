@@ -368,6 +368,12 @@ def drop_slot_sql(name: str) -> str:
     return f"SELECT pg_drop_replication_slot(slot_name) {there};\n"
 
 
+def end_replication_sql(name: str) -> str:
+    """Return SQL that ends the connections of a replica, by its name; it connects anew by itself."""
+    there = f"FROM pg_stat_replication WHERE application_name = {quote_literal(name)}"
+    return f"SELECT pg_terminate_backend(pid) {there};\n"
+
+
 def replayed_sql(lsn: str, *, record: bool = False) -> str:
     """Return SQL that tells, as JSON, whether a standby has replayed everything before an LSN.
 

@@ -12,7 +12,7 @@ from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quant
 from harmony_pulumi.capabilities.site import Roles
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import adoption, files
+from harmony_pulumi.hosts.postgresql import adoption, files, renewal
 from harmony_pulumi.hosts.postgresql.following import has_lost_its_source
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
@@ -59,8 +59,9 @@ def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | list[str]:
         reload_.append("max_slot_wal_keep_size")
     if old["authentication"] != new["authentication"]:
         reload_.append("pg_hba.conf")
-    if old["certificate_lifetime_days"] != new["certificate_lifetime_days"]:
-        reload_.append("new certificates")
+    if any((old.get(key) or 0) != (new.get(key) or 0) for key in renewal.INPUTS):
+        another = (old.get("authority_generation") or 0) != (new.get("authority_generation") or 0)
+        reload_.append("another authority and new certificates" if another else "new certificates")
     known = {database["name"] for database in old["databases"]}
     made = [database["name"] for database in new["databases"] if database["name"] not in known]
     gone = sorted(known - {database["name"] for database in new["databases"]})

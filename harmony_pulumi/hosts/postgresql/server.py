@@ -215,6 +215,22 @@ class Server:
         """Have the server read its files again."""
         self.connection.check([self.program("pg_ctl"), "reload", "-D", self.layout.data, "-s"], user=self.user)
 
+    def take_over_files(self, port: int) -> None:
+        """Have the server, which listens on `port`, read its files again, and wait until it has.
+
+        Raises:
+            SiteError: it has not in time. What it refuses of them is in its log alone.
+        """
+        before = self.look("SELECT to_json(pg_conf_load_time())", port=port)
+        self.reload()
+        wait_for(
+            f"{self.connection.name}: the reload",
+            lambda: self.look("SELECT to_json(pg_conf_load_time())", port=port),
+            lambda now: now != before,
+            deadline=30,
+            advice=f"Look at the end of {self.layout.log}.",
+        )
+
     def log_size(self) -> int:
         """Return the size of the server's log in bytes."""
         done = self.connection.run(["stat", "-c", "%s", "--", self.layout.log], user=self.user)

@@ -8,10 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.site import Beyond, Fork, Observation, Rejoining, Roles, Survey, Token
+from harmony_pulumi.capabilities.site import (
+    Beyond,
+    Certificates,
+    Fork,
+    Observation,
+    Rejoining,
+    Roles,
+    Rotation,
+    Survey,
+    Token,
+)
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import certificates, files, wal
+from harmony_pulumi.hosts.postgresql import certificates, files, renewal, wal
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
@@ -72,6 +82,10 @@ _LOGICAL_SLOTS = (
     "SELECT coalesce(json_agg(slot_name ORDER BY slot_name), '[]') FROM pg_replication_slots "
     "WHERE slot_type = 'logical'"
 )
+_USED = """
+SELECT coalesce(json_object_agg(application_name, coalesce(client_serial::text, '')), '{}')
+FROM pg_stat_replication JOIN pg_stat_ssl USING (pid)
+"""
 _PROMOTE = """
 SELECT pg_promote(false) WHERE pg_is_in_recovery();
 DO $$ BEGIN FOR i IN 1..{tries} LOOP EXIT WHEN NOT pg_is_in_recovery(); PERFORM pg_sleep(0.005); END LOOP; END $$;
@@ -471,6 +485,35 @@ class HostPostgreSQL:
         texts = server.read(server.layout.tls, [f"{name}.crt" for name in _CERTIFICATES])
         there = {name.removesuffix(".crt"): text for name, text in texts.items() if text}
         return {name: certificates.expires(text).isoformat() for name, text in there.items()}
+
+    # -- certificates --------------------------------------------------------------------------------------------
+
+    def certificates(self) -> Certificates:
+        """Look at what a rotation of certificates depends on."""
+        server, marker = self._both()
+        texts = server.read(server.layout.tls, ("replication.crt", "source-client.crt"))
+        issued, held = (certificates.serial(text) if text else "" for text in texts.values())
+        used: dict[str, str] = server.look(_USED, port=marker.port)
+        return {"rotation": renewal.last_rotation(server), "issued": issued, "held": held, "used": used}
+
+    def renew(self, rotation: Rotation) -> None:
+        """Have new certificates, and use them."""
+        server, marker = self._both()
+        address = str(self.handle["host"]["address"])
+        renewal.renew(server, rotation, address)
+        server.take_over_files(marker.port)
+        renewal.insist_on_use(server, address, marker.port)
+
+    def reconnect(self, follower: str) -> None:
+        """End the connection of a member that replicates from here."""
+        server, marker = self._both()
+        server.sql(files.end_replication_sql(follower), port=marker.port)
+
+    def settle(self) -> None:
+        """Trust the authority of now alone."""
+        server, marker = self._both()
+        renewal.settle(server)
+        server.take_over_files(marker.port)
 
 
 def _unseen(name: str, state: str, detail: str) -> Observation:

@@ -1,0 +1,93 @@
+"""`harmony rotate-certificates`: new certificates for a database's servers, from their sites alone.
+
+Thin: what is next is decided in `orchestration`. It needs neither the stack's lock nor its backend.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harmony_pulumi.cli.subject import SiteFile, Subject, read_subject
+from harmony_pulumi.cli.operating import ask
+from harmony_pulumi.cli.terminal import Cwd, Stack, console, refuse
+
+if TYPE_CHECKING:
+    from harmony_pulumi.orchestration.runner import Pair
+
+EPILOG = (
+    "Exit status: 0, done. 1, refused or not ended: the message says why; what is old is then still trusted. 2, wrong "
+    "usage, or there is nothing to act on. 130, interrupted.\n\n"
+    "Safe to interrupt, and to run again: what was begun and cut off is finished by the next run."
+)
+_DEADLINE = 60.0
+
+
+def rotate_certificates(
+    database: Annotated[
+        str | None, typer.Argument(metavar="DATABASE", help="Which one; needed if there are several.")
+    ] = None,
+    *,
+    authority: Annotated[
+        bool,
+        typer.Option(
+            "--authority",
+            help="Replace the authority (CA) of each server, too. Clients that have the old one are still served, and "
+            "need the new one before the old one expires.",
+        ),
+    ] = False,
+    stack: Stack = None,
+    cwd: Cwd = Path(),
+    site: SiteFile = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Renew the certificates of every server of a database, while clients and replication go on.
+
+    Servers reload; the standby connects anew once. Clients need to do nothing. Afterwards the command says what to run
+    so that the stack knows.
+    """
+    from harmony_pulumi.errors import SiteError
+    from harmony_pulumi.orchestration.journal import Journal, operator
+    from harmony_pulumi.orchestration.rotation import new_rotation, rotate, rotation_in_words
+
+    pair = _chosen(read_subject(site, cwd, stack), database)
+    if not yes:
+        for line in rotation_in_words(pair.names, authority=authority):
+            console().print(line, markup=False)
+        ask(f"Rotate the certificates of {pair.name} now?")
+    by = operator("`harmony rotate-certificates`")
+    journal = Journal(pair.name, "rotate", lambda line: console().print(line, markup=False, soft_wrap=True))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        ended = rotate(pair, new_rotation(by, authority=authority), journal, by=by)
+    except SiteError as error:
+        refuse(str(error), status=1)
+    except KeyboardInterrupt:
+        refuse("interrupted: run `harmony rotate-certificates` again to finish what was begun", status=130)
+    console().print(
+        "Now have the stack know, in its folder:\n  pulumi refresh\n  pulumi up", markup=False, highlight=False
+    )
+    raise typer.Exit(0 if ended else 1)
+
+
+def _chosen(subject: Subject, name: str | None) -> Pair:
+    """Return the database to act on, a lone server as a pair of one; or end with a plain message."""
+    from harmony_pulumi.orchestration.pair import has_roles, pair_of
+    from harmony_pulumi.orchestration.replication import members_of
+    from harmony_pulumi.orchestration.runner import Pair
+
+    known = [d for d in subject.databases if not d.is_group or has_roles(d.handle)]
+    wanted = [d for d in known if name in (None, d.name)]
+    names = ", ".join(d.name for d in known) or "none"
+    if not wanted:
+        refuse(f"there is no database {name or ''} whose certificates could be rotated; there are: {names}")
+    if len(wanted) > 1:
+        refuse(f"there are several databases; name one: {names}")
+    handle = wanted[0].handle
+    if wanted[0].is_group:
+        return pair_of(handle)
+    return Pair("", wanted[0].name, members_of({"server": handle}), synchronous=False, deadline=_DEADLINE)

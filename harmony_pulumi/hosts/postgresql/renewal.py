@@ -1,0 +1,117 @@
+"""New certificates for one server while it runs: made once for each rotation, wherever that is cut off. Thin.
+
+All texts are decided first and kept in one file; only then the server's own files are written, from that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.capabilities.site import Rotation
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.postgresql import certificates, files
+from harmony_pulumi.hosts.postgresql.server import Server
+from harmony_pulumi.orchestration.wait import wait_for
+
+INPUTS = ("certificate_lifetime_days", "certificate_generation", "authority_generation")
+"""The inputs of a server whose change makes new certificates."""
+_FILES = ("ca.crt", "ca.key", "server.crt", "server.key", "replication.crt", "replication.key", "trusted.crt")
+_DEADLINE = 30
+
+
+def renew(server: Server, rotation: Rotation, address: str, days: int | None = None) -> None:
+    """Write new certificates, unless this rotation did so before; the server must then reload.
+
+    Args:
+        server: whose they are.
+        rotation: which one it is.
+        address: that clients connect to.
+        days: for which they are valid; by default as long as those that they replace.
+
+    Raises:
+        SiteError: files are missing, or the authority has expired and is to stay.
+    """
+    resume(server)
+    last = last_rotation(server)
+    if last and last["id"] == rotation["id"]:
+        return
+    there = {name: text for name, text in server.read(server.layout.tls, _FILES).items() if text}
+    if missing := [name for name in _FILES if name not in there]:
+        msg = f"{server.connection.name}: {server.layout.tls} lacks {', '.join(missing)}; run `pulumi up`"
+        raise SiteError(msg)
+    if not rotation["authority"] and (when := certificates.expires(there["ca.crt"])) <= datetime.now(UTC):
+        msg = (
+            f"{server.connection.name}: the authority in {server.layout.tls} expired {when:%Y-%m-%d}, so it can "
+            f"sign none; rotate it, too: `harmony rotate-certificates --authority`, or a raised authority_generation"
+        )
+        raise SiteError(msg)
+    days = days or certificates.lifetime_days(there["server.crt"])
+    texts = certificates.renewed(there, address, days, authority=rotation["authority"])
+    _write_record(server, {**rotation, "texts": texts})
+    resume(server)
+
+
+def resume(server: Server) -> None:
+    """Write what was decided and may not have been written, since a run was cut off."""
+    record = _record(server)
+    if texts := record.get("texts"):
+        server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
+        _write_record(server, {key: value for key, value in record.items() if key != "texts"})
+
+
+def last_rotation(server: Server) -> Rotation | None:
+    """Return the last rotation that the server has the certificates of."""
+    record = _record(server)
+    if not record or "texts" in record:
+        return None
+    return Rotation(id=record["id"], authority=record["authority"], operator=record["operator"], ended=record["ended"])
+
+
+def settle(server: Server) -> None:
+    """Trust the authority of now alone. The server must then reload."""
+    resume(server)
+    authority = server.read(server.layout.tls, ["ca.crt"])["ca.crt"]
+    if authority:
+        server.write({f"{server.layout.tls}/trusted.crt": authority})
+    if record := _record(server):
+        _write_record(server, {**record, "ended": True})
+
+
+def insist_on_use(server: Server, address: str, port: int) -> None:
+    """Insist that the running server shows the certificate that it has, and takes the one that it issues.
+
+    Raises:
+        SiteError: it does not; the message holds what PostgreSQL said.
+    """
+    tls = server.layout.tls
+    words = {
+        "host": address,
+        "port": port,
+        "user": REPLICATION_ROLE,
+        "sslmode": "verify-full",
+        "sslrootcert": f"{tls}/ca.crt",
+        "sslcert": f"{tls}/replication.crt",
+        "sslkey": f"{tls}/replication.key",
+        "connect_timeout": 10,
+    }
+    conninfo = " ".join(f"{key}={files.quote_conninfo(value)}" for key, value in words.items())
+    wait_for(
+        f"{server.connection.name}: a connection to the server in {server.layout.root} with its new certificates",
+        lambda: server.replication_command(conninfo, "IDENTIFY_SYSTEM"),
+        lambda answer: answer[0],
+        deadline=_DEADLINE,
+        advice=f"Look at the end of {server.layout.log}.",
+    )
+
+
+def _record(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(server.read(server.layout.tls, ["rotation.json"])["rotation.json"] or "{}")
+    return found
+
+
+def _write_record(server: Server, record: Mapping[str, Any]) -> None:
+    server.write({f"{server.layout.tls}/rotation.json": json.dumps(record, indent=1) + "\n"})

@@ -1,0 +1,222 @@
+"""Rotation of certificates while replication runs: which step is next (pure), and the runner that takes it (thin).
+
+Every member has an authority of its own, and so its own certificates; the one that leads gives its followers theirs.
+What was trusted before still is until everybody uses what is new, so that a stream is never down for longer than it
+takes to connect, and clients notice nothing. Killed anywhere and run again, it goes on where it was: the sites know.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack
+from enum import StrEnum
+
+from harmony_pulumi.capabilities.site import Certificates, Rotation
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.runner import Pair, look, told
+from harmony_pulumi.orchestration.wait import wait_for
+
+
+class Step(StrEnum):
+    """One act on one member; the runner records it before and after. In the order in which they are taken."""
+
+    RENEW = "renew"
+    """It has new certificates, and uses them; what was trusted before still is."""
+    HAND_OVER = "hand-over"
+    """A follower gets the new certificate that the leader issued, and the leader's authority."""
+    RECONNECT = "reconnect"
+    """A follower connects anew, with that."""
+    RETIRE = "retire"
+    """It trusts its authority of now alone."""
+
+
+def new_rotation(by: str, *, authority: bool) -> Rotation:
+    """Return a rotation that is to begin.
+
+    Args:
+        by: who begins it, for others who find it under way.
+        authority: whether the authorities are to be replaced, too.
+    """
+    return {"id": uuid.uuid4().hex, "authority": authority, "operator": by, "ended": False}
+
+
+def under_way(leader: str, seen: Mapping[str, Certificates]) -> Rotation | None:
+    """Return the rotation that has not ended, that of the leader first; None if there is none."""
+    for role in sorted(seen, key=lambda role: role != leader):
+        rotation = seen[role]["rotation"]
+        if rotation and not rotation["ended"]:
+            return rotation
+    return None
+
+
+def next_step(
+    rotation: Rotation, leader: str, seen: Mapping[str, Certificates], names: Mapping[str, str]
+) -> tuple[Step, str] | None:
+    """Return what is to be done next, and with which member; None if there is nothing left that can be done.
+
+    Args:
+        rotation: the one that is under way, or to begin.
+        leader: the role of the member that the others follow.
+        seen: by role.
+        names: of the members, by role, as replication knows them.
+    """
+    last = {role: found["rotation"] for role, found in seen.items()}
+    # The leader last: until then nothing that a follower may still use is given up.
+    ordered = sorted(seen, key=lambda role: role == leader)
+    followers, issued, used = ordered[:-1], seen[leader]["issued"], seen[leader]["used"]
+    for role in ordered:
+        if (known := last[role]) is None or known["id"] != rotation["id"]:
+            return Step.RENEW, role
+    for role in followers:
+        if seen[role]["held"] != issued:
+            return Step.HAND_OVER, role
+    for role in followers:
+        if used.get(names[role]) != issued:
+            return Step.RECONNECT, role
+    for role in ordered:
+        known = last[role]
+        if known and not known["ended"] and not (role == leader and strangers(rotation, seen[role], names)):
+            return Step.RETIRE, role
+    return None
+
+
+def strangers(rotation: Rotation, leader: Certificates, names: Mapping[str, str]) -> list[str]:
+    """Return who replicates from the leader, is no member, and would be locked out with the authority of before."""
+    if not rotation["authority"]:
+        return []
+    old = {name for name, serial in leader["used"].items() if serial != leader["issued"]}
+    return sorted(old - set(names.values()))
+
+
+def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) -> bool:
+    """Rotate the certificates of every member, or finish a rotation that was begun; tell whether it has ended.
+
+    Args:
+        pair: or a server that stands alone, as a pair of one.
+        wanted: what is to begin if nothing is under way, or what is under way keeps the authorities and this does not;
+            None to finish only what is under way.
+        journal: records the steps.
+        by: who does this, for others who find it under way.
+
+    Raises:
+        SiteError: it was refused before anything was touched, or could not be finished, and is when this is run again:
+            until then what is old is trusted, too.
+    """
+    if wanted is None and not any(_is_open(member.movable.certificates()) for member in pair.members.values()):
+        return True
+    leader = _leader(pair)
+    with ExitStack() as stack:
+        writes = [stack.enter_context(member.movable.alone(by)) for member in pair.members.values()]
+
+        def record(lines: str) -> None:
+            for write in writes:
+                write(lines)
+
+        if _leader(pair) != leader:
+            msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
+            raise SiteError(msg)
+        with journal.writing_to(record):
+            found = under_way(leader, _look(pair))
+            if found:
+                journal.note(f"going on with the rotation begun by {found['operator']}", step="resume")
+                if not _finish(pair, leader, found, journal):
+                    return False
+            if wanted and (found is None or (wanted["authority"] and not found["authority"])):
+                return _finish(pair, leader, wanted, journal)
+            return True
+
+
+def rotation_in_words(names: Mapping[str, str], *, authority: bool) -> list[str]:
+    """Return in words what a rotation does, told without looking at any site."""
+    members = " and ".join(names.values())
+    alone, what = len(names) == 1, "another authority and new certificates" if authority else "new certificates"
+    return [
+        f"{members} {'gets' if alone else 'each get'} {what}, and reload",
+        *([] if alone else ["the standby connects anew with the certificate that the primary has issued to it"]),
+        *(["then the authorities of before are trusted by no server any more"] if authority else []),
+    ]
+
+
+def _is_open(seen: Certificates) -> bool:
+    rotation = seen["rotation"]
+    return rotation is not None and not rotation["ended"]
+
+
+def _look(pair: Pair) -> dict[str, Certificates]:
+    return {role: member.movable.certificates() for role, member in pair.members.items()}
+
+
+def _leader(pair: Pair) -> str:
+    """Return the role of the one primary of a pair whose members all run, and whose roles are not being moved."""
+    seen = look(pair)
+    for observation in seen.values():
+        if observation["state"] != "running":
+            msg = (
+                f"{pair.name}: {observation['name']} is {observation['state']} ({observation['detail']}), and "
+                f"certificates are rotated where every member runs; have it run, then run this again"
+            )
+            raise SiteError(msg)
+    known = told(seen)
+    if known and known["operation"]:
+        msg = (
+            f"{pair.name}: a {known['operation']['kind']} begun by {known['operation']['operator']} has not ended; "
+            f"finish it first: `harmony switchover --to {pair.names[known['operation']['target']]}`"
+        )
+        raise SiteError(msg)
+    primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
+    if len(primaries) != 1:
+        names = " and ".join(pair.names[role] for role in primaries) or "no member"
+        msg = f"{pair.name}: {names} is a primary; expected exactly one. Look at `harmony status`"
+        raise SiteError(msg)
+    return primaries[0]
+
+
+def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal) -> bool:
+    """Do what is next until nothing is left; tell whether the rotation has ended."""
+    seen = _look(pair)
+    while step := next_step(rotation, leader, seen, pair.names):
+        act, role = step
+        with journal.step(act, _words(pair, leader, rotation, act, role), id=rotation["id"]):
+            _act(pair, leader, rotation, act, role)
+        seen = _look(pair)
+    if waiting := strangers(rotation, seen[leader], pair.names):
+        text = (
+            f"{' and '.join(waiting)} replicates from {pair.names[leader]} with a certificate of the authority of "
+            f"before, which is therefore still trusted; give it the new one (`pulumi refresh`, `pulumi up`), then run "
+            f"this again"
+        )
+        journal.note(text, step="retire", state="warning")
+    return not waiting
+
+
+def _act(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -> None:
+    site, source = pair.members[role].movable, pair.members[leader].movable
+    match step:
+        case Step.RENEW:
+            site.renew(rotation)
+        case Step.HAND_OVER:
+            site.follow(source.offer())
+        case Step.RECONNECT:
+            name = pair.names[role]
+            source.reconnect(name)
+            wait_for(
+                f"{name}, connected to {pair.names[leader]} with its new certificate",
+                source.certificates,
+                lambda seen: seen["used"].get(name) == seen["issued"],
+                deadline=pair.deadline,
+                advice=f"Look at the end of the log of {name}, and run this again.",
+            )
+        case Step.RETIRE:
+            site.settle()
+
+
+def _words(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -> str:
+    name = pair.names[role]
+    return {
+        Step.RENEW: f"{name} gets {'another authority and ' if rotation['authority'] else ''}new certificates",
+        Step.HAND_OVER: f"{name} gets the certificate that {pair.names[leader]} has issued to it",
+        Step.RECONNECT: f"{name} connects anew to {pair.names[leader]}, with that certificate",
+        Step.RETIRE: f"{name} trusts its authority of now alone",
+    }[step]
