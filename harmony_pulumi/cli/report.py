@@ -427,10 +427,9 @@ def _certificate_findings(database: str, member: MemberStatus) -> Iterator[Findi
         if severity is None:
             continue
         when = f"expires in {days(left)}" if left >= 0 else "has expired"
-        advice = (
-            "" if certificate.name == "ca" else "; a changed certificate_lifetime_days makes new ones at `pulumi up`"
-        )
-        message = f"has the certificate {certificate.name!r}, which {when} ({certificate.expires[:10]}){advice}"
+        command = "harmony rotate-certificates" + (" --authority" if certificate.name == "ca" else "")
+        which = f"{certificate.name!r}, which {when} ({certificate.expires[:10]})"
+        message = f"has the certificate {which}; `{command}` makes a new one"
         yield Finding(severity, "certificate", database, member.name, message)
 
 

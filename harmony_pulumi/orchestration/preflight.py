@@ -103,7 +103,7 @@ def certificates(target: Observation, now: datetime) -> Iterator[Check]:
         if text is None:
             yield Check("certificate", "problem", f"{target['name']} has no certificate {name!r}; run `pulumi up`")
         elif datetime.fromisoformat(text) <= now.astimezone(UTC):
-            found = f"{name!r} of {target['name']} expired {text}; a changed certificate_lifetime_days makes a new one"
+            found = f"{name!r} of {target['name']} expired {text}; `harmony rotate-certificates` makes a new one"
             yield Check("certificate", "problem", found)
         else:
             yield Check("certificate", "ok", f"{name!r} of {target['name']} is valid until {text[:10]}")

@@ -63,11 +63,12 @@ def next_step(
         names: of the members, by role, as replication knows them.
     """
     last = {role: found["rotation"] for role, found in seen.items()}
+    renewed = {role: known for role, known in last.items() if known and known["id"] == rotation["id"]}
     # The leader last: until then nothing that a follower may still use is given up.
     ordered = sorted(seen, key=lambda role: role == leader)
     followers, issued, used = ordered[:-1], seen[leader]["issued"], seen[leader]["used"]
     for role in ordered:
-        if (known := last[role]) is None or known["id"] != rotation["id"]:
+        if role not in renewed:
             return Step.RENEW, role
     for role in followers:
         if seen[role]["held"] != issued:
@@ -76,17 +77,16 @@ def next_step(
         if used.get(names[role]) != issued:
             return Step.RECONNECT, role
     for role in ordered:
-        known = last[role]
-        if known and not known["ended"] and not (role == leader and strangers(rotation, seen[role], names)):
+        if not renewed[role]["ended"] and not strangers(rotation, seen[role], names):
             return Step.RETIRE, role
     return None
 
 
-def strangers(rotation: Rotation, leader: Certificates, names: Mapping[str, str]) -> list[str]:
-    """Return who replicates from the leader, is no member, and would be locked out with the authority of before."""
+def strangers(rotation: Rotation, source: Certificates, names: Mapping[str, str]) -> list[str]:
+    """Return who replicates from a member, is none, and would be locked out with its authority of before."""
     if not rotation["authority"]:
         return []
-    old = {name for name, serial in leader["used"].items() if serial != leader["issued"]}
+    old = {name for name, serial in source["used"].items() if serial != source["issued"]}
     return sorted(old - set(names.values()))
 
 
@@ -181,11 +181,11 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal) -> bo
         with journal.step(act, _words(pair, leader, rotation, act, role), id=rotation["id"]):
             _act(pair, leader, rotation, act, role)
         seen = _look(pair)
-    if waiting := strangers(rotation, seen[leader], pair.names):
+    waiting = {role: found for role in seen if (found := strangers(rotation, seen[role], pair.names))}
+    for role, names in waiting.items():
         text = (
-            f"{' and '.join(waiting)} replicates from {pair.names[leader]} with a certificate of the authority of "
-            f"before, which is therefore still trusted; give it the new one (`pulumi refresh`, `pulumi up`), then run "
-            f"this again"
+            f"{' and '.join(names)} replicates from {pair.names[role]} with a certificate of the authority of before, "
+            f"which is still trusted for that; give it the new one (`pulumi refresh`, `pulumi up`), and run this again"
         )
         journal.note(text, step="retire", state="warning")
     return not waiting

@@ -374,7 +374,7 @@ def test_a_switchover_that_could_not_go_well_is_refused_before_anything_is_touch
     valid = (tls / "server.crt").read_text()
     authority = certificates.KeyPair((tls / "ca.crt").read_text(), (tls / "ca.key").read_text())
     (tls / "server.crt").write_text(certificates.make_server(authority, "localhost", 0).certificate)
-    refused("'server' of toronto expired", "a changed certificate_lifetime_days makes a new one")
+    refused("'server' of toronto expired", "`harmony rotate-certificates` makes a new one")
     (tls / "server.crt").write_text(valid)
 
     with clients(stack) as running:

@@ -12,7 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.site import Beyond, Fork, Observation, Rejoining, Roles, Survey, Terms, Token
+from harmony_pulumi.capabilities.site import (
+    Beyond,
+    Certificates,
+    Fork,
+    Observation,
+    Rejoining,
+    Roles,
+    Rotation,
+    Survey,
+    Terms,
+    Token,
+)
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 
@@ -82,6 +93,21 @@ class Server:
     """Whether a rewind of it fails half-way."""
     kept: list[list[Record]] = field(default_factory=list[list[Record]])
     """What was put aside: WAL that it alone had, and data directories that were replaced."""
+    rotation: Rotation | None = None
+    authority: int = 0
+    """How often it was replaced."""
+    trusted: set[int] = field(default_factory=lambda: {0})
+    renewals: list[str] = field(default_factory=list[str])
+    """The rotations that it made certificates for."""
+    held: tuple[int, str] = (0, "")
+    """The certificate with which it connects: its issuer's authority, and its serial number."""
+    shown: str = ""
+    """The one with which it is connected."""
+
+    @property
+    def issued(self) -> tuple[int, str]:
+        """The certificate that it gives to those who follow it."""
+        return self.authority, f"{self.name} {len(self.renewals)}"
 
     @property
     def running(self) -> bool:
@@ -154,6 +180,7 @@ class World:
         second = Server("replica", NAMES["replica"], "for_toronto", source="primary", signal=True, in_recovery=True)
         for server in (first, second):
             server.wal, server.replayed = [(1, "initdb")], 1
+        second.held, second.shown = first.issued, first.issued[1]
         self.servers = {"primary": first, "replica": second}
         self.synchronous = False
         """Whether the pair is declared so."""
@@ -178,6 +205,8 @@ class World:
         """What is to happen at every point."""
         self.shown: list[str] = []
         self.checkpoints = 0
+        self.strangers: dict[str, str] = {}
+        """Who replicates from the primary, is no member, and the serial number of its certificate."""
         self._epochs = {"primary": 0, "replica": 0}
 
     # -- time --------------------------------------------------------------------------------------------------------
@@ -609,14 +638,18 @@ class MemorySite:
 
     def offer(self) -> Mapping[str, Any]:
         self._point("offer: before")
-        return {"role": self.server.role, "system_identifier": self.server.system_identifier}
+        server = self.server
+        return {"role": server.role, "system_identifier": server.system_identifier, "issued": server.issued}
 
     def follow(self, source: Mapping[str, Any]) -> None:
         self._point("follow: before")
         if source["system_identifier"] != self.server.system_identifier:
             raise SiteError(f"{self.server.name} holds another database; clone it anew")
         assert not self.server.leads, "a running primary was told to follow"
+        connects = self.server.source != source["role"] or not self.server.running
         self.server.source, self.server.signal, self.server.waits_for = source["role"], True, []
+        self.server.held = source["issued"]
+        self.server.shown = self.server.held[1] if connects else self.server.shown
         self._point("follow: configured")
         self.server.start()
         self._point("follow: after")
@@ -726,6 +759,44 @@ class MemorySite:
         known = self.server.roles
         if known is None or known["active"] != known["me"]:
             raise SiteError(f"{self.server.name}: was told that {known and known['active']} is active")
+
+    # -- certificates --
+
+    def certificates(self) -> Certificates:
+        self._point("certificates: before")
+        self._query()
+        others = [other for other in self.world.servers.values() if other.source == self.server.role]
+        used = {other.name: other.shown for other in others if self.world.connected(other)}
+        used |= self.world.strangers if self.server.leads else {}
+        issued, held = self.server.issued[1], self.server.held[1]
+        return {"rotation": self.server.rotation, "issued": issued, "held": held, "used": used}
+
+    def renew(self, rotation: Rotation) -> None:
+        self._point("renew: before")
+        server = self.server
+        assert server.holder is not None, "must be called within `alone`"
+        if server.rotation is None or server.rotation["id"] != rotation["id"]:
+            server.authority += rotation["authority"]
+            server.trusted.add(server.authority)
+            server.renewals.append(rotation["id"])
+            server.rotation = rotation
+        self._point("renew: after")
+
+    def reconnect(self, follower: str) -> None:
+        self._point("reconnect: before")
+        self._query()
+        for other in self.world.servers.values():
+            if other.name == follower and other.linked and other.source == self.server.role:
+                other.shown = other.held[1]
+        self._point("reconnect: after")
+
+    def settle(self) -> None:
+        self._point("settle: before")
+        server = self.server
+        server.trusted = {server.authority}
+        if server.rotation:
+            server.rotation = {**server.rotation, "ended": True}
+        self._point("settle: after")
 
 
 def pair_site(world: World, role: str) -> MemorySite:

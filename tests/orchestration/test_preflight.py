@@ -83,7 +83,7 @@ OF_THE_TARGET: list[tuple[dict[str, Any], list[str]]] = [
         {"certificates": {"replication": EXPIRED}},
         [
             "certificate: toronto has no certificate 'server'; run `pulumi up`",
-            f"certificate: 'replication' of toronto expired {EXPIRED}; a changed certificate_lifetime_days makes a new",
+            f"certificate: 'replication' of toronto expired {EXPIRED}; `harmony rotate-certificates` makes a new",
         ],
     ),
     ({"certificates": {"server": ALMOST, "replication": ALMOST, "ca": EXPIRED}}, []),

@@ -1,0 +1,327 @@
+"""The rotation of certificates: which step is next, and the runner over sites in memory, cut off and failing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.capabilities.site import Certificates, Rotation
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.rotation import (
+    Step,
+    new_rotation,
+    next_step,
+    rotate,
+    rotation_in_words,
+    strangers,
+    under_way,
+)
+from tests.orchestration.code import REAL, pair_of, reach
+from tests.orchestration.sites import NAMES, Killed, World, roles
+
+BY = "a test"
+LEADER, FOLLOWER = "primary", "replica"
+
+
+def rotation(id_: str = "one", **changes: Any) -> Rotation:
+    return Rotation(**{"id": id_, "authority": True, "operator": BY, "ended": False, **changes})  # type: ignore[typeddict-item]
+
+
+def found(**changes: Any) -> Certificates:
+    seen = {"rotation": rotation(), "issued": "", "held": "", "used": {}, **changes}
+    return Certificates(**seen)  # type: ignore[typeddict-item]
+
+
+def leading(used: str = "new", **changes: Any) -> Certificates:
+    return found(**{"issued": "new", "used": {"toronto": used}, **changes})
+
+
+def following(**changes: Any) -> Certificates:
+    return found(**{"issued": "its own", "held": "new", **changes})
+
+
+ENDED: dict[str, Any] = {"rotation": rotation(ended=True)}
+STRANGER = {"toronto": "new", "halifax": "old"}
+
+
+@pytest.mark.parametrize(
+    ("leader", "follower", "step"),
+    [
+        (leading(rotation=None), following(rotation=None), (Step.RENEW, FOLLOWER)),
+        (leading(rotation=None), following(rotation=rotation("another")), (Step.RENEW, FOLLOWER)),
+        (leading(rotation=rotation("another", ended=True)), following(), (Step.RENEW, LEADER)),
+        (leading(rotation=None), following(), (Step.RENEW, LEADER)),
+        (leading("old"), following(held="old"), (Step.HAND_OVER, FOLLOWER)),
+        (leading("old"), following(), (Step.RECONNECT, FOLLOWER)),
+        (found(issued="new"), following(), (Step.RECONNECT, FOLLOWER)),
+        (leading(), following(), (Step.RETIRE, FOLLOWER)),
+        (leading(), following(**ENDED), (Step.RETIRE, LEADER)),
+        (leading(**ENDED), following(**ENDED), None),
+        (found(issued="new", used=STRANGER), following(), (Step.RETIRE, FOLLOWER)),
+        (found(issued="new", used=STRANGER), following(**ENDED), None),
+        (leading(), following(used={"halifax": "old"}), (Step.RETIRE, LEADER)),
+    ],
+)
+def test_what_is_next_is_told_from_what_was_seen(
+    leader: Certificates, follower: Certificates, step: tuple[Step, str] | None
+) -> None:
+    assert next_step(rotation(), LEADER, {LEADER: leader, FOLLOWER: follower}, NAMES) == step
+
+
+def test_the_authority_of_before_stays_trusted_while_a_stranger_needs_it() -> None:
+    leader = found(issued="new", used=STRANGER)
+    assert strangers(rotation(), leader, NAMES) == ["halifax"]
+    assert strangers(rotation(authority=False), leader, NAMES) == []
+    assert strangers(rotation(), leading("old"), NAMES) == []
+    plain = rotation(authority=False)
+    seen = {LEADER: {**leader, "rotation": plain}, FOLLOWER: following(rotation={**plain, "ended": True})}
+    assert next_step(plain, LEADER, seen, NAMES) == (Step.RETIRE, LEADER)  # type: ignore[arg-type]
+
+
+def test_of_two_rotations_that_have_not_ended_that_of_the_leader_goes_on() -> None:
+    one, other = rotation("one"), rotation("other")
+    assert under_way(LEADER, {LEADER: found(rotation=one), FOLLOWER: found(rotation=other)}) == one
+    assert under_way(FOLLOWER, {LEADER: found(rotation=one), FOLLOWER: found(rotation=other)}) == other
+    assert under_way(LEADER, {LEADER: found(**ENDED), FOLLOWER: found(rotation=other)}) == other
+    assert under_way(LEADER, {LEADER: found(**ENDED), FOLLOWER: found(rotation=None)}) is None
+
+
+# -- the runner --------------------------------------------------------------------------------------------------------
+
+
+def run(world: World, wanted: Rotation | None) -> bool:
+    world.dead = False
+    return rotate(pair_of(REAL, world), wanted, Journal("orders", "rotate", world.shown.append), by=BY)
+
+
+def can_connect(world: World, label: str) -> None:
+    """The follower would be let in, did it have to connect just now, and is connected."""
+    for server in world.servers.values():
+        if server.in_recovery and server.source:
+            assert server.held[0] in world.servers[server.source].trusted, label
+            assert world.connected(server), label
+
+
+def watched(*, active: str = LEADER) -> World:
+    world = World()
+    if active != LEADER:
+        reach(REAL, world, active, 1)
+    world.labels.clear()
+    world.count = 0
+    world.whenever = can_connect
+    return world
+
+
+def insist_on_rotated(world: World, leader: str, times: int = 1, *, authority: bool = True) -> None:
+    follower = world.servers[FOLLOWER if leader == LEADER else LEADER]
+    assert follower.held == world.servers[leader].issued
+    assert follower.shown == follower.held[1]
+    for server in world.servers.values():
+        assert len(server.renewals) == times
+        assert server.trusted == {server.authority} == ({times} if authority else {0})
+        assert server.rotation is not None
+        assert server.rotation["ended"]
+        assert server.holder is None
+    assert world.commits(world.servers[leader]) == world.acknowledged
+
+
+@pytest.mark.parametrize("active", [LEADER, FOLLOWER])
+@pytest.mark.parametrize("authority", [False, True])
+def test_a_rotation_renews_both_and_ends(active: str, authority: bool) -> None:
+    world = watched(active=active)
+    assert run(world, new_rotation(BY, authority=authority))
+    insist_on_rotated(world, active, authority=authority)
+    world.labels.clear()
+    assert run(World(), None)
+    assert run(world, None), "nothing is under way"
+    assert not [label for label in world.labels if "alone" in label], "nobody is kept out for that"
+    insist_on_rotated(world, active, authority=authority)
+    assert run(world, new_rotation(BY, authority=authority))
+    insist_on_rotated(world, active, 2, authority=authority)
+
+
+@pytest.mark.parametrize("authority", [False, True])
+def test_what_is_done_is_said_as_it_is_and_before(authority: bool) -> None:
+    world = watched()
+    run(world, new_rotation(BY, authority=authority))
+    what = "another authority and new certificates" if authority else "new certificates"
+    assert world.shown == [
+        f"orders: toronto gets {what}",
+        f"orders: montreal gets {what}",
+        "orders: toronto gets the certificate that montreal has issued to it",
+        "orders: toronto connects anew to montreal, with that certificate",
+        "orders: toronto trusts its authority of now alone",
+        "orders: montreal trusts its authority of now alone",
+    ]
+    last = ["then the authorities of before are trusted by no server any more"] if authority else []
+    assert rotation_in_words(NAMES, authority=authority) == [
+        f"montreal and toronto each get {what}, and reload",
+        "the standby connects anew with the certificate that the primary has issued to it",
+        *last,
+    ]
+    assert rotation_in_words({"server": "montreal"}, authority=authority) == [
+        f"montreal gets {what}, and reload",
+        *last,
+    ]
+
+
+def test_a_rotation_is_recorded_at_both_sites() -> None:
+    world = watched()
+    run(world, new_rotation(BY, authority=True))
+    steps = ["renew", "renew", "hand-over", "reconnect", "retire", "retire"]
+    for server in world.servers.values():
+        found = [line.split('"step":"')[1].partition('"')[0] for line in server.events.splitlines() if '"done"' in line]
+        assert found == steps
+
+
+def kill(world: World, label: str) -> None:
+    world.dead = True
+    raise Killed(label)
+
+
+def fail(world: World, label: str) -> None:
+    raise SiteError(f"failed at {label}")
+
+
+@pytest.mark.parametrize("what", [kill, fail])
+@pytest.mark.parametrize("active", [LEADER, FOLLOWER])
+def test_cut_off_anywhere_and_run_again_nothing_is_made_twice(what: Callable[[World, str], None], active: str) -> None:
+    whole = watched(active=active)
+    run(whole, new_rotation(BY, authority=True))
+    for number, label in enumerate(whole.labels):
+        if what is fail and (".observe" in label or ".record" in label):
+            continue  # Looking never raises, and what cannot be recorded is done all the same.
+        world = watched(active=active)
+        world.at[number] = what
+        with pytest.raises((Killed, SiteError)):
+            run(world, new_rotation(BY, authority=True))
+        for server in world.servers.values():
+            server.holder = None  # The lock ends with whoever held it.
+        begun = under_way(active, {role: found(rotation=s.rotation) for role, s in world.servers.items()})
+        ended = all(server.rotation and server.rotation["ended"] for server in world.servers.values())
+        assert run(world, new_rotation("the second", authority=True))
+        insist_on_rotated(world, active, 2 if ended else 1)
+        assert begun is None or all(server.renewals == [begun["id"]] for server in world.servers.values()), label
+
+
+def test_what_keeps_the_authorities_is_finished_before_one_that_replaces_them() -> None:
+    world = watched()
+    world.servers[LEADER].rotation = rotation(authority=False)
+    world.servers[LEADER].renewals.append("one")
+    assert run(world, rotation("two"))
+    assert [server.renewals for server in world.servers.values()] == [["one", "two"], ["one", "two"]]
+    assert "going on with the rotation begun by a test" in world.shown[0]
+    world = watched()
+    world.servers[LEADER].rotation = rotation(authority=False)
+    world.servers[LEADER].renewals.append("one")
+    assert run(world, rotation("two", authority=False))
+    assert [server.renewals for server in world.servers.values()] == [["one"], ["one"]]
+    world = watched()
+    world.servers[LEADER].rotation = rotation()
+    world.servers[LEADER].renewals.append("one")
+    assert run(world, rotation("two", authority=False))
+    assert [server.renewals for server in world.servers.values()] == [["one"], ["one"]]
+
+
+def test_a_rotation_that_a_stranger_keeps_open_is_ended_once_that_has_the_new_certificate() -> None:
+    world = watched()
+    world.strangers = {"halifax": "old"}
+    assert not run(world, new_rotation(BY, authority=True))
+    leader = world.servers[LEADER]
+    assert leader.trusted == {0, 1}
+    assert "halifax replicates from montreal with a certificate of the authority of before" in world.shown[-1]
+    assert not run(world, None)
+    assert not run(world, new_rotation(BY, authority=True))
+    world.strangers = {"halifax": leader.issued[1]}
+    assert run(world, None)
+    insist_on_rotated(world, LEADER)
+
+
+def stop_toronto(world: World) -> None:
+    world.stop(world.servers[FOLLOWER])
+
+
+def cut_toronto_off(world: World) -> None:
+    world.servers[FOLLOWER].unreachable = True
+
+
+def begin_a_switchover(world: World) -> None:
+    operation = {
+        "id": "x", "kind": "switchover", "epoch": 1, "source": LEADER, "target": FOLLOWER,
+        "operator": "somebody", "prepared": False, "token": None, "given_up": "",
+    }  # fmt: skip
+    world.servers[LEADER].roles = roles(0, LEADER, operation=operation)
+
+
+def lose_the_primary(world: World) -> None:
+    leader = world.servers[LEADER]
+    leader.in_recovery = leader.signal = True
+
+
+def promote_toronto(world: World) -> None:
+    world.check = lambda: None  # type: ignore[method-assign]
+    world.servers[FOLLOWER].in_recovery = False
+
+
+def somebody_is_at_work(world: World) -> None:
+    world.servers[FOLLOWER].holder = "somebody else"
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (stop_toronto, "toronto is stopped (no server process), and certificates are rotated where every member runs"),
+        (cut_toronto_off, "toronto is unreachable"),
+        (
+            begin_a_switchover,
+            "a switchover begun by somebody has not ended; finish it first: `harmony switchover --to t",
+        ),
+        (lose_the_primary, "no member is a primary; expected exactly one"),
+        (promote_toronto, "montreal and toronto is a primary; expected exactly one"),
+        (somebody_is_at_work, "somebody else has held it"),
+    ],
+)
+def test_what_is_refused_touches_nothing(happens: Callable[[World], None], said: str) -> None:
+    world = World()
+    happens(world)
+    with pytest.raises(SiteError) as caught:
+        run(world, new_rotation(BY, authority=True))
+    assert said in str(caught.value)
+    assert [server.renewals for server in world.servers.values()] == [[], []]
+
+
+def test_roles_that_move_before_the_lock_is_held_are_noticed() -> None:
+    world = watched()
+    world.whenever = None
+
+    def move(world: World, label: str) -> None:
+        if label == "toronto.alone: before" and not world.servers[LEADER].in_recovery:
+            world.servers[LEADER].in_recovery, world.servers[FOLLOWER].in_recovery = True, False
+
+    world.busy = False
+    world.whenever = move
+    with pytest.raises(SiteError, match="somebody else was moving its roles until a moment ago"):
+        run(world, new_rotation(BY, authority=True))
+
+
+def test_a_follower_that_does_not_come_back_leaves_the_rotation_open_and_both_trusted() -> None:
+    world = watched()
+    world.whenever = None
+
+    def cut(world: World, label: str) -> None:
+        world.servers[FOLLOWER].linked = False
+
+    run(world, new_rotation(BY, authority=True))
+    number = world.labels.index("montreal.reconnect: before")
+    world = watched()
+    world.whenever = None
+    world.at[number] = cut
+    with pytest.raises(SiteError, match="toronto, connected to montreal with its new certificate: not within"):
+        run(world, new_rotation(BY, authority=True))
+    assert world.servers[LEADER].trusted == {0, 1}
+    world.mend()
+    assert run(world, None)
+    insist_on_rotated(world, LEADER)
