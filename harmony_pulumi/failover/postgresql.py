@@ -103,7 +103,7 @@ class FailoverPostgreSQL(Failover[T]):
                 "follows": outer.source is not None,
                 "deadline": config.deadlines.stream,
                 **({"fence_commands": fences} if fences else {}),
-                "certificates": {
+                "rotation": {
                     "lifetime_days": config.certificate_lifetime_days,
                     "generation": config.certificate_generation,
                     "authority": config.authority_generation,

@@ -101,8 +101,8 @@ def _desired(props: Mapping[str, Any]) -> Desired:
 
 def _changed_certificates(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return what is declared otherwise of the members' certificates."""
-    before = old.get("certificates") or new["certificates"]
-    return [key for key, value in new["certificates"].items() if before.get(key) != value]
+    before = old.get("rotation") or new["rotation"]
+    return [key for key, value in new["rotation"].items() if before.get(key) != value]
 
 
 def _names(props: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from harmony_pulumi import Authentication
 from harmony_pulumi.cli.main import app
 from harmony_pulumi.hosts.postgresql.files import hba
 from harmony_pulumi.hosts.postgresql.layout import Layout
+from harmony_pulumi.orchestration import rotation
 from harmony_pulumi.orchestration.switchover import Step
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, changed, project_of
 
@@ -195,7 +196,10 @@ def test_the_event_log_page_names_every_step() -> None:
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     sources = [file.read_text() for file in (ROOT / "harmony_pulumi").rglob("*.py")]
     steps = re.compile(r"journal\.(?:step|progress)\(\s*\"([a-z-]+)\"|\bstep=\"([a-z-]+)\"")
-    known = {one or other for text in sources for one, other in steps.findall(text)} - {"note"} | {*Step}
+    known = {one or other for text in sources for one, other in steps.findall(text)} - {"note"} | {
+        *Step,
+        *rotation.Step,
+    }
     assert known >= {"clone", "set-aside", "streaming", "leave"}
     assert {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)} == known
 

@@ -69,6 +69,8 @@ def test_the_diffs_of_a_pr_check_read_well_and_hold_no_secret(stack: Stack) -> N
     shown["changed_setting"] = stack.preview()
     write(stack, 'slot_size_bound="20GB"')
     shown["changed_slot_size_bound"] = stack.preview()
+    write(stack, "authority_generation=1")
+    shown["rotated_authority"] = stack.preview()
     write(stack, 'members={"toronto": MemberPlacement(directory="/srv/toronto")}')
     shown["replacement"] = stack.preview()
     write(stack, active='Active("replica", epoch=1)')
