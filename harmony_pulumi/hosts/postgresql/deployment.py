@@ -143,6 +143,7 @@ class Deployment:
 
     def _make(self, server: Server, marker: Marker, existing: adoption.Existing | None) -> Mapping[str, Any]:
         self._certificates(server)
+        self._source_certificates(server, keep_newer=False)
         fresh = marker.state == "making"
         if existing:
             self._take_over(server, marker, existing)
@@ -365,19 +366,19 @@ class Deployment:
         # While a rotation is under way, the authority of before is trusted, too.
         trusted = server.read(server.layout.tls, ["trusted.crt"])["trusted.crt"] or ""
         texts["trusted.crt"] = trusted if authority.certificate in trusted else authority.certificate
-        paths = {f"{server.layout.tls}/{name}": text for name, text in texts.items()}
-        server.write({**paths, **self._source_certificates(server)})
+        server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
 
-    def _source_certificates(self, server: Server) -> dict[str, str]:
-        """Return the files by which a replica connects to its source, by their paths.
+    def _source_certificates(self, server: Server, *, keep_newer: bool) -> None:
+        """Write the files by which a replica connects to its source.
 
-        A rotation by command gave it newer ones than a stack that has not been refreshed knows of: they stay.
+        A rotation by command may have given it newer ones than a stack that was not refreshed knows of.
         """
         source = self.props.get("source")
+        if not source:
+            return
         held = server.read(server.layout.tls, ["source-client.crt"])["source-client.crt"]
-        if not source or (held and certificates.is_newer(held, source["certs"]["client_certificate"])):
-            return {}
-        return files.source_certificates(source["certs"], server.layout)
+        if not (keep_newer and held and certificates.is_newer(held, source["certs"]["client_certificate"])):
+            server.write(files.source_certificates(source["certs"], server.layout))
 
     def _renew(self, server: Server, before: Mapping[str, Any]) -> None:
         """Make new certificates if what is declared of them has changed, once, also where a run was cut off."""
@@ -580,6 +581,7 @@ class Deployment:
         with self._alone():
             marker, server = self.existing()
             self._certificates(server)
+            self._source_certificates(server, keep_newer=True)
             self._renew(server, before)
             self._refuse_altered(server, marker)
             self._change(server, marker)
