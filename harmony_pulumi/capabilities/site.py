@@ -440,7 +440,7 @@ class RoleSite(PostgreSQLSite, Protocol):
         """End the connection of a member that replicates from here, by its name, so that it connects anew."""
         ...
 
-    def settle(self) -> None:
+    def distrust(self) -> None:
         """Trust the authority of now alone: the rotation has ended."""
         ...
 

@@ -5,18 +5,17 @@ Thin: what is next is decided in `orchestration`. It needs neither the stack's l
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harmony_pulumi.cli.operating import Yes, acting, ask
 from harmony_pulumi.cli.subject import SiteFile, Subject, read_subject
-from harmony_pulumi.cli.operating import ask
 from harmony_pulumi.cli.terminal import Cwd, Stack, console, refuse
 
 if TYPE_CHECKING:
-    from harmony_pulumi.orchestration.runner import Pair
+    from harmony_pulumi.orchestration.members import Pair
 
 EPILOG = (
     "Exit status: 0, done. 1, refused or not ended: the message says why; what is old is then still trusted. 2, wrong "
@@ -42,15 +41,13 @@ def rotate_certificates(
     stack: Stack = None,
     cwd: Cwd = Path(),
     site: SiteFile = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Renew the certificates of every server of a database, while clients and replication go on.
 
     Servers reload; the standby connects anew once. Clients need to do nothing. Afterwards the command says what to run
     so that the stack knows.
     """
-    from harmony_pulumi.errors import SiteError
-    from harmony_pulumi.orchestration.journal import Journal, operator
     from harmony_pulumi.orchestration.rotation import new_rotation, rotate, rotation_in_words
 
     pair = _chosen(read_subject(site, cwd, stack), database)
@@ -58,27 +55,20 @@ def rotate_certificates(
         for line in rotation_in_words(pair.names, authority=authority):
             console().print(line, markup=False)
         ask(f"Rotate the certificates of {pair.name} now?")
-    by = operator("`harmony rotate-certificates`")
-    journal = Journal(pair.name, "rotate", lambda line: console().print(line, markup=False, soft_wrap=True))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    try:
+    with acting(pair, "rotate-certificates", next(iter(pair.members)), again="harmony rotate-certificates") as (
+        journal,
+        by,
+    ):
         ended = rotate(pair, new_rotation(by, authority=authority), journal, by=by)
-    except SiteError as error:
-        refuse(str(error), status=1)
-    except KeyboardInterrupt:
-        refuse("interrupted: run `harmony rotate-certificates` again to finish what was begun", status=130)
-    console().print(
-        "Now have the stack know, in its folder:\n  pulumi refresh\n  pulumi up", markup=False, highlight=False
-    )
+    console().print("Now have the stack know, in its folder:\n  pulumi refresh\n  pulumi up", markup=False)
     raise typer.Exit(0 if ended else 1)
 
 
 def _chosen(subject: Subject, name: str | None) -> Pair:
     """Return the database to act on, a lone server as a pair of one; or end with a plain message."""
+    from harmony_pulumi.orchestration.members import Pair
     from harmony_pulumi.orchestration.pair import has_roles, pair_of
     from harmony_pulumi.orchestration.replication import members_of
-    from harmony_pulumi.orchestration.runner import Pair
 
     known = [d for d in subject.databases if not d.is_group or has_roles(d.handle)]
     wanted = [d for d in known if name in (None, d.name)]

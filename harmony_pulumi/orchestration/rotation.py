@@ -15,7 +15,7 @@ from enum import StrEnum
 from harmony_pulumi.capabilities.site import Certificates, Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.runner import Pair, look, told
+from harmony_pulumi.orchestration.members import Pair, look, told
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -28,7 +28,7 @@ class Step(StrEnum):
     """A follower gets the new certificate that the leader issued, and the leader's authority."""
     RECONNECT = "reconnect"
     """A follower connects anew, with that."""
-    RETIRE = "retire"
+    DISTRUST = "distrust"
     """It trusts its authority of now alone."""
 
 
@@ -78,7 +78,7 @@ def next_step(
             return Step.RECONNECT, role
     for role in ordered:
         if not renewed[role]["ended"] and not strangers(rotation, seen[role], names):
-            return Step.RETIRE, role
+            return Step.DISTRUST, role
     return None
 
 
@@ -96,7 +96,7 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
     Args:
         pair: or a server that stands alone, as a pair of one.
         wanted: what is to begin if nothing is under way, or what is under way keeps the authorities and this does not;
-            None to finish only what is under way.
+            None to finish only what is under way, where every member runs.
         journal: records the steps.
         by: who does this, for others who find it under way.
 
@@ -104,7 +104,7 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
         SiteError: it was refused before anything was touched, or could not be finished, and is when this is run again:
             until then what is old is trusted, too.
     """
-    if wanted is None and not any(_is_open(member.movable.certificates()) for member in pair.members.values()):
+    if wanted is None and not _may_finish(pair):
         return True
     leader = _leader(pair)
     with ExitStack() as stack:
@@ -139,9 +139,13 @@ def rotation_in_words(names: Mapping[str, str], *, authority: bool) -> list[str]
     ]
 
 
-def _is_open(seen: Certificates) -> bool:
-    rotation = seen["rotation"]
-    return rotation is not None and not rotation["ended"]
+def _may_finish(pair: Pair) -> bool:
+    """Tell whether a rotation is under way, and every member is there for it."""
+    seen = look(pair)
+    known = told(seen)
+    if any(observation["state"] != "running" for observation in seen.values()) or (known and known["away"]):
+        return False
+    return under_way("", _look(pair)) is not None
 
 
 def _look(pair: Pair) -> dict[str, Certificates]:
@@ -163,6 +167,11 @@ def _leader(pair: Pair) -> str:
         msg = (
             f"{pair.name}: a {known['operation']['kind']} begun by {known['operation']['operator']} has not ended; "
             f"finish it first: `harmony switchover --to {pair.names[known['operation']['target']]}`"
+        )
+        raise SiteError(msg)
+    if known and known["away"]:
+        msg = (
+            f"{pair.name}: {pair.names[known['away']['member']]} was left behind by a failover; `harmony rejoin` first"
         )
         raise SiteError(msg)
     primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
@@ -187,7 +196,7 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal) -> bo
             f"{' and '.join(names)} replicates from {pair.names[role]} with a certificate of the authority of before, "
             f"which is still trusted for that; give it the new one (`pulumi refresh`, `pulumi up`), and run this again"
         )
-        journal.note(text, step="retire", state="warning")
+        journal.note(text, step="distrust", state="warning")
     return not waiting
 
 
@@ -208,8 +217,8 @@ def _act(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -> 
                 deadline=pair.deadline,
                 advice=f"Look at the end of the log of {name}, and run this again.",
             )
-        case Step.RETIRE:
-            site.settle()
+        case Step.DISTRUST:
+            site.distrust()
 
 
 def _words(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -> str:
@@ -218,5 +227,5 @@ def _words(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -
         Step.RENEW: f"{name} gets {'another authority and ' if rotation['authority'] else ''}new certificates",
         Step.HAND_OVER: f"{name} gets the certificate that {pair.names[leader]} has issued to it",
         Step.RECONNECT: f"{name} connects anew to {pair.names[leader]}, with that certificate",
-        Step.RETIRE: f"{name} trusts its authority of now alone",
+        Step.DISTRUST: f"{name} trusts its authority of now alone",
     }[step]

@@ -36,9 +36,9 @@ _MOMENT = re.compile(
     r"^(\S+ \S+) UTC .*(replication terminated|terminating walreceiver|could not receive|started stre)"
 )
 BOUNDARIES = [
-    f"{step}:{state}" for step in ("renew", "hand-over", "reconnect", "retire") for state in ("started", "done")
+    f"{step}:{state}" for step in ("renew", "hand-over", "reconnect", "distrust") for state in ("started", "done")
 ]
-TWICE = {"renew", "retire"}
+TWICE = {"renew", "distrust"}
 """What is done at each member."""
 
 
@@ -177,8 +177,10 @@ def test_a_rotation_by_command_disconnects_nobody_and_interrupts_the_stream_once
     stack.up("--expect-no-changes")
     insist_on_rotated(stack, before, "primary", authority=authority)
     events = json.loads(harmony(stack, "events", "--json"))
-    steps = [event["step"] for event in events if event["operation"] == "rotate" and event["state"] == "done"]
-    assert steps == ["renew", "renew", "hand-over", "reconnect", "retire", "retire"]
+    steps = [
+        event["step"] for event in events if event["operation"] == "rotate-certificates" and event["state"] == "done"
+    ]
+    assert steps == ["renew", "renew", "hand-over", "reconnect", "distrust", "distrust"]
 
 
 def test_a_second_authority_is_trusted_by_clients_that_have_the_first(stack: Stack) -> None:
@@ -383,7 +385,7 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next_run(stack: S
     assert sorted(set(found)) == sorted(BOUNDARIES)
     acts = [[act(at, times=n)] for at, n in product(BOUNDARIES, (1, 2)) if n == 1 or at.partition(":")[0] in TWICE]
     first = next(p["commands"] for p in passed if p["at"] == "renew:started")
-    last = next(p["commands"] for p in reversed(passed) if p["at"] == "retire:started")
+    last = next(p["commands"] for p in reversed(passed) if p["at"] == "distrust:started")
     commands = range(first + 1, last + 1)
     cases: list[dict[str, Any]] = [{"acts": a} for a in sampled(acts, 6)]
     cases += [{"acts": [], "command": number} for number in sampled(commands, 5)]
@@ -398,7 +400,7 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next_run(stack: S
             insist_on_rotated(stack, before, "primary", authority=authority)
             for role in NAMES:  # What was made is not made again, but by a rotation that begins after the last one.
                 made = between[role].issued != before[role].issued
-                begun_anew = case["acts"] == [act("retire:done", times=2)]
+                begun_anew = case["acts"] == [act("distrust:done", times=2)]
                 assert not made or begun_anew or held(stack, role).issued == between[role].issued
         running.wait_until_served()
         running.stop()

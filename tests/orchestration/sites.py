@@ -790,13 +790,13 @@ class MemorySite:
                 other.shown = other.held[1]
         self._point("reconnect: after")
 
-    def settle(self) -> None:
-        self._point("settle: before")
+    def distrust(self) -> None:
+        self._point("distrust: before")
         server = self.server
         server.trusted = {server.authority}
         if server.rotation:
             server.rotation = {**server.rotation, "ended": True}
-        self._point("settle: after")
+        self._point("distrust: after")
 
 
 def pair_site(world: World, role: str) -> MemorySite:

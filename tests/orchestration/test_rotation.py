@@ -57,12 +57,12 @@ STRANGER = {"toronto": "new", "halifax": "old"}
         (leading("old"), following(held="old"), (Step.HAND_OVER, FOLLOWER)),
         (leading("old"), following(), (Step.RECONNECT, FOLLOWER)),
         (found(issued="new"), following(), (Step.RECONNECT, FOLLOWER)),
-        (leading(), following(), (Step.RETIRE, FOLLOWER)),
-        (leading(), following(**ENDED), (Step.RETIRE, LEADER)),
+        (leading(), following(), (Step.DISTRUST, FOLLOWER)),
+        (leading(), following(**ENDED), (Step.DISTRUST, LEADER)),
         (leading(**ENDED), following(**ENDED), None),
-        (found(issued="new", used=STRANGER), following(), (Step.RETIRE, FOLLOWER)),
+        (found(issued="new", used=STRANGER), following(), (Step.DISTRUST, FOLLOWER)),
         (found(issued="new", used=STRANGER), following(**ENDED), None),
-        (leading(), following(used={"halifax": "old"}), (Step.RETIRE, LEADER)),
+        (leading(), following(used={"halifax": "old"}), (Step.DISTRUST, LEADER)),
     ],
 )
 def test_what_is_next_is_told_from_what_was_seen(
@@ -78,7 +78,7 @@ def test_the_authority_of_before_stays_trusted_while_a_stranger_needs_it() -> No
     assert strangers(rotation(), leading("old"), NAMES) == []
     plain = rotation(authority=False)
     seen = {LEADER: {**leader, "rotation": plain}, FOLLOWER: following(rotation={**plain, "ended": True})}
-    assert next_step(plain, LEADER, seen, NAMES) == (Step.RETIRE, LEADER)  # type: ignore[arg-type]
+    assert next_step(plain, LEADER, seen, NAMES) == (Step.DISTRUST, LEADER)  # type: ignore[arg-type]
 
 
 def test_of_two_rotations_that_have_not_ended_that_of_the_leader_goes_on() -> None:
@@ -171,7 +171,7 @@ def test_what_is_done_is_said_as_it_is_and_before(authority: bool) -> None:
 def test_a_rotation_is_recorded_at_both_sites() -> None:
     world = watched()
     run(world, new_rotation(BY, authority=True))
-    steps = ["renew", "renew", "hand-over", "reconnect", "retire", "retire"]
+    steps = ["renew", "renew", "hand-over", "reconnect", "distrust", "distrust"]
     for server in world.servers.values():
         found = [line.split('"step":"')[1].partition('"')[0] for line in server.events.splitlines() if '"done"' in line]
         assert found == steps

@@ -396,7 +396,7 @@ class Deployment:
             address, days = str(self.props["host"]["address"]), int(self.props["certificate_lifetime_days"])
             renewal.renew(server, rotation, address, days)
             if not self.props.get("peers") and not self.props.get("source"):
-                renewal.settle(server)  # No other member has a certificate of the authority of before.
+                renewal.distrust(server)  # No other member has a certificate of the authority of before.
 
     def _key_pairs(self, server: Server) -> dict[str, certificates.KeyPair]:
         """Return the key pairs that are there, of `ca`, `server` and `replication`."""

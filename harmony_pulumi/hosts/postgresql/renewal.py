@@ -71,7 +71,7 @@ def last_rotation(server: Server) -> Rotation | None:
     return Rotation(id=record["id"], authority=record["authority"], operator=record["operator"], ended=record["ended"])
 
 
-def settle(server: Server) -> None:
+def distrust(server: Server) -> None:
     """Trust the authority of now alone. The server must then reload."""
     resume(server)
     authority = server.read(server.layout.tls, ["ca.crt"])["ca.crt"]

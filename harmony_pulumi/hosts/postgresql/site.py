@@ -509,10 +509,10 @@ class HostPostgreSQL:
         server, marker = self._both()
         server.sql(files.end_replication_sql(follower), port=marker.port)
 
-    def settle(self) -> None:
+    def distrust(self) -> None:
         """Trust the authority of now alone."""
         server, marker = self._both()
-        renewal.settle(server)
+        renewal.distrust(server)
         server.take_over_files(marker.port)
 
 
