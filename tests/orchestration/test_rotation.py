@@ -226,6 +226,15 @@ def test_what_keeps_the_authorities_is_finished_before_one_that_replaces_them() 
     assert [server.renewals for server in world.servers.values()] == [["one"], ["one"]]
 
 
+def test_what_is_under_way_is_finished_by_whoever_asks_for_nothing_else() -> None:
+    world = watched(active=FOLLOWER)
+    world.servers[LEADER].rotation = rotation()
+    world.servers[LEADER].renewals.append("one")
+    world.servers[LEADER].authority, world.servers[LEADER].trusted = 1, {0, 1}
+    assert run(world, None)
+    insist_on_rotated(world, FOLLOWER)
+
+
 def test_a_rotation_that_a_stranger_keeps_open_is_ended_once_that_has_the_new_certificate() -> None:
     world = watched()
     world.strangers = {"halifax": "old"}
@@ -256,6 +265,11 @@ def begin_a_switchover(world: World) -> None:
     world.servers[LEADER].roles = roles(0, LEADER, operation=operation)
 
 
+def leave_toronto_behind(world: World) -> None:
+    away = {"member": FOLLOWER, "timeline": 1, "fork": "0/1", "fenced": "", "since": ""}
+    world.servers[LEADER].roles = roles(1, LEADER, away=away)
+
+
 def lose_the_primary(world: World) -> None:
     leader = world.servers[LEADER]
     leader.in_recovery = leader.signal = True
@@ -279,6 +293,7 @@ def somebody_is_at_work(world: World) -> None:
             begin_a_switchover,
             "a switchover begun by somebody has not ended; finish it first: `harmony switchover --to t",
         ),
+        (leave_toronto_behind, "toronto was left behind by a failover; `harmony rejoin` first"),
         (lose_the_primary, "no member is a primary; expected exactly one"),
         (promote_toronto, "montreal and toronto is a primary; expected exactly one"),
         (somebody_is_at_work, "somebody else has held it"),
@@ -291,6 +306,18 @@ def test_what_is_refused_touches_nothing(happens: Callable[[World], None], said:
         run(world, new_rotation(BY, authority=True))
     assert said in str(caught.value)
     assert [server.renewals for server in world.servers.values()] == [[], []]
+
+
+@pytest.mark.parametrize("happens", [stop_toronto, cut_toronto_off, leave_toronto_behind])
+def test_what_is_under_way_waits_for_a_member_that_is_away_and_is_no_reason_to_fail(
+    happens: Callable[[World], None],
+) -> None:
+    world = World()
+    world.servers[LEADER].rotation = rotation()
+    happens(world)
+    assert run(world, None)
+    assert [server.renewals for server in world.servers.values()] == [[], []]
+    assert not [label for label in world.labels if "alone" in label]
 
 
 def test_roles_that_move_before_the_lock_is_held_are_noticed() -> None:
