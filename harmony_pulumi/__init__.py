@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from harmony_pulumi.capabilities.base import Capability
     from harmony_pulumi.capabilities.docker import Docker, DockerService
     from harmony_pulumi.capabilities.docker_config import DockerConfig
+    from harmony_pulumi.capabilities.endpoint_config import EndpointConfig
     from harmony_pulumi.capabilities.postgresql import (
         PostgreSQL,
         PostgreSQLCluster,
@@ -35,6 +36,7 @@ _HOMES = {
     "capabilities.base": ("Capability",),
     "capabilities.docker": ("Docker", "DockerService"),
     "capabilities.docker_config": ("DockerConfig",),
+    "capabilities.endpoint_config": ("EndpointConfig",),
     "capabilities.postgresql": (
         "PostgreSQL",
         "PostgreSQLCluster",
@@ -66,6 +68,7 @@ __all__ = [
     "Docker",
     "DockerConfig",
     "DockerService",
+    "EndpointConfig",
     "FailoverTopology",
     "HigherOrderTopology",
     "InputError",

@@ -214,11 +214,14 @@ def insist(subject: str, plan: PostgreSQLPlan, config: PostgreSQLConfig) -> None
         raise InputError(subject, problems)
 
 
-def uri(endpoints: Sequence[Endpoint], database: str, role: str, password: str) -> str:
-    """Return a libpq uri: libpq, "Connection URIs". With several hosts, a client finds the one that takes writes."""
+def uri(endpoints: Sequence[Endpoint], database: str, role: str, password: str, *, alike: bool = False) -> str:
+    """Return a libpq uri: libpq, "Connection URIs".
+
+    With several hosts, a client finds the one that takes writes, unless they are `alike` and any will do.
+    """
     hosts = ",".join(
         f"[{e['host']}]:{int(e['port'])}" if ":" in e["host"] else f"{e['host']}:{int(e['port'])}" for e in endpoints
     )
-    attributes = "&target_session_attrs=read-write" if len(endpoints) > 1 else ""
+    attributes = "&target_session_attrs=read-write" if len(endpoints) > 1 and not alike else ""
     login = f"{quote(role, safe='')}:{quote(password, safe='')}"
     return f"postgresql://{login}@{hosts}/{quote(database, safe='')}?sslmode=verify-full{attributes}"

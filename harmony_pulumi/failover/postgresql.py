@@ -24,6 +24,8 @@ from harmony_pulumi.failover.base import Active, Failover
 from harmony_pulumi.topologies.base import T
 
 if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.endpoint import DeployedEndpoint
+    from harmony_pulumi.capabilities.endpoint_config import EndpointConfig
     from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
     from harmony_pulumi.providers.postgresql_pair import PostgreSQLPairResource
 
@@ -44,6 +46,7 @@ class FailoverPostgreSQL(Failover[T]):
         *,
         replication: Replication | None = None,
         active: Active | None = None,
+        endpoints: Sequence[EndpointConfig] = (),
     ) -> PostgreSQLPair:
         """Deploy the primary; take its certificates and endpoint; deploy the replica; wait until it streams.
 
@@ -55,12 +58,14 @@ class FailoverPostgreSQL(Failover[T]):
             replication: what an outer topology says.
             active: the member that is to be active. By default what the stack's configuration says,
                 `harmony:active: {"<topology>-<name>": {"member": "replica", "epoch": 1}}`; else the primary.
+            endpoints: the stable addresses of the pair, each on a topology of its own. With them, the uri is theirs;
+                without, it names both members, and clients find the active one by themselves.
         """
         from harmony_pulumi.providers.postgresql_pair import PostgreSQLPairResource
 
         configs = _by_role(config)
         plans = {role: member.plan_postgresql(name, configs[role]) for role, member in self.members.items()}
-        whole = PostgreSQLPlan.joined(list(plans.values()))
+        whole = PostgreSQLPlan.joined([*plans.values(), *_plans_of_endpoints(name, endpoints)])
         resource_name = f"{cast('Any', self).name}-{name}"
         roles, role_problems = declared_active(resource_name, active)
         whole = replace(whole, problems=(*whole.problems, *role_problems))
@@ -83,6 +88,12 @@ class FailoverPostgreSQL(Failover[T]):
             for role, name in ((role, cast("Any", member).name) for role, member in self.members.items())
             if name in config.members and config.members[name].fence_command
         }
+        deployed = {
+            endpoint.on.name: endpoint.on.deploy_endpoint(
+                name, endpoint, members=members, active=roles.member, parent=cast("Any", self)
+            )
+            for endpoint in endpoints
+        }
         pair = PostgreSQLPairResource(
             resource_name,
             {
@@ -103,15 +114,19 @@ class FailoverPostgreSQL(Failover[T]):
                 "follows": outer.source is not None,
                 "deadline": config.deadlines.stream,
                 **({"fence_commands": fences} if fences else {}),
+                **({"endpoints": {on: endpoint.site for on, endpoint in deployed.items()}} if deployed else {}),
                 "rotation": {
                     "lifetime_days": config.certificate_lifetime_days,
                     "generation": config.certificate_generation,
                     "authority": config.authority_generation,
                 },
             },
-            pulumi.ResourceOptions(parent=cast("Any", self), depends_on=[primary.resource, replica.resource]),
+            pulumi.ResourceOptions(
+                parent=cast("Any", self),
+                depends_on=[primary.resource, replica.resource, *(e.resource for e in deployed.values())],
+            ),
         )
-        return _pair(name, config, members, pair, roles.member)
+        return _pair(name, config, members, pair, active=roles.member, endpoints=list(deployed.values()))
 
     def get_replication_certs(
         self: Failover[PostgreSQL], cluster: PostgreSQLCluster
@@ -131,6 +146,21 @@ class FailoverPostgreSQL(Failover[T]):
 def _by_role(config: PostgreSQLConfig) -> Mapping[str, PostgreSQLConfig]:
     """Return the configuration as it is for each role: a replica is a copy, and takes over no server that is there."""
     return {"primary": config, "replica": config.model_copy(update={"adopt": None})}
+
+
+def _plans_of_endpoints(name: str, endpoints: Sequence[EndpointConfig]) -> list[PostgreSQLPlan]:
+    """Return the problems and claims of endpoints, their paths below `endpoints`."""
+    plans: list[PostgreSQLPlan] = []
+    seen: dict[str, int] = {}
+    for index, endpoint in enumerate(endpoints):
+        plan, path = endpoint.on.plan_endpoint(name, endpoint), f"endpoints.{index}"
+        problems = [Problem(f"{path}.{problem.path}", problem.message) for problem in plan.problems]
+        if (first := seen.setdefault(endpoint.on.name, index)) != index:
+            message = f"{endpoint.on.name!r} has endpoints.{first} already; give each endpoint a topology of its own"
+            problems.append(Problem(f"{path}.on", message))
+        claims = tuple(replace(claim, path=f"{path}.{claim.path}") for claim in plan.claims)
+        plans.append(replace(plan, problems=tuple(problems), claims=claims))
+    return plans
 
 
 def declared_active(pair: str, given: Active | None) -> tuple[Active, list[Problem]]:
@@ -185,14 +215,17 @@ def _pair(
     config: PostgreSQLConfig,
     members: Mapping[str, PostgreSQLCluster],
     resource: PostgreSQLPairResource,
+    *,
     active: str,
+    endpoints: Sequence[DeployedEndpoint],
 ) -> PostgreSQLPair:
     """Return the pair as a cluster: what a client needs spans both members, the rest is the active one's."""
     first = config.declared_databases[0]
-    endpoints = [member.endpoint for member in members.values()]
+    addresses = [part.endpoint for part in endpoints or members.values()]
+    authorities = [*(e.ca_certificate for e in endpoints), *(m.ca_certificate for m in members.values())]
 
     def joined_uri(known: Sequence[Any]) -> str:
-        return uri(known[0], first.name, first.owner_role, known[1][first.owner_role])
+        return uri(known[0], first.name, first.owner_role, known[1][first.owner_role], alike=bool(endpoints))
 
     of_active = {
         field.name: _of_active(resource.serving, {role: getattr(m, field.name) for role, m in members.items()})
@@ -202,8 +235,8 @@ def _pair(
     return PostgreSQLPair(
         **cast("Any", of_active),
         name=name,
-        uri=pulumi.Output.all(endpoints, members["primary"].credentials).apply(joined_uri),
-        ca_certificate=pulumi.Output.all(*(m.ca_certificate for m in members.values())).apply("".join),
+        uri=pulumi.Output.all(addresses, members["primary"].credentials).apply(joined_uri),
+        ca_certificate=pulumi.Output.all(*authorities).apply("".join),
         identity=pulumi.Output.all(*(m.identity for m in members.values())).apply(" | ".join),
         site=resource.site,
         resource=resource,

@@ -36,6 +36,14 @@ class PostgreSQLPairProvider(Provider):
             if before and not is_known(member) and before["identity"] == member["identity"]:
                 members[role] = before
         new["members"] = members
+        # An update of an endpoint changes nothing of its handle; without any, there is nothing in the diff.
+        before = old.get("endpoints") or {}
+        endpoints = {
+            name: handle if is_known(handle) else before.get(name, handle)
+            for name, handle in (new.get("endpoints") or {}).items()
+        }
+        if endpoints or before:
+            new["endpoints"] = endpoints
         if not old:
             return CheckResult(new, [])
         before, desired = _desired(old), _desired(new)
@@ -125,6 +133,7 @@ def _reach(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
         "deadline": props["deadline"],
         "fence_commands": props.get("fence_commands") or {},
         "members": _handles(props),
+        "endpoints": [handle for _, handle in sorted((props.get("endpoints") or {}).items())],
     }
     journal = Journal(props["name"], operation, show)
     members = members_of(handle["members"])

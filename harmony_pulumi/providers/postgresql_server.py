@@ -72,7 +72,7 @@ class PostgreSQLServerProvider(Provider):
 
         props = plain(props)
         deployment = open_deployment(props, "create", show)
-        _insist_on_machine(props["host"])
+        insist_on_machine(props["host"])
         outputs = deployment.create()
         return CreateResult(f"{props['host']['machine_id']}:{outputs['root']}", {**props, **outputs})
 
@@ -113,7 +113,7 @@ def _places(props: Mapping[str, Any]) -> list[tuple[Any, Any]]:
 
 def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Settle what the program leaves open, once: machine, folder, version. Say what makes the server this one."""
-    settled: dict[str, Any] = {**new, "host": {**_machine(old), **new["host"]}}
+    settled: dict[str, Any] = {**new, "host": {**bound_machine(old), **new["host"]}}
     declared = {key: new.get(key) for key in ("directory", "version")}
     chosen = old or _choices(settled)
     settled |= {key: value or chosen.get(key) for key, value in declared.items()}
@@ -148,7 +148,7 @@ def _placed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, An
     return [{**peer, **place(peer)} for peer in new.get("peers") or ()]
 
 
-def _insist_on_machine(host: Mapping[str, Any]) -> None:
+def insist_on_machine(host: Mapping[str, Any]) -> None:
     """Refuse a host that is bound to no machine: its server would be taken for another one by the next run.
 
     Raises:
@@ -159,7 +159,7 @@ def _insist_on_machine(host: Mapping[str, Any]) -> None:
         raise SiteError(msg)
 
 
-def _machine(old: Mapping[str, Any]) -> dict[str, str]:
+def bound_machine(old: Mapping[str, Any]) -> dict[str, str]:
     """Return the machine of a host, where the program names none: that of before, else this one, if it has an id."""
     if before := (old.get("host") or {}).get("machine_id"):
         return {"machine_id": before}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pulumi
 
+from harmony_pulumi.capabilities.endpoint import DeployedEndpoint, EndpointHost
 from harmony_pulumi.capabilities.postgresql import (
     Claim,
     Endpoint,
@@ -23,10 +25,11 @@ from harmony_pulumi.errors import InputError, Problem
 from harmony_pulumi.topologies.base import Topology
 
 if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.endpoint_config import EndpointConfig
     from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
 
 
-class LinuxHostTopology(Topology, PostgreSQL):
+class LinuxHostTopology(Topology, PostgreSQL, EndpointHost):
     """A Linux machine: this one.
 
     The first `up` binds the topology to the machine that it runs on, by its machine-id. From then on, another machine
@@ -67,19 +70,22 @@ class LinuxHostTopology(Topology, PostgreSQL):
         """Return the problems and claims of a server here."""
         placement = config.for_member(self.name)
         problems: list[Problem] = []
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
-            message = f"{name!r} is not taken as a name; expected up to 63 letters, digits and _.-"
-            problems.append(Problem("name", message))
+        if problem := _name_problem(name):
+            problems.append(problem)
         if config.adopt and placement.directory and overlap(config.adopt, placement.directory):
             message = f"{placement.directory} and adopt={config.adopt} overlap; keep them apart"
             problems.append(Problem(_path(self.name, "directory", config), message))
-        claims = _claims(self.name, config, self._host.get("machine_id"))
+        wanted = (
+            ("port", placement.port, _path(self.name, "port", config)),
+            ("directory", placement.directory, _path(self.name, "directory", config)),
+            ("directory", config.adopt, "adopt"),
+        )
         home = {
             "host": self._host,
             "owner": self._owner(name),
             "directory": placement.directory,
         }
-        return PostgreSQLPlan(tuple(problems), claims, (self.name,), (home,))
+        return PostgreSQLPlan(tuple(problems), self._claims(*wanted), (self.name,), (home,))
 
     def deploy_postgresql(
         self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
@@ -109,8 +115,43 @@ class LinuxHostTopology(Topology, PostgreSQL):
         """Return the authority of the cluster's server, PEM."""
         return cluster.ca_certificate
 
+    def plan_endpoint(self, name: str, config: EndpointConfig) -> PostgreSQLPlan:
+        """Return the problems and claims of an endpoint here."""
+        problem = _name_problem(name)
+        wanted = (("port", config.port, "port"), ("directory", config.directory, "directory"))
+        return PostgreSQLPlan((problem,) if problem else (), self._claims(*wanted))
+
+    def deploy_endpoint(
+        self,
+        name: str,
+        config: EndpointConfig,
+        *,
+        members: Mapping[str, PostgreSQLCluster],
+        active: str,
+        parent: pulumi.Resource,
+    ) -> DeployedEndpoint:
+        """Deploy an endpoint of a pair here."""
+        from harmony_pulumi.providers.pgbouncer import deploy_endpoint
+
+        return deploy_endpoint(
+            name,
+            config,
+            host=self._host,
+            owner=self._owner(f"{name}-endpoint"),
+            members=members,
+            active=active,
+            opts=pulumi.ResourceOptions(parent=parent),
+        )
+
     def _owner(self, name: str) -> str:
         return f"{pulumi.get_project()}/{pulumi.get_stack()}/{self.name}-{name}"
+
+    def _claims(self, *wanted: tuple[str, object, str]) -> tuple[Claim, ...]:
+        """Return what is taken here, of kinds, values and the properties that ask for them."""
+        # A host that is not named is this machine, and may well be one that another topology names.
+        machine = self._host.get("machine_id")
+        place, certain = machine or "this machine", machine is not None
+        return tuple(Claim(place, kind, str(value), path, certain) for kind, value, path in wanted if value is not None)
 
 
 def _path(member: str, kind: str, config: PostgreSQLConfig) -> str:
@@ -119,17 +160,10 @@ def _path(member: str, kind: str, config: PostgreSQLConfig) -> str:
     return f"members.{member}.{kind}" if of_member else kind
 
 
-def _claims(member: str, config: PostgreSQLConfig, machine_id: str | None) -> tuple[Claim, ...]:
-    """Return what a server of a member takes for itself."""
-    placement = config.for_member(member)
-    wanted = (
-        ("port", placement.port, _path(member, "port", config)),
-        ("directory", placement.directory, _path(member, "directory", config)),
-        ("directory", config.adopt, "adopt"),
-    )
-    # A host that is not named is this machine, and may well be one that another topology names.
-    place, certain = machine_id or "this machine", machine_id is not None
-    return tuple(Claim(place, kind, str(value), path, certain) for kind, value, path in wanted if value is not None)
+def _name_problem(name: str) -> Problem | None:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+        return None
+    return Problem("name", f"{name!r} is not taken as a name; expected up to 63 letters, digits and _.-")
 
 
 def _problems(name: object, address: str, user: str, machine_id: str | None) -> list[Problem]:

@@ -1,0 +1,131 @@
+"""A PgBouncer on a host as orchestration sees it: the endpoint of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from harmony_pulumi.capabilities.endpoint import EndpointObservation
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.connection import connect
+from harmony_pulumi.hosts.pgbouncer import files
+from harmony_pulumi.hosts.pgbouncer.files import Layout
+from harmony_pulumi.hosts.pgbouncer.pooler import Marker, Pooler
+from harmony_pulumi.hosts.postgresql.home import os_user
+from harmony_pulumi.orchestration.journal import operator
+
+_LOCK_DEADLINE = 15
+"""Seconds. A deployment holds the lock while it restarts PgBouncer."""
+
+
+def site_of(host: Mapping[str, Any], owner: str, root: str) -> dict[str, Any]:
+    """Return the handle of an endpoint by its host, owner and folder."""
+    return {
+        "kind": "harmony_pulumi.hosts.pgbouncer.site:HostPgBouncer",
+        "name": host["name"],
+        "host": dict(host),
+        "owner": owner,
+        "root": root,
+    }
+
+
+@dataclass(frozen=True)
+class HostPgBouncer:
+    """One PgBouncer on a host, by its handle."""
+
+    handle: Mapping[str, Any]
+
+    @classmethod
+    def from_handle(cls, handle: Mapping[str, Any]) -> HostPgBouncer:
+        """Make the site."""
+        return cls(handle)
+
+    def observe(self) -> EndpointObservation:
+        """Look at the endpoint."""
+        seen: EndpointObservation = {
+            "name": str(self.handle["name"]),
+            "state": "unreachable",
+            "detail": "",
+            "address": "",
+            "points_to": "",
+            "paused": False,
+            "clients": 0,
+            "version": "",
+        }
+        try:
+            self._look(seen)
+        except SiteError as error:
+            seen["state"], seen["detail"] = "unreachable", str(error)
+        return seen
+
+    def _look(self, seen: EndpointObservation) -> None:
+        pooler, marker = self._found()
+        if marker is None:
+            seen["state"], seen["detail"] = "absent", self._absence(pooler)
+            return
+        kept = files.address(marker.server)
+        seen["address"] = files.address({"host": self.handle["host"]["address"], "port": marker.port})
+        seen["points_to"] = kept
+        if pooler.running_pid() is None:
+            seen["state"], seen["detail"] = "stopped", f"no PgBouncer runs in {pooler.layout.root}"
+            return
+        seen["version"] = pooler.show("VERSION", marker.port)[0]["version"].removeprefix("PgBouncer ")
+        databases = pooler.show("DATABASES", marker.port)
+        # As it has it now: a run may have been cut off between writing its files and having it read them.
+        forwards = {files.address(database) for database in databases if database["name"] != "pgbouncer"}
+        seen["points_to"] = next(iter(sorted(forwards - {kept})), kept)
+        seen["clients"] = files.clients_of(pooler.show("POOLS", marker.port))
+        seen["paused"] = pooler.is_paused()
+        seen["state"] = "running"
+
+    def pause(self, deadline: float) -> None:
+        """Hold statements back: PgBouncer's PAUSE."""
+        with self._alone("pause") as (pooler, marker):
+            if pooler.running_pid() is not None:
+                pooler.pause(marker.port, deadline)
+
+    def point(self, server: Mapping[str, Any]) -> None:
+        """Forward to another server from now on."""
+        with self._alone("point") as (pooler, marker):
+            marker.server = {key: server["endpoint"][key] for key in ("host", "port")}
+            pooler.write(
+                {
+                    pooler.layout.server_authority: server["certs"]["ca_certificate"],
+                    pooler.layout.databases: files.databases_config(marker.server),
+                    pooler.layout.marker: marker.text(),
+                }
+            )
+            if pooler.running_pid() is not None:
+                pooler.reload(marker.port)
+                pooler.drop_former(marker.port)
+
+    def resume(self) -> None:
+        """Let statements go on: PgBouncer's RESUME. One that is stopped is started."""
+        with self._alone("resume") as (pooler, marker):
+            if pooler.running_pid() is None:
+                pooler.start(marker.port)
+            pooler.resume(marker.port)
+
+    @contextmanager
+    def _alone(self, operation: str) -> Generator[tuple[Pooler, Marker]]:
+        """Keep every other operation on this endpoint out, deployments too."""
+        pooler, found = self._found()
+        if found is None:
+            raise SiteError(self._absence(pooler))
+        who = operator(f"`{operation}`")
+        with pooler.connection.holding(pooler.layout.lock, who=who, user=pooler.user, deadline=_LOCK_DEADLINE):
+            marker = self._found()[1]  # As whoever held the lock before has left it.
+            if marker is None:
+                raise SiteError(self._absence(pooler))
+            yield pooler, marker
+
+    def _found(self) -> tuple[Pooler, Marker | None]:
+        connection = connect(self.handle["host"])
+        pooler = Pooler(connection, Layout(str(self.handle["root"])), os_user(connection, self.handle["host"]))
+        marker = Marker.read(connection, pooler.layout.root, pooler.user)
+        return pooler, marker if marker and marker.owner == self.handle["owner"] else None
+
+    def _absence(self, pooler: Pooler) -> str:
+        return f"{pooler.connection.name} has no endpoint of {self.handle['owner']} in {pooler.layout.root}"
