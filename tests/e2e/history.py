@@ -143,17 +143,26 @@ class Clients:
     """Clients that append, each on a connection of its own, until they are stopped. Bounded in number and in time."""
 
     def __init__(
-        self, uris: Sequence[str], ca: Path, *, most: int = 20_000, deadline: float = 300, pause: float = 0.005
+        self,
+        uris: Sequence[str],
+        ca: Path,
+        *,
+        most: int = 20_000,
+        deadline: float = 300,
+        pause: float = 0.005,
+        pooled: bool = False,
     ) -> None:
         """Make them: one for each uri, with an authority to trust; at most so many inserts each, for so many seconds.
 
-        `pause` is between the inserts of one client, in seconds.
+        `pause` is between the inserts of one client, in seconds. `pooled`: the uris are of an endpoint.
         """
         self.attempts: list[Attempt] = []
         self.errors: Counter[str] = Counter()
         """What clients were told while they were not served."""
         self._ca, self._most, self._deadline, self._pause = str(ca), most, deadline, pause
         self._uris = uris
+        # Transaction pooling takes no options, and below PgBouncer 1.21 no prepared statements.
+        self._pooled: dict[str, Any] = {"prepare_threshold": None} if pooled else {"options": _OPTIONS}
         self._stopped = threading.Event()
         self._run = secrets.token_hex(4)
         self._threads = [
@@ -213,7 +222,7 @@ class Clients:
         return found
 
     def _connect(self, uri: str) -> psycopg.Connection[tuple[Any, ...]]:
-        return psycopg.connect(uri, sslrootcert=self._ca, connect_timeout=5, autocommit=True, options=_OPTIONS)
+        return psycopg.connect(uri, sslrootcert=self._ca, connect_timeout=5, autocommit=True, **self._pooled)
 
     def _append(self, client: int, uri: str) -> None:
         end = time.monotonic() + self._deadline

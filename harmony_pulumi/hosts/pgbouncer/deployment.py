@@ -80,7 +80,7 @@ class Deployment:
             if not running or restart:
                 self._start(marker, program.version)
             else:
-                self.pooler.reload(marker.port)
+                self.pooler.tell("RELOAD", marker.port)
             marker.revision = secrets.token_hex(8)
             self.pooler.write({self.layout.marker: marker.text()})
         return self._outputs(marker, program.version)
@@ -275,7 +275,8 @@ def site_problems(new: Mapping[str, Any]) -> list[Finding]:
 
 def value_problems(new: Mapping[str, Any]) -> list[Finding]:
     """Return what is wrong with passwords that are known: those that are outputs may not be, at preview."""
-    known = {role: value for role, value in (new["passwords"] or {}).items() if isinstance(value, str)}
+    passwords: Any = new["passwords"] if isinstance(new["passwords"], Mapping) else {}
+    known = {role: value for role, value in passwords.items() if isinstance(value, str)}
     problems = {role: files.password_problem(value) for role, value in sorted(known.items())}
     return [(f"passwords.{role}", message) for role, message in problems.items() if message]
 

@@ -32,6 +32,9 @@ for pgbouncer in "$(command -v pgbouncer)" /usr/sbin/pgbouncer /usr/bin/pgbounce
   [ -x "$pgbouncer" ] && echo "$pgbouncer $("$pgbouncer" --version)" && exit
 done
 """
+_PROCESS = """
+read -r pid <"$1" && echo "$pid" && exec tr '\\0' '\\n' <"/proc/$pid/cmdline"
+"""
 # A pid may be another process's after a crash or reboot, and PgBouncer would not start beside it.
 _START = """
 rm -f -- "$2"
@@ -114,12 +117,8 @@ class Pooler:
 
     def running_pid(self) -> int | None:
         """Return its process, if it is alive and really this PgBouncer: it has our configuration as an argument."""
-        pid = (self.connection.read_file(self.layout.pidfile, self.user) or "").strip()
-        if not pid.isdigit():
-            return None
-        # Its end may come between the two looks.
-        done = self.connection.run(["cat", "--", f"/proc/{pid}/cmdline"], user=self.user)
-        arguments = done.stdout.split("\0")
+        done = self.connection.run(["sh", "-c", _PROCESS, "sh", self.layout.pidfile], user=self.user)
+        pid, *arguments = [*done.stdout.split("\n"), ""]
         ours = arguments[0].rpartition("/")[2] == "pgbouncer" and self.layout.config in arguments
         return int(pid) if ours else None
 
@@ -221,22 +220,18 @@ class Pooler:
 
     # -- pause, point, resume ------------------------------------------------------------------------------------
 
-    def reload(self, port: int) -> None:
-        """Have it read its files again."""
-        self.tell("RELOAD", port)
-
     def is_paused(self) -> bool:
         """Tell whether the process that runs now was paused."""
         pid = self.running_pid()
         return pid is not None and (self.connection.read_file(self.layout.paused, self.user) or "").strip() == str(pid)
 
-    def pause(self, port: int, deadline: float) -> None:
+    def pause(self, pid: int, port: int, deadline: float) -> None:
         """Hold statements back, and wait until no transaction is at work.
 
         Raises:
             SiteError: some were still at work after `deadline` seconds; statements go on.
         """
-        self.write({self.layout.paused: f"{self.running_pid()}\n"})  # First, so that it is never paused unmarked.
+        self.write({self.layout.paused: f"{pid}\n"})  # First, so that it is never paused unmarked.
         try:
             if not self.tell("PAUSE", port, unless="already suspended/paused", timeout=deadline):
                 # Whoever paused it may have been cut off while transactions were still at work.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +81,16 @@ class HostPgBouncer:
 
     def pause(self, deadline: float) -> None:
         """Hold statements back: PgBouncer's PAUSE."""
-        with self._alone("pause") as (pooler, marker):
-            if pooler.running_pid() is not None:
-                pooler.pause(marker.port, deadline)
+        pooler, marker = self._existing()
+        if (pid := pooler.running_pid()) is not None:
+            pooler.pause(pid, marker.port, deadline)
 
     def point(self, server: Mapping[str, Any]) -> None:
         """Forward to another server from now on."""
-        with self._alone("point") as (pooler, marker):
+        pooler, _ = self._existing()
+        who = operator("an operation on roles")
+        with pooler.connection.holding(pooler.layout.lock, who=who, user=pooler.user, deadline=_LOCK_DEADLINE):
+            marker = self._existing()[1]  # As a deployment that held the lock before has left it.
             marker.server = {key: server["endpoint"][key] for key in ("host", "port")}
             pooler.write(
                 {
@@ -98,28 +100,24 @@ class HostPgBouncer:
                 }
             )
             if pooler.running_pid() is not None:
-                pooler.reload(marker.port)
+                pooler.tell("RELOAD", marker.port)
                 pooler.drop_former(marker.port)
 
     def resume(self) -> None:
         """Let statements go on: PgBouncer's RESUME. One that is stopped is started."""
-        with self._alone("resume") as (pooler, marker):
-            if pooler.running_pid() is None:
-                pooler.start(marker.port)
+        pooler, marker = self._existing()
+        try:
             pooler.resume(marker.port)
+        except SiteError:
+            if pooler.running_pid() is not None:
+                raise
+            pooler.start(marker.port)
 
-    @contextmanager
-    def _alone(self, operation: str) -> Generator[tuple[Pooler, Marker]]:
-        """Keep every other operation on this endpoint out, deployments too."""
-        pooler, found = self._found()
-        if found is None:
+    def _existing(self) -> tuple[Pooler, Marker]:
+        pooler, marker = self._found()
+        if marker is None:
             raise SiteError(self._absence(pooler))
-        who = operator(f"`{operation}`")
-        with pooler.connection.holding(pooler.layout.lock, who=who, user=pooler.user, deadline=_LOCK_DEADLINE):
-            marker = self._found()[1]  # As whoever held the lock before has left it.
-            if marker is None:
-                raise SiteError(self._absence(pooler))
-            yield pooler, marker
+        return pooler, marker
 
     def _found(self) -> tuple[Pooler, Marker | None]:
         connection = connect(self.handle["host"])
