@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Set-up shared by scripts/test and scripts/demo: `source` it, then call setup_python,
-# setup_postgresql, setup_pulumi, setup_redis as needed. Each does nothing where nothing is missing.
+# setup_postgresql, setup_pulumi, setup_redis, setup_pgbouncer as needed. Each does nothing where nothing is missing.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -275,4 +275,14 @@ setup_redis() {
 	command -v redis-server valkey-server >/dev/null && return
 	can_apt || fail "no redis-server or valkey-server was found: $REDIS_HINT"
 	step 'Install Redis with apt-get' 600 "$REDIS_HINT" apt_install redis-server
+}
+
+# --- PgBouncer, for endpoints -----------------------------------------------------------------------
+
+PGBOUNCER_HINT='install PgBouncer (Debian, Ubuntu: apt-get install pgbouncer)'
+
+setup_pgbouncer() {
+	command -v pgbouncer /usr/sbin/pgbouncer >/dev/null && return
+	can_apt || fail "no pgbouncer was found: $PGBOUNCER_HINT"
+	step 'Install PgBouncer with apt-get' 600 "$PGBOUNCER_HINT" apt_install pgbouncer
 }
