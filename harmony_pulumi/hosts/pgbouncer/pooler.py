@@ -19,10 +19,10 @@ IN_USE = "Address already in use"
 _START_DEADLINE = _STOP_DEADLINE = 10
 _CONSOLE_DEADLINE = 10
 _FORMER_DEADLINE = 2
-# Where distributions put it, newest first, and before PATH, where Debian has a slow wrapper: clients wait meanwhile.
+# Any version will do. Where distributions put it comes before PATH, where Debian has a slow wrapper: clients wait.
 _PSQL = """
-for psql in $(printf '%s\\n' /usr/lib/postgresql/*/bin/psql /usr/pgsql-*/bin/psql | sort -rV) psql; do
-  [ -x "$(command -v "$psql")" ] && exec "$psql" "$@"
+for psql in /usr/lib/postgresql/*/bin/psql /usr/pgsql-*/bin/psql "$(command -v psql)"; do
+  [ -x "$psql" ] && exec "$psql" "$@"
 done
 echo 'there is no psql; install PostgreSQL, for instance on Debian: apt-get install postgresql-client' >&2
 exit 127
@@ -194,13 +194,14 @@ class Pooler:
             raise SiteError(msg)
         return done.status == 0
 
-    def show(self, what: str, port: int) -> Sequence[Mapping[str, str]]:
-        """Return the rows of a SHOW command.
+    def show(self, what: str, port: int, *first: str) -> Sequence[Mapping[str, str]]:
+        """Return the rows of a SHOW command, given after some others that have none.
 
         Raises:
             SiteError: it does not answer.
         """
-        done = self._psql(["--csv", "-P", "tuples_only=off", "-c", f"SHOW {what}"], port)
+        commands = [word for command in (*first, f"SHOW {what}") for word in ("-c", command)]
+        done = self._psql(["--csv", "-P", "tuples_only=off", *commands], port)
         if done.status:
             msg = f"{self.connection.name}: PgBouncer in {self.layout.root} does not answer: {done.stderr.strip()}"
             raise SiteError(msg)
@@ -225,18 +226,21 @@ class Pooler:
         pid = self.running_pid()
         return pid is not None and (self.connection.read_file(self.layout.paused, self.user) or "").strip() == str(pid)
 
-    def pause(self, pid: int, port: int, deadline: float) -> None:
-        """Hold statements back, and wait until no transaction is at work.
+    def pause(self, port: int, deadline: float) -> None:
+        """Hold statements back, and wait until no transaction is at work. One that does not run lets nobody through.
 
         Raises:
             SiteError: some were still at work after `deadline` seconds; statements go on.
         """
-        self.write({self.layout.paused: f"{pid}\n"})  # First, so that it is never paused unmarked.
+        # First, so that it is never paused unmarked.
+        self.connection.run(["cp", "--", self.layout.pidfile, self.layout.paused], user=self.user)
         try:
             if not self.tell("PAUSE", port, unless="already suspended/paused", timeout=deadline):
                 # Whoever paused it may have been cut off while transactions were still at work.
                 self._wait_until_idle(port, deadline)
         except SiteError as error:
+            if self.running_pid() is None:
+                return
             try:
                 pools = self.show("POOLS", port)
             finally:
@@ -262,13 +266,27 @@ class Pooler:
         self.tell("RESUME", port, unless="not paused/suspended")
         self.connection.check(["rm", "-f", "--", self.layout.paused], user=self.user)
 
-    def drop_former(self, port: int) -> None:
-        """Have no connection to a server left that was made before the last reload pointed it elsewhere."""
+    def reload(self, port: int) -> None:
+        """Have it read its files again; then no connection is left to a server that it forwarded to before.
+
+        Raises:
+            SiteError: it does not answer. One that does not run has read them once it is started.
+        """
+        try:
+            left = self._former(port, "RELOAD")
+        except SiteError:
+            if self.running_pid() is None:
+                return
+            raise
+        if left:
+            self._drop_former(port)
+
+    def _drop_former(self, port: int) -> None:
         try:
             wait_for(
                 f"{self.connection.name}: the end of connections to another server",
-                lambda: [s for s in self.show("SERVERS", port) if s["close_needed"] == "1"],
-                lambda former: not former,
+                lambda: self._former(port),
+                lambda left: not left,
                 deadline=_FORMER_DEADLINE,
                 advice="",
             )
@@ -276,3 +294,7 @@ class Pooler:
             # PgBouncer ends a connection once it is released, and before 1.24 cannot be told to end it now.
             self.stop(port)
             self.start(port)
+
+    def _former(self, port: int, *first: str) -> int:
+        """Return how many connections PgBouncer is to end, after some commands: those with parameters of before."""
+        return sum(server["close_needed"] == "1" for server in self.show("SERVERS", port, *first))

@@ -82,15 +82,14 @@ class HostPgBouncer:
     def pause(self, deadline: float) -> None:
         """Hold statements back: PgBouncer's PAUSE."""
         pooler, marker = self._existing()
-        if (pid := pooler.running_pid()) is not None:
-            pooler.pause(pid, marker.port, deadline)
+        pooler.pause(marker.port, deadline)
 
     def point(self, server: Mapping[str, Any]) -> None:
         """Forward to another server from now on."""
-        pooler, _ = self._existing()
+        pooler = self._pooler()
         who = operator("an operation on roles")
         with pooler.connection.holding(pooler.layout.lock, who=who, user=pooler.user, deadline=_LOCK_DEADLINE):
-            marker = self._existing()[1]  # As a deployment that held the lock before has left it.
+            marker = self._existing()[1]
             marker.server = {key: server["endpoint"][key] for key in ("host", "port")}
             pooler.write(
                 {
@@ -99,9 +98,7 @@ class HostPgBouncer:
                     pooler.layout.marker: marker.text(),
                 }
             )
-            if pooler.running_pid() is not None:
-                pooler.tell("RELOAD", marker.port)
-                pooler.drop_former(marker.port)
+            pooler.reload(marker.port)
 
     def resume(self) -> None:
         """Let statements go on: PgBouncer's RESUME. One that is stopped is started."""
@@ -119,10 +116,13 @@ class HostPgBouncer:
             raise SiteError(self._absence(pooler))
         return pooler, marker
 
-    def _found(self) -> tuple[Pooler, Marker | None]:
+    def _pooler(self) -> Pooler:
         connection = connect(self.handle["host"])
-        pooler = Pooler(connection, Layout(str(self.handle["root"])), os_user(connection, self.handle["host"]))
-        marker = Marker.read(connection, pooler.layout.root, pooler.user)
+        return Pooler(connection, Layout(str(self.handle["root"])), os_user(connection, self.handle["host"]))
+
+    def _found(self) -> tuple[Pooler, Marker | None]:
+        pooler = self._pooler()
+        marker = Marker.read(pooler.connection, pooler.layout.root, pooler.user)
         return pooler, marker if marker and marker.owner == self.handle["owner"] else None
 
     def _absence(self, pooler: Pooler) -> str:
