@@ -313,6 +313,9 @@ def test_one_that_was_killed_is_seen_and_started_again_by_up(stack: Stack) -> No
         shown = stack.refresh()
         assert "no PgBouncer runs in" in shown
         assert "1 to update" in stack.preview()
+        port = port_of(outputs["uri"])
+        with closing(socket.create_server(("127.0.0.1", port))):
+            assert f"something else listens on {port}, by which clients know" in stack.up(expect=1)
         assert "1 updated" in stack.up()
         assert other.poll() is None
     finally:

@@ -6,6 +6,7 @@ to which.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -17,10 +18,10 @@ from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.pgbouncer import files
 from harmony_pulumi.hosts.pgbouncer.files import Layout
-from harmony_pulumi.hosts.pgbouncer.pooler import IN_USE, Marker, Pooler, find_program
+from harmony_pulumi.hosts.pgbouncer.pooler import IN_USE, Marker, Pooler, find_program, find_psql
 from harmony_pulumi.hosts.pgbouncer.site import site_of
 from harmony_pulumi.hosts.postgresql import certificates
-from harmony_pulumi.hosts.postgresql.home import base_folder, listening_ports, os_user, root_of
+from harmony_pulumi.hosts.postgresql.home import base_folder, listening_ports, make_root, os_user, root_of
 from harmony_pulumi.hosts.postgresql.inspection import Finding, room_problems
 from harmony_pulumi.hosts.postgresql.layout import socket_problem
 from harmony_pulumi.orchestration.journal import Journal, operator
@@ -69,15 +70,14 @@ class Deployment:
             self._refuse_foreign()  # Again: whoever held the lock may have made something here.
             there = self.marker()
             marker = there or Marker(self.props["owner"], self.props["host"]["machine_id"], 0, {})
-            running = self.pooler.running_pid() is not None
             if not files.has_prepared_statements(program.version):
                 text = (
                     f"PgBouncer {program.version} has no prepared statements of the protocol, as 1.21 and newer have: "
                     f"turn them off in clients that use them (psycopg: prepare_threshold=None)"
                 )
                 self.journal.note(text, step="prepared-statements", state="warning")
-            restart = self._write(marker, before or {}, program.version, running=running)
-            if not running or restart:
+            self._write(marker, before or {}, program.version)
+            if self.pooler.running_pid() is None:
                 self._start(marker, program.version)
             else:
                 self.pooler.tell("RELOAD", marker.port)
@@ -96,11 +96,12 @@ class Deployment:
             self.journal.write_to(append)
             yield
 
-    def _write(self, marker: Marker, before: Mapping[str, Any], version: str, *, running: bool) -> bool:
-        """Write all files; tell whether what runs must be restarted for them."""
+    def _write(self, marker: Marker, before: Mapping[str, Any], version: str) -> None:
+        """Write all files. What cannot take them over while it runs is stopped before."""
         self._certificates(renew=before.get("certificate_lifetime_days") not in {None, self._lifetime})
         config = self.connection.read_file(self.layout.config, self.pooler.user)
-        marker.port = self._port(marker, running=running)
+        # Once it was reached by a port, it keeps that: its address is what clients know.
+        marker.port = int(self.props.get("port") or marker.port or self._free_port())
         texts = {
             self.layout.users: files.users(self.props["passwords"]),
             self.layout.config: files.main_config(self.props, self.layout, port=marker.port, version=version),
@@ -111,8 +112,9 @@ class Deployment:
             marker.server = {key: server[key] for key in ("host", "port")}
             texts[self.layout.server_authority] = server["ca_certificate"]
             texts[self.layout.databases] = files.databases_config(marker.server)
+        if files.needs_restart(config, texts[self.layout.config]):
+            self.pooler.stop()
         self.pooler.write({**texts, self.layout.marker: marker.text()})
-        return files.needs_restart(config, texts[self.layout.config])
 
     def _active(self) -> str:
         """Return the role of the member that is active, as the members were told; else as it is declared."""
@@ -121,49 +123,43 @@ class Deployment:
         return max(told, key=lambda roles: roles["epoch"])["active"] if told else self.props["active"]
 
     def _start(self, marker: Marker, version: str) -> None:
-        """Start it anew; a port chosen here is chosen again if somebody was faster."""
+        """Start it; a port just chosen is chosen again if somebody was faster."""
+        settled = self.props.get("port") or marker.revision
         for left in reversed(range(_PORT_TRIES)):
             try:
                 with self.journal.step("start", f"starting PgBouncer {version} on port {marker.port}"):
-                    self.pooler.stop(marker.port)
                     self.pooler.start(marker.port)
                 break
             except SiteError as error:
-                if self.props.get("port") or IN_USE not in str(error) or not left:
+                if settled or IN_USE not in str(error) or not left:
                     raise
             self.journal.note(f"port {marker.port} was taken meanwhile: choosing another", step="port")
             marker.port = self._free_port()
             config = files.main_config(self.props, self.layout, port=marker.port, version=version)
             self.pooler.write({self.layout.config: config, self.layout.marker: marker.text()})
 
-    def _port(self, marker: Marker, *, running: bool) -> int:
-        """Return the declared port, or that of before unless somebody took it meanwhile, or a free one."""
-        if port := self.props.get("port"):
-            return int(port)
-        if marker.port and (running or marker.port not in listening_ports(self.connection)):
-            return marker.port
-        return self._free_port()
-
     def _free_port(self) -> int:
         """Return the first port that no process and no other endpoint of ours has, also one that is stopped."""
         find = ["find", base_folder(self.connection), "-maxdepth", "5", "-name", "endpoint.json"]
-        folders = [path.rpartition("/")[0] for path in self.connection.run(find).stdout.splitlines()]
-        others = [Marker.read(self.connection, f, self.pooler.user) for f in folders if f != self.layout.root]
-        taken = listening_ports(self.connection) | {marker.port for marker in others if marker}
+        others = [path for path in self.connection.run(find).stdout.splitlines() if path != self.layout.marker]
+        texts = self.connection.read_files(others)
+        kept = {int(port) for text in texts.values() for port in re.findall(r'"port": (\d+)', text or "")}
+        taken = listening_ports(self.connection) | kept
         return next(port for port in range(_FIRST_PORT, 65536) if port not in taken)
 
     def _certificates(self, *, renew: bool) -> None:
         """Make what is missing: the endpoint's own authority, and its certificate."""
-        names = [f"{self.layout.tls}/{name}.{suffix}" for name in ("ca", "server") for suffix in ("crt", "key")]
-        ca, ca_key, crt, key = self.connection.read_files(names, self.pooler.user).values()
+        names = [f"{self.layout.tls}/{name}.{suffix}" for name in ("ca", "server") for suffix in ("key", "crt")]
+        ca_key, ca, key, crt = self.connection.read_files(names, self.pooler.user).values()
         address = self.props["host"]["address"]
         authority = certificates.KeyPair(ca, ca_key) if ca and ca_key else None
         pair = certificates.KeyPair(crt, key) if crt and key else None
         if renew or authority is None or not certificates.serves(pair, address):
             authority = authority or certificates.make_authority(f"harmony {self.props['owner']}"[:64])
             pair = certificates.make_server(authority, address, self._lifetime)
-            # The key last: a pair that was cut off has none, or one that does not fit, and is made anew.
-            self.pooler.write(dict(zip(names, (*authority, *pair), strict=True)))
+            # The certificate last: without one that serves, a pair that was cut off is made anew.
+            texts = (authority.key, authority.certificate, pair.key, pair.certificate)
+            self.pooler.write(dict(zip(names, texts, strict=True)))
 
     @property
     def _lifetime(self) -> int:
@@ -171,12 +167,9 @@ class Deployment:
 
     def _make_folders(self) -> None:
         """Make the endpoint's folder, and those in it, for the OS user that is to own them."""
-        root, user = self.layout.root, self.pooler.user
         if self.connection.is_root():
-            group = self.connection.check(["id", "-gn", user]).strip()
-            self.connection.check(["install", "-d", "-m", "755", "--", root.rpartition("/")[0] or "/"])
-            self.connection.check(["install", "-d", "-m", "700", "-o", user, "-g", group, "--", root])
-        self.connection.check(["mkdir", "-p", "-m", "700", "--", *self.layout.folders()], user=user)
+            make_root(self.connection, self.layout.root, self.pooler.user)
+        self.connection.check(["mkdir", "-p", "-m", "700", "--", *self.layout.folders()], user=self.pooler.user)
 
     def _refuse_foreign(self) -> None:
         if problem := foreign(self.pooler, self.props["owner"]):
@@ -203,7 +196,7 @@ class Deployment:
             self.journal.note(f"{root} holds nothing of {self.props['owner']}: nothing to do", step="destroy")
             return
         with self._alone(), self.journal.step("destroy", f"stopping PgBouncer, and deleting {root}"):
-            self.pooler.stop(marker.port)
+            self.pooler.stop()
         self.connection.check(["rm", "-rf", "--one-file-system", "--", root])
 
 
@@ -249,10 +242,11 @@ def site_problems(new: Mapping[str, Any]) -> list[Finding]:
         message = f"{connection.name} has no OS user {user!r}; name another with LinuxHostTopology(user=...)"
         return [("host.user", message)]
     findings: list[Finding] = []
-    try:
-        find_program(connection)
-    except SiteError as error:
-        findings.append(("host", str(error)))
+    for find in (find_program, find_psql):
+        try:
+            find(connection)
+        except SiteError as error:
+            findings.append(("host", str(error)))
     try:
         pooler = _pooler(new)
         problem = socket_problem(pooler.layout.root) or foreign(pooler, new["owner"])
@@ -265,10 +259,15 @@ def site_problems(new: Mapping[str, Any]) -> list[Finding]:
         return [*findings, ("directory", f"{connection.name}: {problem}")]
     if marker is None:
         findings += room_problems(connection, pooler.layout.root, user)
-    port = new.get("port")
-    kept = marker is not None and marker.port == port and pooler.running_pid() is not None
-    if port and not kept and port in listening_ports(connection):
+    kept = marker.port if marker and marker.revision else None
+    port = new.get("port") or kept
+    ours = port == kept and pooler.running_pid() is not None
+    if port and not ours and port in listening_ports(connection):
         message = f"{connection.name}: something listens on {port} already; choose another, or leave it out"
+        if port == kept:
+            message = (
+                f"{connection.name}: something else listens on {port}, by which clients know the endpoint; end that"
+            )
         findings.append(("port", message))
     return findings
 

@@ -24,7 +24,6 @@ _PSQL = """
 for psql in /usr/lib/postgresql/*/bin/psql /usr/pgsql-*/bin/psql "$(command -v psql)"; do
   [ -x "$psql" ] && exec "$psql" "$@"
 done
-echo 'there is no psql; install PostgreSQL, for instance on Debian: apt-get install postgresql-client' >&2
 exit 127
 """
 _FIND = """
@@ -38,7 +37,7 @@ read -r pid <"$1" && echo "$pid" && exec tr '\\0' '\\n' <"/proc/$pid/cmdline"
 # A pid may be another process's after a crash or reboot, and PgBouncer would not start beside it.
 _START = """
 rm -f -- "$2"
-ulimit -n "$(ulimit -Hn)"
+ulimit -n "$(ulimit -Hn)" 2>/dev/null || :
 exec "$1" -d -q "$3"
 """
 
@@ -66,6 +65,20 @@ def find_program(connection: Connection) -> Program:
         f"Debian: apt-get install pgbouncer"
     )
     raise SiteError(msg)
+
+
+def find_psql(connection: Connection) -> None:
+    """Insist that there is a psql, by which PgBouncer is told what to do.
+
+    Raises:
+        SiteError: there is none; the message says what to do.
+    """
+    if connection.run(["sh", "-c", _PSQL, "sh", "--version"]).status:
+        msg = (
+            f"{connection.name}: psql is needed for an endpoint, and is not installed. Install it, for instance on "
+            f"Debian: apt-get install postgresql-client"
+        )
+        raise SiteError(msg)
 
 
 @dataclass
@@ -144,29 +157,22 @@ class Pooler:
         # One that cannot have its port runs on without it, reached by its Unix socket alone.
         if self._answers(port) and IN_USE not in said and port in listening_ports(self.connection):
             return
-        self.stop(port)
+        self.stop()
         msg = f"{self.connection.name}: PgBouncer in {self.layout.root} did not start: {said.strip()[-1500:]}"
         raise SiteError(msg)
 
-    def stop(self, port: int) -> None:
-        """Stop it at once, if it runs. Its clients are disconnected."""
-        pid = self.running_pid()
-        if pid is None:
+    def stop(self) -> None:
+        """Stop it at once, if it runs. Its clients are disconnected. It keeps nothing that could be lost."""
+        if (pid := self.running_pid()) is None:
             return
-        # Each version has its own meaning of SIGINT and SIGTERM; this one means the same in all.
-        self._psql(["-c", "SHUTDOWN"], port)
-        if not self._ends():
-            self.connection.run(["kill", "-KILL", str(pid)], user=self.user)
-            if not self._ends():
-                msg = f"{self.connection.name}: PgBouncer in {self.layout.root}, process {pid}, does not end"
-                raise SiteError(msg)
-
-    def _ends(self) -> bool:
-        try:
-            wait_for("its end", self.running_pid, lambda pid: pid is None, deadline=_STOP_DEADLINE, advice="")
-        except SiteError:
-            return False
-        return True
+        self.connection.run(["kill", "-KILL", str(pid)], user=self.user)
+        wait_for(
+            f"{self.connection.name}: the end of PgBouncer in {self.layout.root}, process {pid}",
+            self.running_pid,
+            lambda pid: pid is None,
+            deadline=_STOP_DEADLINE,
+            advice="See what keeps it.",
+        )
 
     def _answers(self, port: int) -> bool:
         return self._psql(["-c", "SHOW VERSION"], port).status == 0
@@ -292,8 +298,11 @@ class Pooler:
             )
         except SiteError:
             # PgBouncer ends a connection once it is released, and before 1.24 cannot be told to end it now.
-            self.stop(port)
+            paused = self.is_paused()
+            self.stop()
             self.start(port)
+            if paused:
+                self.pause(port, _CONSOLE_DEADLINE)
 
     def _former(self, port: int, *first: str) -> int:
         """Return how many connections PgBouncer is to end, after some commands: those with parameters of before."""

@@ -26,6 +26,7 @@ from harmony_pulumi.hosts.postgresql.home import (
     Marker,
     listening_ports,
     markers_below,
+    make_root,
     mount_of,
     os_user,
     ownership_problems,
@@ -307,19 +308,8 @@ class Deployment:
     def _make_folders(self) -> None:
         """Make the server's folder, and those in it, for the OS user that is to own them."""
         if self.connection.is_root():
-            self._make_root()
+            make_root(self.connection, self.root, self.user)
         self.connection.check(["mkdir", "-p", "-m", "700", "--", *self.layout().folders()], user=self.user)
-
-    def _make_root(self) -> None:
-        missing: list[str] = []
-        parent = self.root.rpartition("/")[0]
-        while parent and not self.connection.exists(parent):
-            missing.insert(0, parent)
-            parent = parent.rpartition("/")[0]
-        if missing:  # One by one: `mkdir -p` gives its mode to the last one only.
-            self.connection.check(["mkdir", "-m", "755", "--", *missing])
-        group = self.connection.check(["id", "-gn", self.user]).strip()
-        self.connection.check(["install", "-d", "-m", "700", "-o", self.user, "-g", group, "--", self.root])
 
     def _choose_port(self, server: Server) -> int:
         """Return the declared port, or the first one that no process and no other server of ours has."""

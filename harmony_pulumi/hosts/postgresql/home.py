@@ -88,6 +88,17 @@ def markers_below(connection: Connection) -> list[str]:
     """Return the markers of the servers below the folder where a host keeps them by default."""
     find = ["find", base_folder(connection), "-maxdepth", "5", "-name", "harmony.json"]
     return sorted(connection.run(find).stdout.splitlines())
+def make_root(connection: Connection, root: str, user: str) -> None:
+    """Make a folder for an OS user as root, and those above it that are missing."""
+    missing: list[str] = []
+    parent = root.rpartition("/")[0]
+    while parent and not connection.exists(parent):
+        missing.insert(0, parent)
+        parent = parent.rpartition("/")[0]
+    if missing:  # One by one: `mkdir -p` gives its mode to the last one only.
+        connection.check(["mkdir", "-m", "755", "--", *missing])
+    group = connection.check(["id", "-gn", user]).strip()
+    connection.check(["install", "-d", "-m", "700", "-o", user, "-g", group, "--", root])
 
 
 def nearest(connection: Connection, path: str) -> str:
