@@ -25,8 +25,8 @@ from harmony_pulumi.hosts.postgresql.following import Following
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
     listening_ports,
-    markers_below,
     make_root,
+    markers_below,
     mount_of,
     os_user,
     ownership_problems,

@@ -88,6 +88,8 @@ def markers_below(connection: Connection) -> list[str]:
     """Return the markers of the servers below the folder where a host keeps them by default."""
     find = ["find", base_folder(connection), "-maxdepth", "5", "-name", "harmony.json"]
     return sorted(connection.run(find).stdout.splitlines())
+
+
 def make_root(connection: Connection, root: str, user: str) -> None:
     """Make a folder for an OS user as root, and those above it that are missing."""
     missing: list[str] = []
