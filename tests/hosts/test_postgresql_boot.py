@@ -98,6 +98,7 @@ def test_whoever_was_told_later_counts() -> None:
     mine, theirs = roles(1, "replica"), roles(2, "primary", "replica")
     found = verdict(mine, [peer(theirs, "", "standby")], None, "primary")
     assert found == Verdict(Start.LEAD, learnt=roles(2, "primary", "primary"))
+    assert verdict(roles(1, "primary"), [peer(roles(1, "primary", "replica"))], None, "primary") == Verdict(Start.LEAD)
 
 
 def test_a_verdict_says_who_leads_and_what_its_site_was_not_told() -> None:
