@@ -68,7 +68,7 @@ def failover(
             refuse(f"--fenced-by-me {fenced_by_me}: the member to be fenced is {source}; nothing was touched")
         fenced = f"--fenced-by-me {source}: an operator vouches for it" if fenced_by_me else ""
         terms = Terms(max_data_loss=max_data_loss, accept_unknown_loss=accept_unknown_loss, fenced=fenced)
-        if known and known["active"] == role and not known["operation"]:
+        if known and known["active"] == role and not known["operation"] and seen[role]["role"] == "primary":
             console().print(f"{name} is active already")
             return
         try:
