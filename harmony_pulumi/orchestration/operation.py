@@ -173,6 +173,8 @@ class Run:
         self.source.movable.retire()
 
     def _clone(self) -> None:
+        self.target.movable.forget(self.source.slot)  # It may have lost its WAL, or be gone.
+        self.target.movable.prepare(self.source.slot)
         self.source.movable.clone(self.target.movable.offer(), self._show)
         self._reached("copied")
 
