@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
+from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Operation, Roles
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover
@@ -31,6 +33,8 @@ class Pair:
     """Seconds, for a member to stream."""
     fence_commands: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     """By role: what is run here to make certain that a member which does not answer accepts no writes."""
+    endpoints: Mapping[str, EndpointSite] = field(default_factory=dict[str, EndpointSite])
+    """What forwards clients to the active member, by name."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -108,6 +112,41 @@ def _shared(pair: Pair, source: str, target: str, seen: Mapping[str, Observation
         # One that is not connected may not know which timeline it has come to; its source does.
         return place_of(received, mine)
     return Fork(timeline=fork["timeline"], lsn=min(fork["lsn"], received, key=failover.lsn_bytes))
+
+
+def serve(pair: Pair, role: str) -> None:
+    """Have every endpoint forward to a member, and hold nothing back. One that does so already is left alone.
+
+    Raises:
+        SiteError: one could not be told; the others were.
+    """
+    offer: Mapping[str, Any] = pair.members[role].movable.offer() if pair.endpoints else {}
+
+    def told_by(endpoint: EndpointSite) -> None:
+        seen = endpoint.observe()
+        there = f"{offer['endpoint']['host']}:{int(offer['endpoint']['port'])}"
+        if seen["points_to"] != there:
+            endpoint.point(offer)
+        if seen["paused"] or seen["state"] == "stopped":
+            endpoint.resume()
+
+    each_endpoint(pair, told_by)
+
+
+def each_endpoint(pair: Pair, act: Callable[[EndpointSite], None]) -> None:
+    """Do something with every endpoint, with the others also where one fails.
+
+    Raises:
+        SiteError: one or more did; the message says which, and why.
+    """
+    problems: list[str] = []
+    for name, endpoint in pair.endpoints.items():
+        try:
+            act(endpoint)
+        except SiteError as error:
+            problems.append(f"the endpoint on {name}: {error}")
+    if problems:
+        raise SiteError("; ".join(problems))
 
 
 def left_behind(leader: Member, left: str, fenced: str) -> Away:

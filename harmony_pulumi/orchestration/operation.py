@@ -7,16 +7,26 @@ Knows no topology and no Pulumi: only what the capability's sites offer. What is
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.members import Pair, estimated_loss, left_behind, look, refuse_newcomers, roles_for
+from harmony_pulumi.orchestration.members import (
+    Pair,
+    each_endpoint,
+    estimated_loss,
+    left_behind,
+    look,
+    refuse_newcomers,
+    roles_for,
+    serve,
+)
 from harmony_pulumi.orchestration.replication import Member, missing
 from harmony_pulumi.orchestration.roles import Desired, latest
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear, untold
@@ -24,6 +34,8 @@ from harmony_pulumi.orchestration.wait import wait_for
 
 _CATCH_UP = 30.0
 """Seconds for the target to replay the token; it streams and is at most 64 MB behind, so it takes less than one."""
+_PAUSE = 10.0
+"""Seconds for the transactions that are at work as clients are held back; one that takes longer ends the switchover."""
 _FENCE_COMMAND = 120
 """Seconds for a fence_command: it may wait until a machine is off."""
 _NEXT: Mapping[str, Callable[[Operation, Facts, Facts], Step]] = {
@@ -145,6 +157,9 @@ class Run:
         acts[step]()
 
     def _demote(self) -> None:
+        if self.pair.endpoints:
+            with self.journal.step("pause", "clients of the endpoint wait"):
+                each_endpoint(self.pair, lambda endpoint: endpoint.pause(_PAUSE))
         # Kept with the assignment: until then, to demote again gives the same token.
         self.operation = {**self.operation, "token": self.source.movable.demote()}
         self.demoted = True
@@ -162,6 +177,7 @@ class Run:
         self._assign(self.operation["epoch"] + 1, self.operation["source"], first=self.operation["target"])
 
     def _close(self) -> None:
+        serve(self.pair, self.operation["source"])
         if self.facts[1].state == "running":
             self.target.movable.forget(self.source.slot)
         # The source last: as long as the target cannot be told, this is not over.
@@ -242,6 +258,8 @@ class Run:
 
     def _settle(self) -> None:
         left = None
+        with self._unless_fenced():
+            serve(self.pair, self.operation["target"])
         if self.operation["kind"] != "failover":
             self.source.movable.forget(self.target.slot)
         else:
@@ -323,12 +341,44 @@ class Run:
         self.journal.progress(Step.CLONE, f"{self.source.name}: {text}")
 
     def _promote(self) -> None:
-        if self.operation["kind"] != "switchover":
-            self.target.movable.promote()
-            return
+        if self.operation["kind"] == "failover":
+            self._leave_the_source()
+        else:
+            self._insist_on_the_token()
+        offer = self.target.movable.offer() if self.pair.endpoints else {}
+        self.target.movable.promote()
+
+        def let_go(endpoint: EndpointSite) -> None:
+            endpoint.point(offer)
+            endpoint.resume()
+
+        with suppress(SiteError):  # Told once more as this is settled; clients of the others wait no longer.
+            each_endpoint(self.pair, let_go)
+
+    def _leave_the_source(self) -> None:
+        """Have no endpoint lead to the old primary once there is a new one: that would be two writers."""
+        offer = self.target.movable.offer() if self.pair.endpoints else {}
+        with self._unless_fenced():
+            each_endpoint(self.pair, lambda endpoint: endpoint.point(offer))
+
+    @contextmanager
+    def _unless_fenced(self) -> Generator[None]:
+        """Go on without an endpoint that cannot be told, if that could lead clients to no other primary."""
+        terms = self.operation["terms"]
+        try:
+            yield
+        except SiteError as error:
+            if not (terms and terms["fenced"]):
+                msg = (
+                    f"{error}; it may lead clients to {self.source.name}, so that counts as not fenced. Start it, or "
+                    f"make certain that {self.source.name} accepts no writes, and run this again"
+                )
+                raise SiteError(msg) from error
+            self.journal.note(str(error), step="endpoint", state="warning")
+
+    def _insist_on_the_token(self) -> None:
         if self.facts[0].state == "stopped" and self.facts[1].role != "primary":
             self._token()  # It may have been a primary once more since it was verified, by hand.
-        self.target.movable.promote()
 
     def _token(self) -> Token:
         """Return the token. One that was kept must be that of this very stop, not of one before, say."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harmony_pulumi.capabilities.endpoint import load_endpoint
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, load_site
 from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.replication import members_of
@@ -22,6 +23,7 @@ def pair_of(handle: Mapping[str, Any]) -> Pair:
         synchronous=bool(handle["synchronous"]),
         deadline=float(handle["deadline"]),
         fence_commands=handle.get("fence_commands") or {},
+        endpoints={str(endpoint["name"]): load_endpoint(endpoint) for endpoint in handle.get("endpoints") or ()},
     )
 
 

@@ -24,6 +24,7 @@ from harmony_pulumi.orchestration.members import (
     other_than,
     refuse_newcomers,
     roles_for,
+    serve,
     told,
 )
 from harmony_pulumi.orchestration.operation import Run
@@ -110,6 +111,7 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
         deadline=pair.deadline,
         journal=journal,
     )
+    serve(pair, active)
     seen = {role: leader if role == active else member.site.observe() for role, member in pair.members.items()}
     if active == ORIGINAL:
         text = json.dumps(picture(seen), indent=1) + "\n"

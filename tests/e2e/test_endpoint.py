@@ -488,7 +488,7 @@ def by_runner(stack: Stack, target: str, epoch: int) -> None:
     "move",
     [
         by_hand,
-        pytest.param(by_runner, marks=pytest.mark.skip(reason="the runner does not pause endpoints yet")),
+        by_runner,
     ],
 )
 def test_a_planned_switchover_through_endpoints_fails_no_statement(
