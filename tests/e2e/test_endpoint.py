@@ -21,7 +21,6 @@ import psycopg
 import pytest
 
 from harmony_pulumi.capabilities.endpoint import EndpointSite, load_endpoint
-from harmony_pulumi.capabilities.site import Roles, RoleSite
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from tests.e2e.conftest import (
@@ -33,6 +32,7 @@ from tests.e2e.conftest import (
     parent_of,
     port_of,
     processes_about,
+    stop_postmaster,
     superuser,
     with_machine,
     with_mounts,
@@ -40,6 +40,7 @@ from tests.e2e.conftest import (
 from tests.e2e.history import Clients
 from tests.e2e.secret_values import leaked, secrets_of, watched_arguments, written_below
 from tests.e2e.test_lifecycle import ELSEWHERE
+from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover import active
 
 pytestmark = pytest.mark.e2e
@@ -449,51 +450,7 @@ def test_what_clients_log_in_with_reaches_no_log_no_argument_and_no_open_state(s
 # -- a switchover fails no statement -----------------------------------------------------------------------------------
 
 
-def by_hand(stack: Stack, target: str, epoch: int) -> None:
-    """Move the roles as the runner is to: what clients wait for is between the pause and the resume."""
-    handle = stack.outputs()["site"]
-    source = "replica" if target == "primary" else "primary"
-    sites: dict[str, RoleSite] = {role: HostPostgreSQL(member) for role, member in handle["members"].items()}
-    slots = {role: member["slot"] for role, member in handle["members"].items()}
-    endpoints = [load_endpoint(endpoint) for endpoint in handle["endpoints"]]
-    with ExitStack() as held:
-        for site in sites.values():
-            held.enter_context(site.alone("a test"))
-        sites[target].prepare(slots[source])
-        sites[source].ease()
-        for endpoint in endpoints:
-            endpoint.pause(DEADLINE)
-        token = sites[source].demote()
-        sites[target].verify(token, deadline=DEADLINE)
-        for role in (source, target):
-            told = Roles(pair=handle["pair"], epoch=epoch, active=target, me=role, operation=None)
-            sites[role].tell(told)
-        sites[target].promote()
-        offer = sites[target].offer()
-        for endpoint in endpoints:
-            endpoint.point(offer)
-        for endpoint in endpoints:
-            endpoint.resume()
-        sites[source].follow(offer)
-        sites[source].forget(slots[target])
-
-
-def by_runner(stack: Stack, target: str, epoch: int) -> None:
-    """Move the roles by the program."""
-    pair(stack, roles=active(target, epoch), endpoints=TWO)
-    stack.up()
-
-
-@pytest.mark.parametrize(
-    "move",
-    [
-        by_hand,
-        by_runner,
-    ],
-)
-def test_a_planned_switchover_through_endpoints_fails_no_statement(
-    stack: Stack, move: Callable[[Stack, str, int], None]
-) -> None:
+def test_a_planned_switchover_through_endpoints_fails_no_statement(stack: Stack) -> None:
     pair(stack, endpoints=TWO)
     stack.up()
     outputs = stack.outputs()
@@ -504,7 +461,8 @@ def test_a_planned_switchover_through_endpoints_fails_no_statement(
     ]
     with Clients(uris * 2, ca, pooled=True) as running:
         for target, epoch in (("replica", 1), ("primary", 2), ("replica", 3)):
-            move(stack, target, epoch)
+            pair(stack, roles=active(target, epoch), endpoints=TWO)
+            stack.up()
             running.wait_until_served()
             for endpoint in endpoints_of(outputs):
                 seen = endpoint.observe()
@@ -513,3 +471,34 @@ def test_a_planned_switchover_through_endpoints_fails_no_statement(
     print(f"history: {found}")
     assert (found.failed, found.unknown) == (0, 0), running.errors
     assert not running.errors
+
+
+def test_a_transaction_that_lasts_too_long_ends_the_switchover_and_clients_go_on(stack: Stack) -> None:
+    pair(stack, endpoints=TWO)
+    stack.up()
+    outputs = stack.outputs()
+    with closing(connect(stack, outputs)) as long, closing(connect(stack, outputs)) as other:
+        long.execute("BEGIN")
+        long.execute("SELECT 1")
+        shown = harmony(stack, "switchover", "--to", "toronto", "--yes", expect=1)
+        assert "1 transactions of its 2 clients were still at work" in shown
+        assert "the switchover was given up, and montreal is active" in shown
+        assert not any(endpoint.observe()["paused"] for endpoint in endpoints_of(outputs))
+        long.execute("COMMIT")
+        assert server_of(other) == address_of(outputs, "primary")
+
+
+def test_a_failover_leads_the_clients_of_the_endpoint_to_the_one_that_took_over(stack: Stack) -> None:
+    pair(stack)
+    stack.up()
+    outputs = stack.outputs()
+    (montreal,) = (root for root, _ in stack.markers() if root.name == "montreal-orders")
+    stop_postmaster(montreal / "data", signal.SIGKILL)
+    harmony(stack, "failover", "--to", "toronto", "--max-data-loss", "0", "--yes")
+    with closing(connect(stack, outputs)) as client:
+        assert server_of(client) == address_of(outputs, "replica")
+        client.execute("CREATE TABLE written (by_whom text)")
+    harmony(stack, "revert", "--yes")
+    with closing(connect(stack, outputs)) as client:
+        assert server_of(client) == address_of(outputs, "primary")
+        assert client.execute("SELECT count(*) FROM written").fetchone() == (0,)
