@@ -358,6 +358,118 @@ def test_a_failover_is_refused_where_nothing_is_certain_of_the_old_primary(code:
     assert world.picture() == before
 
 
+def test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code: Code) -> None:
+    for name in ("crashed", "alive_out_of_reach"):
+        labels = labels_of(code, name)
+        world, accepted = scene(code, name)
+        world.fence_commands = {"primary": ["true"]}
+        world.at[labels.index("montreal.fence: before" if name == "crashed" else "toronto.tell: after")] = kill
+        accepted.pop("fenced", None)
+        assert fail_over(code, world, **accepted) == "killed"
+        assert known(code, world)["operation"]["kind"] == "failover"
+        said = outcome(code, world, "primary", 0)
+        assert "a failover to toronto, begun by an operator, has not ended: run `harmony failover --to toronto`" in said
+
+
+def test_what_a_switchover_has_done_is_recorded_before_it_goes_on(code: Code) -> None:
+    for label, prepared in (("toronto.forget: before", False), ("montreal.demote: before", True)):
+        plain = World(code.host)
+        assert outcome(code, plain, "replica", 1) == "done"
+        world = World(code.host)
+        world.at[plain.labels.index(label)] = kill
+        assert outcome(code, world, "replica", 1) == "killed"
+        operation = known(code, world)["operation"]
+        assert operation is not None
+        assert operation["prepared"] is prepared
+
+
+def test_one_that_comes_back_knows_who_leads_before_it_is_stopped(code: Code) -> None:
+    world, accepted = scene(code, "gone")
+    assert fail_over(code, world, **accepted) == "done"
+    world.mend()
+
+    def cut_off(world: World, label: str) -> None:
+        if label == "montreal.retire: before":
+            kill(world, label)
+
+    world.whenever = cut_off
+    assert bring_back(code, world) == "killed"
+    roles = world.servers["primary"].roles
+    assert roles is not None
+    assert (roles["active"], roles["epoch"], roles["me"]) == ("replica", 1, "primary")
+
+
+def test_commits_on_one_that_is_elected_wait_for_nobody(code: Code) -> None:
+    world, accepted = scene(code, "crashed")
+    world.servers["replica"].waits_for = ["montreal"]
+    assert fail_over(code, world, **accepted) == "done"
+    assert world.servers["replica"].waits_for == []
+
+
+def test_a_slot_that_is_gone_is_made_anew_for_whoever_rejoins(code: Code) -> None:
+    for state in ("as_it_is", "unreadable"):
+        world = left_behind(code, state)
+        world.servers["replica"].slots.clear()
+        assert bring_back(code, world) == "done"
+        finished(code, world, "replica", 1)
+        assert ("montreal.clone: after" in world.labels) is (state == "unreadable")
+
+
+def killed_at(label: str) -> Callable[[World, str], None]:
+    def happens(world: World, at: str) -> None:
+        if at == label:
+            kill(world, at)
+
+    return happens
+
+
+def test_how_far_a_rejoin_is_and_why_it_goes_another_way_is_recorded(code: Code) -> None:
+    for state, label, stage, why in (
+        ("as_it_is", "montreal.rewind: before", "archived", ""),
+        ("torn", "montreal.clone: before", "archived", "it cannot be rewound: montreal: could not write"),
+    ):
+        world = left_behind(code, state)
+        world.whenever = killed_at(label)
+        assert bring_back(code, world) == "killed"
+        operation = known(code, world)["operation"]
+        assert (operation["stage"], operation["clone"]) == (stage, why)
+
+
+def test_how_the_old_primary_was_fenced_is_recorded_before_anybody_is_elected(code: Code) -> None:
+    world, accepted = scene(code, "fence_command_lies")
+    world.whenever = killed_at("toronto.require_synchronous: before")
+    assert fail_over(code, world, **accepted) == "killed"
+    assert known(code, world)["operation"]["terms"]["fenced"] == "its fence_command, true, succeeded"
+
+
+def test_one_that_lost_what_it_was_told_is_told_before_it_follows(code: Code) -> None:
+    plain = World(code.host)
+    assert outcome(code, plain, "replica", 1) == "done"
+    world = World(code.host)
+    world.at[plain.labels.index("toronto.promote: after")] = kill
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.servers["primary"].roles = None
+    world.forgets("primary")
+    world.whenever = killed_at("montreal.follow: before")
+    assert outcome(code, world, "replica", 1) == "killed"
+    roles = world.servers["primary"].roles
+    assert roles is not None
+    assert roles["active"] == "replica"
+
+
+def test_that_a_switchover_is_given_up_is_recorded_at_both(code: Code) -> None:
+    plain = World(code.host)
+    assert outcome(code, plain, "replica", 1) == "done"
+    world = World(code.host)
+    world.at[plain.labels.index("montreal.demote: stopped")] = fail
+    world.whenever = killed_at("montreal.reinstate: before")
+    assert outcome(code, world, "replica", 1) == "killed"
+    for server in world.servers.values():
+        assert server.roles is not None
+        assert server.roles["operation"] is not None
+        assert server.roles["operation"]["given_up"] == "failed at montreal.demote: stopped"
+
+
 def test_a_fence_command_that_fails_leaves_the_failover_undone(code: Code) -> None:
     for argv, said in ((["false"], "ended with 1: it said nothing"), (["/no/such/program"], "did not succeed")):
         world, accepted = scene(code, "alive_out_of_reach")

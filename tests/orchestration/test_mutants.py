@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from harmony_pulumi.hosts.postgresql import roles as host_roles
-from harmony_pulumi.orchestration import failover, rejoin, roles, switchover
+from harmony_pulumi.orchestration import failover, operation, rejoin, roles, switchover
 from tests.hosts import test_postgresql_roles as of_host
 from tests.orchestration import test_failover as of_failover
+from tests.orchestration import test_failover_runs as of_failover_runs
 from tests.orchestration import test_rejoin as of_rejoin
 from tests.orchestration import test_roles as of_roles
 from tests.orchestration import test_runner as of_runner
@@ -24,6 +25,7 @@ from tests.orchestration import test_switchover as of_steps
 from tests.orchestration.code import REAL, Code, altered
 
 MODULES = (roles, switchover, failover, rejoin, host_roles)
+RECORDS = {"_save", "_assign", "_reached", "tell", "require_synchronous", "prepare"}
 Alter = Callable[[ast.AST], None]
 
 
@@ -71,6 +73,43 @@ def mutants(module: types.ModuleType) -> Iterator[tuple[str, ast.Module]]:
             yield f"{module.__name__.removeprefix('harmony_pulumi.')}:{line} {what}", ast.fix_missing_locations(mutant)
 
 
+def without_a_record(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
+    """Yield the source of a module without one of the statements that tell a site something, or prepare it for it."""
+    for number, node in enumerate(ast.walk(tree)):
+        match node:
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name))) if name in RECORDS:
+                mutant = copy.deepcopy(tree)
+                dropped = list(ast.walk(mutant))[number]
+                assert isinstance(dropped, ast.Expr)
+                dropped.value = ast.Constant(None)
+                yield f"{name} at {node.lineno}", ast.fix_missing_locations(mutant)
+            case _:
+                pass
+
+
+def runs_of(code: Code) -> Iterator[Callable[[], None]]:
+    """Yield the tests of whole runs that show what is recorded, the quick ones first."""
+    for name in of_failover_runs.SCENES:
+        yield lambda name=name: of_failover_runs.test_a_failover_then_a_rejoin_then_a_switchover_back(code, name)
+    yield lambda: of_runner.test_a_switchover_and_one_back_lose_nothing(code)
+    yield lambda: of_failover_runs.test_nothing_is_lost_by_a_failover_of_a_synchronous_pair(code)
+    yield lambda: of_failover_runs.test_what_cannot_be_rewound_is_copied_anew_and_kept(code)
+    yield lambda: of_failover_runs.test_more_than_was_accepted_is_not_lost_and_the_old_primary_is_back(code)
+    yield lambda: of_failover_runs.test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code)
+    yield lambda: of_failover_runs.test_what_a_switchover_has_done_is_recorded_before_it_goes_on(code)
+    yield lambda: of_failover_runs.test_one_that_comes_back_knows_who_leads_before_it_is_stopped(code)
+    yield lambda: of_failover_runs.test_commits_on_one_that_is_elected_wait_for_nobody(code)
+    yield lambda: of_failover_runs.test_a_slot_that_is_gone_is_made_anew_for_whoever_rejoins(code)
+    yield lambda: of_failover_runs.test_how_far_a_rejoin_is_and_why_it_goes_another_way_is_recorded(code)
+    yield lambda: of_failover_runs.test_how_the_old_primary_was_fenced_is_recorded_before_anybody_is_elected(code)
+    yield lambda: of_failover_runs.test_that_a_switchover_is_given_up_is_recorded_at_both(code)
+    yield lambda: of_failover_runs.test_one_that_lost_what_it_was_told_is_told_before_it_follows(code)
+    yield lambda: of_failover_runs.test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit_on(code)
+    yield lambda: of_runner.test_killed_at_any_point_the_next_run_finishes_it(code)
+    yield lambda: of_runner.test_an_act_that_fails_once_is_finished_or_taken_back(code, of_runner.fail)
+    yield lambda: of_failover_runs.test_a_failover_killed_at_any_point_is_finished_by_the_same_command(code, "gone")
+
+
 def checks_of(code: Code) -> Iterator[Callable[[], None]]:
     """Yield the tests, the quick ones first."""
     for module in (of_host, of_roles, of_failover, of_rejoin, of_steps):
@@ -100,9 +139,9 @@ def checks_of(code: Code) -> Iterator[Callable[[], None]]:
     yield lambda: of_runner.test_killed_at_any_point_the_next_run_finishes_it(code)
 
 
-def killed(code: Code) -> bool:
+def killed(tests: Iterator[Callable[[], None]]) -> bool:
     """Tell whether a test fails."""
-    for test in checks_of(code):
+    for test in tests:
         try:
             test()
         except KeyboardInterrupt:
@@ -114,7 +153,7 @@ def killed(code: Code) -> bool:
 
 def test_no_test_fails_without_a_mutant() -> None:
     for module in MODULES:
-        assert not killed(altered(module, ast.parse(Path(str(module.__file__)).read_text())))
+        assert not killed(checks_of(altered(module, ast.parse(Path(str(module.__file__)).read_text()))))
     for test in checks_of(REAL):
         test()
 
@@ -129,4 +168,12 @@ def test_a_mutant_does_not_survive(
     code = altered(module, mutant)
     for name in ("is_to_lead", "read_roles", "refusal"):
         monkeypatch.setattr(of_host, name, getattr(code.host, name))
-    assert killed(code)
+    assert killed(checks_of(code))
+
+
+RECORDING = list(without_a_record(ast.parse(Path(str(operation.__file__)).read_text())))
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(tree, id=name) for name, tree in RECORDING])
+def test_nothing_that_an_operation_records_can_be_left_out(mutant: ast.Module) -> None:
+    assert killed(runs_of(altered(operation, mutant)))
