@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import platform
+import pwd
 import resource
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -140,6 +142,55 @@ def workspace() -> Generator[Path]:
         shutil.rmtree(folder)
 
 
+def owner() -> pwd.struct_passwd:
+    """Return the OS user that owns the servers."""
+    return pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+
+
+def become_owner() -> list[str]:
+    """Return what to put before a command to run it as the OS user that owns the servers."""
+    account = owner()
+    if os.geteuid() != 0:
+        return []
+    return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--init-groups", "--"]
+
+
+def as_owner(command: Sequence[str], *, stdin: str = "", timeout: float, env: Mapping[str, str] | None = None) -> str:
+    """Run a command as the OS user that owns the servers; return its standard output."""
+    return checked([*become_owner(), *command], stdin=stdin, timeout=timeout, env=env)
+
+
+def checked(command: Sequence[str], *, stdin: str = "", timeout: float, env: Mapping[str, str] | None = None) -> str:
+    """Run a command that must succeed and may leave a daemon; return its standard output."""
+    # A daemon inherits the pipes of what starts it, so what is said goes to files.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=err, cwd="/", text=True, env=env)
+        try:
+            process.communicate(stdin, timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        for file in (out, err):
+            file.seek(0)
+        said, complaint = out.read(), err.read()
+    if process.returncode:
+        raise SystemExit(f"{command[0]} ended with status {process.returncode}: {complaint or said}")
+    return said
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
 class Project:
     """A Pulumi project with a file backend and one stack, apart from everything that the user has."""
 
@@ -195,15 +246,57 @@ class Project:
 
 
 def run(
+    name: str,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    report: Callable[[dict[str, Any]], str],
+    *,
+    parser: argparse.ArgumentParser,
+) -> None:
+    """Be the command line of one benchmark, with the options that it has of its own."""
+    add_output_options(parser)
+    options = parser.parse_args()
+    began = datetime.now(UTC)
+    result: dict[str, Any] = {"machine": machine(), name: measure(options)}
+    publish(result, {name: report}, began, options, suffix=f"-{name}")
+
+
+def run_times(
     name: str, measure: Callable[[int], dict[str, Any]], report: Callable[[dict[str, Any]], str], *, runs: int
 ) -> None:
     """Be the command line of one benchmark, with `runs` samples of each side by default."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--runs", type=int, default=runs, help="samples of each side (default: %(default)s)")
-    options = parser.parse_args()
-    result = {"machine": machine(), name: measure(options.runs)}
-    print(json.dumps(result, indent=1) if options.json else describe(result["machine"]) + "\n" + report(result[name]))
+    run(name, lambda options: measure(options.runs), report, parser=parser)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a result is shown."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="keep both forms in benchmarks/results/, by date and time; no run replaces another",
+    )
+
+
+def publish(
+    result: dict[str, Any],
+    reports: Mapping[str, Callable[[dict[str, Any]], str]],
+    began: datetime,
+    options: argparse.Namespace,
+    *,
+    suffix: str = "",
+) -> None:
+    """Print a result as `--json` says, and keep it if `--save` does."""
+    result["machine"]["load average at the end"] = os.getloadavg()[0]
+    parts = ["# Benchmarks\n", describe(result["machine"]), *(report(result[name]) for name, report in reports.items())]
+    texts = {"json": json.dumps(result, indent=1) + "\n", "md": "\n".join(parts)}
+    if options.save:
+        for ending, text in texts.items():
+            place = REPOSITORY / "benchmarks" / "results" / f"{began:%Y-%m-%dT%H%MZ}{suffix}.{ending}"
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+    print(texts["json" if options.json else "md"], end="")
 
 
 def describe(facts: Mapping[str, Any]) -> str:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
-import socket
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -125,7 +122,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _bare(binaries: Binaries) -> Deployed:
-    owner, ports = _owner(), dict(zip(_MEMBERS, _free_ports(2), strict=True))
+    owner, ports = common.owner(), dict(zip(_MEMBERS, common.free_ports(2), strict=True))
     # The script is read from standard input, since its owner need not be able to enter this checkout.
     script = Path(__file__).with_name("bare_pair.sh").read_text(encoding="utf-8")
     with common.workspace() as folder:
@@ -135,7 +132,7 @@ def _bare(binaries: Binaries) -> Deployed:
         command = ["bash", "-s", "--", binaries.path, str(home), *map(str, ports.values())]
         said: list[str] = []
         try:
-            sample = common.timed(lambda: said.append(_as_owner(command, stdin=script, timeout=300)))
+            sample = common.timed(lambda: said.append(common.as_owner(command, stdin=script, timeout=300)))
             servers = {m: _facts(binaries, home / m / "run", ports[m]) for m in _MEMBERS}
         finally:
             _stop_servers(binaries, home)
@@ -238,7 +235,7 @@ def _facts(binaries: Binaries, folder: Path, port: int) -> dict[str, Any]:
     """Return what a server says of itself, over its Unix socket."""
     command = [f"{binaries.path}/psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
     command += ["-h", str(folder), "-p", str(port), "-U", "postgres", "-d", "postgres"]
-    facts: dict[str, Any] = json.loads(_as_owner(command, stdin=_FACTS, timeout=60))
+    facts: dict[str, Any] = json.loads(common.as_owner(command, stdin=_FACTS, timeout=60))
     return facts
 
 
@@ -247,50 +244,8 @@ def _stop_servers(binaries: Binaries, folder: Path) -> None:
     for member in reversed(_MEMBERS):
         if (folder / member / "data" / "postmaster.pid").exists():
             data = str(folder / member / "data")
-            _as_owner([f"{binaries.path}/pg_ctl", "stop", "-D", data, "-m", "immediate", "-s"], timeout=60)
-
-
-def _owner() -> pwd.struct_passwd:
-    return pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-
-
-def _as_owner(command: Sequence[str], *, stdin: str = "", timeout: float) -> str:
-    """Run a command as the OS user that owns the servers; return its standard output."""
-    owner = _owner()
-    become = (
-        ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--init-groups", "--"]
-        if os.geteuid() == 0
-        else []
-    )
-    # A daemon inherits the pipes of what starts it, so what is said goes to files.
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(
-            [*become, *command], stdin=subprocess.PIPE, stdout=out, stderr=err, cwd="/", text=True
-        )
-        try:
-            process.communicate(stdin, timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-        for file in (out, err):
-            file.seek(0)
-        said, complaint = out.read(), err.read()
-    if process.returncode:
-        raise SystemExit(f"{command[0]} ended with status {process.returncode}: {complaint}")
-    return said
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("localhost", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+            common.as_owner([f"{binaries.path}/pg_ctl", "stop", "-D", data, "-m", "immediate", "-s"], timeout=60)
 
 
 if __name__ == "__main__":
-    common.run("deploy", measure, report, runs=RUNS)
+    common.run_times("deploy", measure, report, runs=RUNS)

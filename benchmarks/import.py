@@ -66,4 +66,4 @@ def _execute(statement: str) -> None:
 
 
 if __name__ == "__main__":
-    common.run("import", measure, report, runs=RUNS)
+    common.run_times("import", measure, report, runs=RUNS)

@@ -127,4 +127,4 @@ def _sample(program: str, pairs: int) -> Costs:
 
 
 if __name__ == "__main__":
-    common.run("overhead", measure, report, runs=RUNS)
+    common.run_times("overhead", measure, report, runs=RUNS)

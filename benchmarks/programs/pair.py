@@ -22,3 +22,5 @@ def deploy() -> None:
         ),
     )
     pulumi.export("ports", {role: member.endpoint["port"] for role, member in database.members.items()})
+    pulumi.export("site", database.site)
+    pulumi.export("ca_certificate", database.ca_certificate)

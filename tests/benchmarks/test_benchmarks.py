@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import common, deploy, overhead
+from benchmarks import common, deploy, overhead, switchover
+from benchmarks.writer import Gap, longest_gap, missing
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -99,7 +100,53 @@ def test_linear_growth_is_one() -> None:
     assert overhead.growths({"1": costs(2), "10": costs(2.9), "100": costs(20.9)})["state_bytes"] == 2
 
 
-@pytest.mark.parametrize("name", ["import", "deploy", "overhead"])
+def test_the_longest_gap_is_of_those_that_ended_after_the_command() -> None:
+    moments = [0.0, 5.0, 5.25, 5.75, 6.0]
+    assert longest_gap(moments, 5.125) == Gap(0.5, 5.75)
+    assert longest_gap(moments, 4.9).seconds == 5.0, "it began before the command, and ended after it"
+
+
+def test_a_client_that_is_never_served_again_has_an_endless_gap() -> None:
+    assert longest_gap([1.0, 2.0], 2.5).seconds == float("inf")
+    assert longest_gap([], 0).seconds == float("inf")
+
+
+def test_rows_that_were_acknowledged_and_are_not_there_are_lost() -> None:
+    assert missing({"a": 1.0, "b": 2.0, "c": 3.0}, ["c", "a", "of an unknown outcome"]) == ["b"]
+
+
+def test_ours_is_compared_with_the_floor_and_with_the_best_of_the_others() -> None:
+    found = switchover.ratios({"floor": 0.1, "ours": 0.125, "repmgr": 1.25, "patroni": 1.5})
+    assert found == {
+        "ours to floor": 1.25,
+        "best peer": "repmgr",
+        "best peer to ours": 10,
+        "best peer to floor": 12.5,
+    }
+
+
+def test_what_was_not_measured_meets_no_aim_and_misses_none() -> None:
+    nothing = switchover.ratios({"floor": 0.1})
+    assert set(nothing.values()) == {None}
+    found = switchover.aims({"planned gap": nothing, "promotion after the death": nothing}, {})
+    assert [aim["met"] for aim in found] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "met"),
+    [(0.130, 0.780, [True, True]), (0.131, 0.786, [False, True]), (0.130, 0.779, [True, False])],
+)
+def test_an_aim_is_met_up_to_its_bound(*, ours: float, peer: float, met: list[bool]) -> None:
+    gaps = switchover.ratios({"floor": 0.1, "ours": ours, "peer": peer})
+    found = switchover.aims(
+        {"planned gap": gaps, "promotion after the death": switchover.ratios({})},
+        {"ours": {"planned": {"lost": [0, 1]}}},
+    )
+    assert [aim["met"] for aim in found] == [*met, None, False]
+    assert found[-1]["found"] == "1 lost in 2"
+
+
+@pytest.mark.parametrize("name", ["import", "deploy", "overhead", "switchover"])
 def test_each_benchmark_says_how_it_is_run(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--help"],
@@ -149,3 +196,26 @@ def test_deploy_compares_equal_pairs_and_says_where_the_time_goes() -> None:
     for side in ("bare", "harmony"):
         whole = result["sides"][side]["seconds"]["median"]
         assert sum(span["median"] for span in result["spans"][side].values()) == pytest.approx(whole, rel=0.2)
+
+
+@pytest.mark.e2e
+def test_a_switchover_by_hand_is_measured_and_loses_nothing() -> None:
+    options = ["--json", "--systems", "floor", "--runs", "1", "--deaths", "1", "--sizes"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "switchover", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)["switchover"]
+    assert result["left out"] == {}
+    floor = result["systems"]["floor"]
+    assert floor["settings"]["fsync"] == "on"
+    planned, death = floor["planned"], floor["death"]
+    assert planned["lost"] == [0]
+    assert planned["acknowledged"][0] > 100
+    assert 0.002 < planned["gap"]["median"] < 60
+    assert death["streams_again"]["runs"] == 1

@@ -1,0 +1,75 @@
+"""harmony_pulumi: deployed once by Pulumi, then its roles are moved by the command alone, from the sites."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.pairs.base import Pair
+
+_COMMAND = str(Path(sys.executable).with_name("harmony"))
+
+
+class Ours(Pair):
+    """A pair on two hosts that are both this machine."""
+
+    name = "ours"
+    how = "deployed by Pulumi; `harmony switchover --to NAME --yes --site FILE`"
+
+    @classmethod
+    def lacking(cls) -> str:
+        return "" if shutil.which("pulumi") else "the pulumi command is not on PATH; `scripts/demo` installs it"
+
+    def version(self) -> str:
+        return f"harmony_pulumi {importlib.metadata.version('harmony-pulumi')}"
+
+    def start(self) -> None:
+        self.folder.chmod(0o755)
+        environment = {"BENCHMARK_FOLDER": str(self.folder)}
+        self._project = common.Project(self.folder / "project", "benchmarks.programs.pair", environment)
+        self._project.up()
+        outputs = json.loads(self._project.pulumi("stack", "output", "--json", "--show-secrets"))
+        self.ports = {member: int(port) for member, port in outputs["ports"].items()}
+        self.authority.write_text(outputs["ca_certificate"], encoding="utf-8")
+        self._site = self.folder / "site.json"
+        self._site.touch(mode=0o600)
+        self._site.write_text(json.dumps({"site": outputs["site"]}), encoding="utf-8")
+        self.make_client()
+
+    def switch_over(self) -> None:
+        self._harmony("switchover", "--to", self.follower)
+        self.leader = self.follower
+
+    def cannot_fail_over(self) -> str:
+        done = subprocess.run([_COMMAND, "failover", "--help"], capture_output=True, timeout=60, check=False)
+        return "`harmony failover` is not there yet" if done.returncode else ""
+
+    def fail_over(self) -> None:
+        ours_death(self)
+
+    def rejoin(self, member: str) -> None:
+        self._harmony("rejoin", member)
+
+    def _harmony(self, *arguments: str) -> None:
+        command = [_COMMAND, *arguments, "--yes", "--site", str(self._site)]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def ours_death(pair: Ours) -> None:
+    """Promote the living member of a pair whose leader was killed.
+
+    Raises:
+        SystemExit: there is no command for that yet.
+    """
+    if reason := pair.cannot_fail_over():
+        raise SystemExit(reason)
+    raise SystemExit("benchmarks/pairs/ours.py does not know yet how `harmony failover` is called: ours_death")

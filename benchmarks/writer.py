@@ -1,0 +1,134 @@
+"""A client that commits a row each 2 ms, reconnects at once where it fails, and remembers what was acknowledged.
+
+`Writer` runs it as a process of its own, so that what else the benchmark does in its process delays no commit.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from benchmarks import common
+
+PERIOD = 0.002
+"""Seconds between two commits, and between two attempts to connect."""
+_DEADLINE = 300.0
+TABLE = "written"
+
+
+class Written(NamedTuple):
+    """What a client remembers."""
+
+    acknowledged: Mapping[str, float]
+    """When each value was acknowledged, by the monotonic clock, in order."""
+    failed: int
+    """Statements that were sent and not acknowledged."""
+    errors: Mapping[str, int]
+    """What the client was told, and how often."""
+
+
+class Gap(NamedTuple):
+    """The longest time between two acknowledged commits."""
+
+    seconds: float
+    ended: float
+    """The moment of the commit that ended it."""
+
+
+def longest_gap(moments: Sequence[float], since: float) -> Gap:
+    """Return the longest gap of those that ended after a moment; an endless one if there are none."""
+    gaps = [Gap(later - earlier, later) for earlier, later in pairwise(moments) if later > since]
+    return max(gaps, default=Gap(float("inf"), float("inf")))
+
+
+def missing(acknowledged: Mapping[str, float], found: Sequence[str]) -> list[str]:
+    """Return the values that were acknowledged and are not there."""
+    there = set(found)
+    return [value for value in acknowledged if value not in there]
+
+
+class Writer:
+    """The client, from the beginning of the block to its end."""
+
+    def __init__(self, conninfo: Mapping[str, str]) -> None:
+        """Connect by these parameters of libpq, which no argument list may hold: a password is among them."""
+        self._conninfo = conninfo
+        self.prefix = f"{secrets.token_hex(4)}-"
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.writer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=common.REPOSITORY,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([make_conninfo(**self._conninfo), self.prefix]) + "\n")
+        self._process.stdin.flush()
+        return self
+
+    def stop(self) -> Written:
+        """End it; return what it remembers."""
+        said, _ = self._process.communicate("", 30)
+        return Written(*json.loads(said))
+
+    def __exit__(self, *_: object) -> None:
+        """End it whatever happened."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def write(conninfo: str, prefix: str, stopped: threading.Event) -> Written:
+    """Be the client, until it is stopped, at most for five minutes."""
+    acknowledged: dict[str, float] = {}
+    failed, errors = 0, Counter[str]()
+    connection: psycopg.Connection[Any] | None = None
+    due = time.monotonic()
+    end = due + _DEADLINE
+    while not stopped.wait(max(0.0, due - time.monotonic())) and time.monotonic() < end:
+        due = max(due, time.monotonic() - PERIOD) + PERIOD  # What was missed is not made up for.
+        value = f"{prefix}{len(acknowledged) + failed}"
+        try:
+            connection = connection or psycopg.connect(conninfo, autocommit=True)
+        except psycopg.Error as error:
+            errors[str(error).strip()[:300]] += 1
+            continue
+        try:
+            connection.execute(f"INSERT INTO {TABLE} VALUES (%s)", (value,))
+            acknowledged[value] = time.monotonic()
+        except psycopg.Error as error:
+            failed += 1
+            errors[str(error).strip()[:300]] += 1
+            connection.close()
+            connection = None
+    return Written(acknowledged, failed, errors)
+
+
+def _main() -> None:
+    conninfo, prefix = json.loads(sys.stdin.readline())
+    stopped = threading.Event()
+
+    def stop_at_end_of_input() -> None:
+        sys.stdin.read()
+        stopped.set()
+
+    threading.Thread(target=stop_at_end_of_input, daemon=True).start()
+    json.dump(write(conninfo, prefix, stopped), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
