@@ -165,8 +165,8 @@ def _finish(pair: Pair, writer: Writer, began: float, back: float) -> Leg:
     time.sleep(_WARM_UP)
     written = writer.stop()
     moments = list(written.acknowledged.values())
-    if not moments or moments[-1] < streams:
-        raise SystemExit(f"{pair.name}: the client is not served; it was told {dict(written.errors)}")
+    if moments[0] > began or moments[-1] < streams:
+        raise SystemExit(f"{pair.name}: the client was not served all the while; it was told {dict(written.errors)}")
     with pair.connect(pair.leader) as connection:
         query = f"SELECT value FROM {TABLE} WHERE value LIKE %s"
         found = [row[0] for row in connection.execute(query, (f"{writer.prefix}%",))]  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ PERIOD = 0.002
 """Seconds between two commits, and between two attempts to connect."""
 _DEADLINE = 300.0
 TABLE = "written"
+_SERVED = "served\n"
 
 
 class Written(NamedTuple):
@@ -67,7 +68,11 @@ class Writer:
         self.prefix = f"{secrets.token_hex(4)}-"
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start it, and return once a commit of its is acknowledged.
+
+        Raises:
+            SystemExit: none ever was.
+        """
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.writer"],
             stdin=subprocess.PIPE,
@@ -78,6 +83,10 @@ class Writer:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([make_conninfo(**self._conninfo), self.prefix]) + "\n")
         self._process.stdin.flush()
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != _SERVED:
+            self.__exit__()
+            raise SystemExit("the client was never served")
         return self
 
     def stop(self) -> Written:
@@ -110,6 +119,9 @@ def write(conninfo: str, prefix: str, stopped: threading.Event) -> Written:
         try:
             connection.execute(f"INSERT INTO {TABLE} VALUES (%s)", (value,))
             acknowledged[value] = time.monotonic()
+            if len(acknowledged) == 1:
+                sys.stdout.write(_SERVED)
+                sys.stdout.flush()
         except psycopg.Error as error:
             failed += 1
             errors[str(error).strip()[:300]] += 1
