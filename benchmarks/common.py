@@ -9,6 +9,7 @@ import platform
 import pwd
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -164,11 +165,20 @@ def checked(command: Sequence[str], *, stdin: str = "", timeout: float, env: Map
     """Run a command that must succeed and may leave a daemon; return its standard output."""
     # A daemon inherits the pipes of what starts it, so what is said goes to files.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=err, cwd="/", text=True, env=env)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+            cwd="/",
+            text=True,
+            env=env,
+            start_new_session=True,
+        )
         try:
             process.communicate(stdin, timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        except BaseException:  # What it has started would go on in a folder that is about to be removed.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
         for file in (out, err):

@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import common
-from benchmarks.pairs.base import running, wait_for
+from benchmarks.pairs.base import FAILURES, running, wait_for
 from benchmarks.pairs.by_hand import Floor
 from benchmarks.writer import Writer
 from harmony_pulumi.hosts.postgresql.server import Binaries
 
 _ROW = 1000
 """Bytes."""
+_DEADLINE = 600.0
+"""Seconds, for each act."""
 
 
-def measure(gigabytes: float, binaries: Binaries) -> dict[str, float]:
-    """Return the seconds that each way takes, and the size of the database in bytes.
+def measure(gigabytes: float, binaries: Binaries) -> dict[str, Any]:
+    """Return the seconds that each way takes, and the size of the database in bytes; or why that failed.
 
     The primary dies while a client writes, so that it has what the new one has not; between the two ways nothing but
     what the client writes changes.
@@ -39,9 +41,11 @@ def measure(gigabytes: float, binaries: Binaries) -> dict[str, float]:
             rewind = _timed(pair, dead, pair.rewind)
             pair.run(pair.program("pg_ctl"), "stop", "-D", str(pair.data(dead)), "-m", "fast", "-s", "-w")
             copy = _timed(pair, dead, pair.copy)
+            found: dict[str, Any] = {"database bytes": size, "rewind": round(rewind, 2), "copy": round(copy, 2)}
+        except FAILURES as error:
+            found = {"failed": f"{error}"[:2000]}
         finally:
             pair.stop()
-    found = {"database bytes": size, "rewind": round(rewind, 2), "copy": round(copy, 2)}
     print(f"rejoin of {gigabytes:g} GB: {found}", file=sys.stderr, flush=True)
     return found
 
@@ -56,16 +60,18 @@ def report(found: Mapping[str, Mapping[str, Any]]) -> str:
             f"{row['copy'] / row['rewind']:.1f}",
         ]
         for row in found.values()
+        if "failed" not in row
     ]
     head = ["rejoin, until it streams", "pg_rewind", "pg_basebackup", "copy to rewind"]
-    return common.table(head, rows)
+    failed = [f"- a rejoin of {size} GB failed: {row['failed']}\n" for size, row in found.items() if "failed" in row]
+    return "".join([common.table(head, rows), *failed])
 
 
 def _timed(pair: Floor, member: str, act: Callable[[str], None]) -> float:
     began = time.monotonic()
     act(member)
     pair.follow(member)
-    wait_for(f"the {member} streaming", lambda: pair.is_followed(pair.leader), deadline=300, interval=0.02)
+    wait_for(f"the {member} streaming", lambda: pair.is_followed(pair.leader), deadline=_DEADLINE, interval=0.02)
     return time.monotonic() - began
 
 
@@ -75,10 +81,10 @@ def _fill(pair: Floor, gigabytes: float) -> None:
     pair.sql("CREATE TABLE filler (value text)")
     rows = int(gigabytes * 1e9 / _ROW)
     while rows > 0:
-        pair.sql(f"{filler} FROM generate_series(1, {min(rows, 200_000)})")
+        pair.sql(f"{filler} FROM generate_series(1, {min(rows, 200_000)})", timeout=_DEADLINE)
         rows -= 200_000
     end = pair.sql("SELECT pg_current_wal_lsn()")
     replayed = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
-    wait_for("the standby having it all", lambda: pair.sql(replayed, pair.follower) == "t", deadline=300)
-    pair.sql("CHECKPOINT")
-    pair.sql("CHECKPOINT", pair.follower)
+    wait_for("the standby having it all", lambda: pair.sql(replayed, pair.follower) == "t", deadline=_DEADLINE)
+    pair.sql("CHECKPOINT", timeout=_DEADLINE)
+    pair.sql("CHECKPOINT", pair.follower, timeout=_DEADLINE)

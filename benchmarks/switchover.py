@@ -18,10 +18,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import psycopg
-
 from benchmarks import common, rejoin
-from benchmarks.pairs.base import Pair, running, wait_for
+from benchmarks.pairs.base import FAILURES, Pair, running, wait_for
 from benchmarks.pairs.by_hand import Floor
 from benchmarks.pairs.ours import Ours
 from benchmarks.pairs.patroni import Patroni, PatroniTuned
@@ -39,8 +37,6 @@ SYSTEMS: dict[str, type[Pair]] = {
 _LIMIT_FLOOR, _LIMIT_PEERS, _LIMIT_PROMOTION = 1.3, 6.0, 1.5
 _WARM_UP = 1.0
 """Seconds for which the client writes before each role change, and after it."""
-_FAILURES = (SystemExit, psycopg.Error, OSError, ValueError)
-"""What the failure of one system may be; the others are measured nevertheless."""
 
 
 class Leg(NamedTuple):
@@ -100,7 +96,7 @@ def measure(
         "cannot fail over": unable,
         "systems": rows,
         "ratios": found,
-        "rejoin": {str(size): rejoin.measure(size, binaries) for size in sizes},
+        "rejoin": {f"{size:g}": rejoin.measure(size, binaries) for size in sizes},
     }
 
 
@@ -127,7 +123,7 @@ def _told(left_out: dict[str, str], name: str, pair: Pair) -> Generator[None]:
     """Note that a system failed, and stop it, rather than the benchmark."""
     try:
         yield
-    except _FAILURES as error:
+    except FAILURES as error:
         left_out[name] = f"failed: {error}"[:2000]
         print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
         pair.stop()
@@ -242,7 +238,11 @@ def aims(found: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Mapping[str,
 
 def report(result: dict[str, Any]) -> str:
     """Return the result as Markdown."""
-    parts = ["## switchover\n", "One client, a commit each 2 ms, which reconnects at once. Median (least to most).\n"]
+    parts = [
+        "## switchover\n",
+        "One client, a commit each 2 ms, which reconnects at once. Median (least to most). Until the "
+        "old primary streams again, time runs from the command, which for some includes a long start.\n",
+    ]
     parts.append(_table(result, "planned", "planned switchover", "longest gap", "gap"))
     parts.append(
         _table(result, "death", "death of the primary", "from command or death to the next commit", "promotion")

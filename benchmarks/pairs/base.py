@@ -35,6 +35,10 @@ SHOWN = (
 SAFE = {"fsync": "on", "data_checksums": "on", "full_page_writes": "on", "ssl": "on"}
 
 
+FAILURES = (SystemExit, psycopg.Error, subprocess.SubprocessError, OSError, ValueError)
+"""What it may be when one system fails; the others are measured nevertheless."""
+
+
 class Pair(ABC):
     """One system: a pair of servers, the one called `primary` leading at first."""
 
@@ -133,12 +137,12 @@ class Pair(ABC):
         """Connect to one member."""
         return psycopg.connect(**{**self.conninfo(member), **overrides}, autocommit=True)  # type: ignore[arg-type]
 
-    def sql(self, text: str, member: str | None = None) -> str:
+    def sql(self, text: str, member: str | None = None, *, timeout: float = 60) -> str:
         """Run SQL as the superuser over the Unix socket, of the leader unless a member is named."""
         member = member or self.leader
         command = [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
         command += ["-h", str(self.socket(member)), "-p", str(self.ports[member]), "-U", "postgres", "-d", "postgres"]
-        return common.as_owner(command, stdin=text, timeout=60).strip()
+        return common.as_owner(command, stdin=text, timeout=timeout).strip()
 
     def leads(self, member: str) -> bool:
         """Tell whether a member takes writes."""

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import common, deploy, overhead, switchover
+from benchmarks import common, deploy, overhead, rejoin, switchover
+from benchmarks.pairs.base import install
 from benchmarks.writer import Gap, longest_gap, missing
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -144,6 +145,21 @@ def test_an_aim_is_met_up_to_its_bound(*, ours: float, peer: float, met: list[bo
     )
     assert [aim["met"] for aim in found] == [*met, None, False]
     assert found[-1]["found"] == "1 lost in 2"
+
+
+def test_what_is_not_installed_is_named_with_the_way_to_install_it() -> None:
+    assert install("apt-get install tools", programs={"one": True, "two": True}) == ""
+    said = install("apt-get install tools", programs={"one": True, "two": False})
+    assert said == "not installed: two; apt-get install tools"
+
+
+def test_a_rejoin_that_failed_is_told_beside_those_that_did_not() -> None:
+    found = rejoin.report(
+        {"1": {"database bytes": 10**9, "rewind": 2.0, "copy": 8.0}, "4": {"failed": "no space left on device"}}
+    )
+    assert "| 1.00 GB" in found
+    assert "| 4.0 " in found, "a copy takes four times as long"
+    assert "- a rejoin of 4 GB failed: no space left on device" in found
 
 
 @pytest.mark.parametrize("name", ["import", "deploy", "overhead", "switchover"])
