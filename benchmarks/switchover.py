@@ -238,11 +238,11 @@ def aims(found: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Mapping[str,
 
 def report(result: dict[str, Any]) -> str:
     """Return the result as Markdown."""
-    parts = [
-        "## switchover\n",
-        "One client, a commit each 2 ms, which reconnects at once. Median (least to most). Until the "
-        "old primary streams again, time runs from the command, which for some includes a long start.\n",
-    ]
+    intro = (
+        "One client, a commit each 2 ms, which reconnects at once. Median (least to most). Until the old primary "
+        "streams again, time runs from the command, which for some includes a long start.\n"
+    )
+    parts = ["## switchover\n", intro]
     parts.append(_table(result, "planned", "planned switchover", "longest gap", "gap"))
     parts.append(
         _table(result, "death", "death of the primary", "from command or death to the next commit", "promotion")
@@ -257,14 +257,28 @@ def report(result: dict[str, Any]) -> str:
     for what, found in result["ratios"].items():
         shown = ", ".join(f"{name}: {value}" for name, value in found.items() if value is not None)
         parts.append(f"Ratios, {what}: {shown or 'none'}.\n")
+    alike = common_settings([row["settings"] for row in result["systems"].values()])
+    parts.append(
+        f"Settings of all: {_in_words(alike)}. All clients connect over TLS (verify-full) by password (SCRAM).\n"
+    )
     for name, row in result["systems"].items():
-        settings = ", ".join(f"{key} = {value or 'none'}" for key, value in row["settings"].items())
-        parts.append(f"- {name}: {row['version']}; {row['how']}. Settings: {settings}.")
+        own = {key: value for key, value in row["settings"].items() if key not in alike}
+        parts.append(f"- {name}: {row['version']}; {row['how']}." + (f" Settings: {_in_words(own)}." if own else ""))
     for name, reason in (*result["left out"].items(), *result["cannot fail over"].items()):
         parts.append(f"- {name}: {reason}")
-    parts.append("\nAll clients connect over TLS (verify-full) with a password (SCRAM).\n")
+    parts.append("")
     parts += [_verdict(aim) for aim in result["aims"]]
     return "\n".join(parts)
+
+
+def common_settings(systems: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the settings that are equal on all systems."""
+    first, *others = systems or [{}]
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
+def _in_words(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} = {value or 'none'}" for name, value in settings.items())
 
 
 def _verdict(aim: Mapping[str, Any]) -> str:

@@ -147,6 +147,11 @@ def test_an_aim_is_met_up_to_its_bound(*, ours: float, peer: float, met: list[bo
     assert found[-1]["found"] == "1 lost in 2"
 
 
+def test_settings_that_one_system_has_otherwise_are_not_called_common() -> None:
+    systems = [{"fsync": "on", "wal_log_hints": "off"}, {"fsync": "on", "wal_log_hints": "on"}]
+    assert switchover.common_settings(systems) == {"fsync": "on"}
+
+
 def test_what_is_not_installed_is_named_with_the_way_to_install_it() -> None:
     assert install("apt-get install tools", programs={"one": True, "two": True}) == ""
     said = install("apt-get install tools", programs={"one": True, "two": False})
