@@ -81,7 +81,7 @@ class Session:
             timeout=DEADLINE,
             check=False,
         )
-        fails = re.search(r"^\s*(error|psql: error)\b", expected, re.MULTILINE) is not None
+        fails = re.search(r"^\s*((psql: )?error\b|✗ )", expected, re.MULTILINE) is not None
         assert (done.returncode != 0) == fails, f"{block.place}: {command}\n{done.stdout}"
         assert_shown(expected, done.stdout, f"{block.place}: {command}")
 
