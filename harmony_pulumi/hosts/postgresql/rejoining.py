@@ -6,6 +6,7 @@ Users' data: what is overwritten was archived before, and a data directory is mo
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import MANAGED
 from harmony_pulumi.capabilities.site import Beyond, Fork, Rejoining
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import files, wal
 from harmony_pulumi.hosts.postgresql.following import Following
 from harmony_pulumi.hosts.postgresql.home import Marker
@@ -33,11 +34,12 @@ _RECOVER = """
 set -e
 signal=$1
 shift
+trap ': > "$signal"; sync -- "$signal" "${signal%/*}"' EXIT
 rm -f -- "$signal"
 "$@" </dev/null
-: > "$signal"
-sync -- "$signal" "${signal%/*}"
 """
+_CANNOT_RECOVER = re.compile("PANIC: |FATAL: (?!.*(shared memory|lock file))")
+"""What a server says that will not recover the next time either; not that something of it still runs."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ class Comeback:
         return ""
 
     def retire(self) -> None:
-        """Stop the server; one that crashed, or was stopped in a hurry, recovers first."""
+        """Stop the server; one that crashed, or was stopped in a hurry, recovers first.
+
+        One that cannot recover, its WAL or data being damaged, is left as it is: it can be copied, not rewound.
+        """
         if not self.is_whole:
             return
         stop(self.server)
@@ -109,7 +114,13 @@ class Comeback:
                 # As pg_rewind does, which finds no postgresql.conf here.
                 single = [self.server.program("postgres"), "--single", "-D", self.server.layout.config]
                 argv = ["sh", "-c", _RECOVER, "sh", self.server.layout.standby_signal, *single, "template1"]
-                self.server.connection.check(argv, user=self.server.user, timeout=_READ_DEADLINE)
+                try:
+                    self.server.connection.check(argv, user=self.server.user, timeout=_READ_DEADLINE)
+                except UnreachableError:
+                    raise
+                except SiteError as error:
+                    if not _CANNOT_RECOVER.search(str(error)):
+                        raise
 
     def _has_signal(self) -> bool:
         return self.server.connection.exists(self.server.layout.standby_signal, self.server.user)
