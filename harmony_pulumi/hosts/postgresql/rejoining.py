@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -84,7 +84,10 @@ class Comeback:
 
     def rejoining(self) -> Rejoining:
         """Look at what it takes to have the server follow another."""
-        size = self.server.connection.check(["du", "-s", "-B1", "--", self.marker.data], user=self.server.user)
+        server, data = self.server, self.marker.data
+        # After a copy that failed there is none: what was moved aside is about as big.
+        where = data if server.connection.exists(data, server.user) else server.layout.kept
+        size = server.connection.check(["du", "-s", "-B1", "--", where], user=server.user)
         return {"size_bytes": int(size.split()[0]), "no_rewind": self._no_rewind()}
 
     def _no_rewind(self) -> str:
@@ -205,7 +208,13 @@ class Comeback:
                 server.move(self.marker.data, f"{server.layout.kept}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
             declared = files.settings_in(server.read(server.layout.config, ["settings.conf"])["settings.conf"] or "")
             props = {**self.handle, "source": source, "settings": declared}
-            Following(server, props, Journal(str(self.handle["name"]), "rejoin", show)).clone(_COPY_DEADLINE)
+            try:
+                Following(server, props, Journal(str(self.handle["name"]), "rejoin", show)).clone(_COPY_DEADLINE)
+            except SiteError:
+                # A part of a copy, nobody's only data: kept, each try would leave a full disk fuller.
+                with suppress(SiteError):
+                    server.connection.check(["rm", "-rf", "--", self.marker.data], user=server.user)
+                raise
             self.marker.system_identifier = server.control_data()["Database system identifier"]
 
     @contextmanager
