@@ -1,4 +1,4 @@
-"""Moves the roles of a pair as `pulumi up` would, and dies, or kills a server, where it is told to.
+"""Moves the roles of a pair as `pulumi up` or `harmony` would, and dies, or kills a process, where it is told to.
 
 Run as `python -m tests.e2e.driver`, with a plan as JSON on its standard input. It shows each boundary that it passes as
 a line of JSON, and ends with 0, with 3 and the message if it was refused or given up, or as it was told to.
@@ -11,37 +11,50 @@ import os
 import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
-from harmony_pulumi.capabilities.site import Roles
+from harmony_pulumi.capabilities.site import Roles, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, operator
+from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.roles import Desired
-from harmony_pulumi.orchestration.runner import reach
+from harmony_pulumi.orchestration.runner import bring_back, fail_over, reach, revert, settle
 
 REFUSED = 3
+_PROGRAMS = ("postgres", "pg_rewind", "pg_basebackup")
+Kind = Literal["switchover", "failover", "rejoin", "revert"]
 
 
 class Act(TypedDict):
     """What is to happen at a boundary."""
 
     at: str
-    """`<step>:started`, `<step>:done`, or `<step>:told`, once a site was told its roles in a step."""
+    """`<step>:started`, `<step>:done`, or `<step>:told`, once a site was told its roles in a step.
+
+    Or `runs <word>`: a program was begun on a host that has this word among its arguments.
+    """
     times: int
     """How often the boundary is to be passed until then."""
     do: str
-    """`die`, or `kill primary` or `kill replica`: SIGKILL for that member's postmaster."""
+    """`die`, or `kill primary` or `kill replica`: SIGKILL for that member's postmaster; `kill it`: for the program."""
 
 
 class Plan(TypedDict):
     """What the driver does."""
 
     handle: dict[str, Any]
+    kind: Kind
     active: str
+    """The member that is to be active, or is, in a rejoin."""
     epoch: int
+    """Of a switchover."""
+    terms: Terms | None
+    """Of a failover."""
     acts: list[Act]
     die_at_command: int
     """Die before the n-th command that is run on a host; 0 for never."""
@@ -57,6 +70,16 @@ def die() -> None:
 def kill_postmaster(data: Path) -> None:
     """Kill a server, but not its children, which notice that by themselves."""
     os.kill(int((data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+
+
+def running_with(word: str, below: Path) -> int:
+    """Return the program of PostgreSQL's that has this word, and a folder's path, in its arguments; 0 if none has."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_text(errors="replace").split("\0")
+            if Path(words[0]).name in _PROGRAMS and word in words and any(w.startswith(f"{below}/") for w in words):
+                return int(process.name)
+    return 0
 
 
 class Boundaries:
@@ -77,16 +100,32 @@ class Boundaries:
             if act["at"] == at and act["times"] == self.passed[at]:
                 self._do(act["do"])
 
-    def audit(self, event: str, _: object) -> None:
+    def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """See each command that is about to be run."""
         if event == "subprocess.Popen":
             self.commands += 1
             if self.commands == self.plan["die_at_command"]:
                 die()
+            for act in self.plan["acts"]:
+                word = act["at"].removeprefix("runs ")
+                if word != act["at"] and word in args[1]:
+                    threading.Thread(target=self._runs, args=(act, word), daemon=True).start()
 
-    def _do(self, what: str) -> None:
+    def _runs(self, act: Act, word: str) -> None:
+        """Wait until a program runs that is about to be started, for 30 s at most."""
+        roots = [Path(member["root"]) for member in self.plan["handle"]["members"].values()]
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if found := next(filter(None, (running_with(word, root) for root in roots)), 0):
+                print(json.dumps({"at": act["at"], "commands": self.commands}), flush=True)
+                self._do(act["do"], found)
+                return
+
+    def _do(self, what: str, pid: int = 0) -> None:
         if what == "die":
             die()
+        elif what == "kill it":
+            os.kill(pid, signal.SIGKILL)
         else:
             kill_postmaster(Path(self.plan["handle"]["members"][what.removeprefix("kill ")]["data"]))
 
@@ -100,6 +139,22 @@ class WatchedJournal(Journal):
         super()._record(step, state, text, **detail)
         self.boundaries.step = step
         self.boundaries.reached(f"{step}:{state}")
+
+
+def move(pair: Pair, plan: Plan, journal: Journal) -> None:
+    """Do what is asked for, as the commands do."""
+    by = operator("a driver")
+    match plan["kind"]:
+        case "switchover":
+            reach(pair, Desired(plan["active"], plan["epoch"]), journal, by=by)
+        case "failover":
+            assert plan["terms"] is not None
+            fail_over(pair, plan["active"], plan["terms"], journal, by=by)
+        case "rejoin":
+            bring_back(pair, journal, by=by)
+            settle(pair, plan["active"], journal, by=by)
+        case "revert":
+            revert(pair, journal, by=by)
 
 
 def main() -> int:
@@ -121,7 +176,7 @@ def main() -> int:
     if plan["die_after"]:
         threading.Timer(plan["die_after"], die).start()
     try:
-        reach(pair, Desired(plan["active"], plan["epoch"]), journal, by=operator("a driver"))
+        move(pair, plan, journal)
     except SiteError as error:
         print(error, file=sys.stderr, flush=True)
         return REFUSED

@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from harmony_pulumi.capabilities.site import Observation
+from harmony_pulumi.capabilities.site import Observation, Terms
 from harmony_pulumi.orchestration.members import look
 from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, as_os_user, eventually, found_postgresql, stacks
-from tests.e2e.driver import REFUSED, Act, Plan
+from tests.e2e.driver import REFUSED, Act, Kind, Plan
 from tests.e2e.history import Clients
 
 pytestmark = pytest.mark.e2e
@@ -78,8 +78,8 @@ class Mover:
     ca: Path
 
     @classmethod
-    def deployed(cls, stack: Stack) -> Mover:
-        stack.pair()
+    def deployed(cls, stack: Stack, config: str = "") -> Mover:
+        stack.pair(config)
         stack.up()
         outputs = stack.outputs()
         ca = stack.folder / "ca.crt"
@@ -132,13 +132,23 @@ class Mover:
         eventually(starts, f"the server in {root} to start")
 
     def drive(
-        self, active: str, epoch: int, acts: Sequence[Act] = (), *, die_at_command: int = 0, die_after: float = 0.0
+        self,
+        active: str,
+        epoch: int,
+        acts: Sequence[Act] = (),
+        *,
+        kind: Kind = "switchover",
+        terms: Terms | None = None,
+        die_at_command: int = 0,
+        die_after: float = 0.0,
     ) -> Driven:
         """Move the roles in a process of its own; at its end, there is at most one that takes writes."""
         plan: Plan = {
             "handle": self.handle,
+            "kind": kind,
             "active": active,
             "epoch": epoch,
+            "terms": terms,
             "acts": list(acts),
             "die_at_command": die_at_command,
             "die_after": die_after,
