@@ -354,8 +354,10 @@ def drive(handle: dict[str, Any], *acts: Act, authority: bool = True, command: i
     """Rotate in a process of its own, which must die if it is to; return the boundaries that it passed."""
     plan: RotationPlan = {
         "handle": handle,
+        "kind": "switchover",
         "active": "",
         "epoch": 0,
+        "terms": None,
         "acts": list(acts),
         "die_at_command": command,
         "die_after": 0.0,
