@@ -336,7 +336,7 @@ def test_a_new_primary_that_dies_while_the_old_one_is_copied_is_started_and_copi
         unchecked.lose(source, clients)
         unchecked.killed_and_again("failover", target)
         clients.wait_until_served()
-        done = unchecked.do("rejoin", target, [act("runs pg_basebackup", f"kill {target}")])
+        done = unchecked.do("rejoin", target, [act("runs stream", f"kill {target}")])
         assert done.status == REFUSED, done.said
         unchecked.start(target)
         unchecked.killed_and_again("rejoin", target)
