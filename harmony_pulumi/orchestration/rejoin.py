@@ -47,10 +47,8 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
 
 def place_of(lsn: str, history: Sequence[Fork]) -> Fork:
     """Return on which timeline of a history an LSN is. A standby that streamed from a server is on its history."""
-    for one in history:
-        if not one["lsn"] or lsn_bytes(lsn) < lsn_bytes(one["lsn"]):
-            return Fork(timeline=one["timeline"], lsn=lsn)
-    raise AssertionError("the last timeline of a history is open")
+    ends = ((one["timeline"], one["lsn"]) for one in history)
+    return Fork(timeline=next(on for on, end in ends if not end or lsn_bytes(lsn) < lsn_bytes(end)), lsn=lsn)
 
 
 def fork_of(mine: Sequence[Fork], theirs: Sequence[Fork]) -> Fork | None:

@@ -146,7 +146,7 @@ def _after_promotion(operation: Operation, source: Facts, target: Facts) -> Step
     if source.role == "primary":
         msg = (
             f"both {source.name} and {target.name} are primaries. Stop one of them now; the one that clients are to "
-            f"keep stays. What to do then: docs/lifecycle.md"
+            f"keep stays. What to do then: docs/how-to/split-brain.md"
         )
         raise SiteError(msg)
     if knows_less(operation, target) or operation["given_up"]:

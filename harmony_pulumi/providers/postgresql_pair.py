@@ -114,7 +114,7 @@ def _changed_certificates(old: Mapping[str, Any], new: Mapping[str, Any]) -> lis
 
 
 def _names(props: Mapping[str, Any]) -> dict[str, str]:
-    return {role: member["name"] for role, member in props["members"].items()}
+    return {role: member["name"] for role, member in sorted(props["members"].items())}
 
 
 def _handles(props: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -17,6 +17,9 @@ import pytest
 
 from harmony_pulumi.hosts.postgresql.home import WAITING
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
+from harmony_pulumi.orchestration.members import roles_for
+from harmony_pulumi.orchestration.pair import pair_of
+from harmony_pulumi.orchestration.roles import Desired
 from tests.e2e.conftest import (
     Stack,
     as_os_user,
@@ -389,7 +392,8 @@ def test_a_server_that_leaves_its_pair_asks_nobody_any_more(stack: Stack) -> Non
 def tell_one(mover: Mover, role: str, epoch: int) -> None:
     """Tell one member that it is to be active, and not the other one, as when that is lost."""
     site = HostPostgreSQL.from_handle(mover.handle["members"][role])
-    site.tell({"pair": mover.handle["pair"], "epoch": epoch, "active": role, "me": role, "operation": None})
+    told = Desired(role, epoch)
+    site.tell(roles_for(pair_of(mover.handle), role, told, None))
 
 
 def promote(mover: Mover, role: str) -> None:

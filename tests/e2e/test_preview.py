@@ -31,7 +31,7 @@ def normal(shown: str, stack: Stack) -> str:
     """Return a diff without what differs from run to run."""
     text = shown.replace(stack.project, "PROJECT")
     text = re.sub(r"\n\s*\[urn=[^\]]*\]", "", text)
-    text = re.sub(r"\n\s*(Duration|View Live).*", "", text)
+    text = re.sub(r"\n\s*(Duration|View Live|@ previewing).*", "", text)
     text = re.sub(r'(system_identifier: ")\d+', r"\1SYSTEM", text)
     text = re.sub(r"(port *: )\d+", r"\1PORT", text)
     text = re.sub(r"(harmony_\w+_)[0-9a-f]{8}\b", r"\1HASH", text)

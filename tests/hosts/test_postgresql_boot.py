@@ -21,7 +21,15 @@ SEEN_AS = [("", ""), ("", "primary"), ("", "standby"), ("primary", ""), ("standb
 
 
 def roles(epoch: int, active: str, me: str = "primary", pair: str = PAIR) -> Roles:
-    return {"pair": pair, "epoch": epoch, "active": active, "me": me, "operation": None}
+    return {
+        "pair": pair,
+        "epoch": epoch,
+        "active": active,
+        "me": me,
+        "synchronous": False,
+        "operation": None,
+        "away": None,
+    }
 
 
 def peer(told: Roles | None, role: str = "", left_as: str = "", name: str = "toronto") -> Answer:

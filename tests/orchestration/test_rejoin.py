@@ -41,6 +41,12 @@ def test_a_history_leaves_another_where_they_end_their_last_common_timeline(
     assert code.rejoin.fork_of(theirs, mine) == fork
 
 
+def test_a_place_is_on_the_timeline_that_had_not_ended_there(code: Code) -> None:
+    known = history("0/50", "0/F0")
+    for lsn, timeline in {"0/10": 1, "0/4F": 1, "0/50": 2, "0/EF": 2, "0/F0": 3, "1/0": 3}.items():
+        assert code.rejoin.place_of(lsn, known) == Fork(timeline=timeline, lsn=lsn)
+
+
 def test_histories_that_do_not_begin_alike_are_of_different_databases(code: Code) -> None:
     for mine, theirs in (([], history()), ([Fork(timeline=2, lsn="")], history())):
         with pytest.raises(SiteError, match="the histories do not begin alike"):

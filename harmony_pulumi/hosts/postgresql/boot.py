@@ -166,7 +166,7 @@ def _leader(known: Roles | None, answers: Sequence[Answer]) -> str:
 def _two_primaries(rivals: Sequence[str]) -> str:
     return (
         f"it is a primary, and so is {' and '.join(rivals)}: started side by side, both would accept writes. Find out "
-        f"which one has the data that counts (docs: the primary is lost), stop the other one and move its folder away, "
+        f"which one has the data that counts (docs/how-to/split-brain.md), stop the other one, move its folder away, "
         f"and have the program declare the first as the primary"
     )
 
