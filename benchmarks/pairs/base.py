@@ -31,6 +31,7 @@ SHOWN = (
     "synchronous_commit",
     "synchronous_standby_names",
     "wal_log_hints",
+    "wal_retrieve_retry_interval",
 )
 SAFE = {"fsync": "on", "data_checksums": "on", "full_page_writes": "on", "ssl": "on"}
 
