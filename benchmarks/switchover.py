@@ -25,7 +25,7 @@ from benchmarks.pairs.ours import Ours
 from benchmarks.pairs.patroni import Patroni, PatroniTuned
 from benchmarks.pairs.pg_auto_failover import PgAutoFailover
 from benchmarks.pairs.repmgr import Repmgr
-from benchmarks.writer import TABLE, Writer, longest_gap, missing
+from benchmarks.writer import TABLE, Writer, longest_gap, missing, served_again
 from harmony_pulumi.hosts.connection import LocalConnection
 from harmony_pulumi.hosts.postgresql.server import choose_binaries
 
@@ -45,7 +45,7 @@ class Leg(NamedTuple):
     gap: float
     """The longest between two acknowledged commits."""
     promotion: float
-    """From the command, or from the death where none is needed, to the acknowledged commit that ends the gap."""
+    """From the command, or the death where none is needed, until the client whose connection broke is served again."""
     streams_again: float
     """Until the old primary streams: from the command of the switchover, or from when the dead one is brought back."""
     failed: int
@@ -166,12 +166,11 @@ def _finish(pair: Pair, writer: Writer, began: float, back: float) -> Leg:
     with pair.connect(pair.leader) as connection:
         query = f"SELECT value FROM {TABLE} WHERE value LIKE %s"
         found = [row[0] for row in connection.execute(query, (f"{writer.prefix}%",))]  # type: ignore[arg-type]
-    gap = longest_gap(moments, began)
     return Leg(
-        gap=gap.seconds,
-        promotion=gap.ended - began,
+        gap=longest_gap(moments, began),
+        promotion=served_again(moments, written.failed) - began,
         streams_again=streams - back,
-        failed=written.failed,
+        failed=len(written.failed),
         lost=len(missing(written.acknowledged, found)),
         acknowledged=len(moments),
     )

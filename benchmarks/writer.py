@@ -33,24 +33,20 @@ class Written(NamedTuple):
 
     acknowledged: Mapping[str, float]
     """When each value was acknowledged, by the monotonic clock, in order."""
-    failed: int
-    """Statements that were sent and not acknowledged."""
+    failed: Sequence[float]
+    """When each statement failed that was sent and not acknowledged; the client connected anew then."""
     errors: Mapping[str, int]
     """What the client was told, and how often."""
 
 
-class Gap(NamedTuple):
-    """The longest time between two acknowledged commits."""
-
-    seconds: float
-    ended: float
-    """The moment of the commit that ended it."""
+def longest_gap(moments: Sequence[float], since: float) -> float:
+    """Return the longest time in seconds between two acknowledged commits of which the later was after a moment."""
+    return max((later - earlier for earlier, later in pairwise(moments) if later > since), default=float("inf"))
 
 
-def longest_gap(moments: Sequence[float], since: float) -> Gap:
-    """Return the longest gap of those that ended after a moment; an endless one if there are none."""
-    gaps = [Gap(later - earlier, later) for earlier, later in pairwise(moments) if later > since]
-    return max(gaps, default=Gap(float("inf"), float("inf")))
+def served_again(moments: Sequence[float], failed: Sequence[float]) -> float:
+    """Return the moment of the first commit that was acknowledged after the first failure; endless if there is none."""
+    return next((moment for moment in moments if failed and moment > failed[0]), float("inf"))
 
 
 def missing(acknowledged: Mapping[str, float], found: Sequence[str]) -> list[str]:
@@ -104,13 +100,13 @@ class Writer:
 def write(conninfo: str, prefix: str, stopped: threading.Event) -> Written:
     """Be the client, until it is stopped, at most for five minutes."""
     acknowledged: dict[str, float] = {}
-    failed, errors = 0, Counter[str]()
+    failed, errors = list[float](), Counter[str]()
     connection: psycopg.Connection[Any] | None = None
     due = time.monotonic()
     end = due + _DEADLINE
     while not stopped.wait(max(0.0, due - time.monotonic())) and time.monotonic() < end:
         due = max(due, time.monotonic() - PERIOD) + PERIOD  # What was missed is not made up for.
-        value = f"{prefix}{len(acknowledged) + failed}"
+        value = f"{prefix}{len(acknowledged) + len(failed)}"
         try:
             connection = connection or psycopg.connect(conninfo, autocommit=True)
         except psycopg.Error as error:
@@ -123,7 +119,7 @@ def write(conninfo: str, prefix: str, stopped: threading.Event) -> Written:
                 sys.stdout.write(_SERVED)
                 sys.stdout.flush()
         except psycopg.Error as error:
-            failed += 1
+            failed.append(time.monotonic())
             errors[str(error).strip()[:300]] += 1
             connection.close()
             connection = None

@@ -60,8 +60,8 @@ class Floor(BarePair):
 
     name = "floor"
     how = (
-        "by hand: checkpoint, fast stop, the standby has the shutdown checkpoint, pg_promote; looks each millisecond. With "
-        "wal_retrieve_retry_interval at its default, many a promotion right after a death waits for 5 s"
+        "by hand: checkpoint, fast stop, the standby has the shutdown checkpoint, pg_promote; looks each millisecond. "
+        "With wal_retrieve_retry_interval at its default, many a promotion right after a death waits for 5 s"
     )
 
     def start(self) -> None:

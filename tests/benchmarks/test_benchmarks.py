@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import common, deploy, overhead, rejoin, switchover
 from benchmarks.pairs.base import install
-from benchmarks.writer import Gap, longest_gap, missing
+from benchmarks.writer import longest_gap, missing, served_again
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -103,13 +103,19 @@ def test_linear_growth_is_one() -> None:
 
 def test_the_longest_gap_is_of_those_that_ended_after_the_command() -> None:
     moments = [0.0, 5.0, 5.25, 5.75, 6.0]
-    assert longest_gap(moments, 5.125) == Gap(0.5, 5.75)
-    assert longest_gap(moments, 4.9).seconds == 5.0, "it began before the command, and ended after it"
+    assert longest_gap(moments, 5.125) == 0.5
+    assert longest_gap(moments, 4.9) == 5.0, "it began before the command, and ended after it"
 
 
 def test_a_client_that_is_never_served_again_has_an_endless_gap() -> None:
-    assert longest_gap([1.0, 2.0], 2.5).seconds == float("inf")
-    assert longest_gap([], 0).seconds == float("inf")
+    assert longest_gap([1.0, 2.0], 2.5) == float("inf")
+    assert longest_gap([], 0) == float("inf")
+
+
+def test_a_client_is_served_again_after_its_first_failure_whatever_stalls_later() -> None:
+    assert served_again([1.0, 2.0, 2.5, 9.0], [2.25, 8.0]) == 2.5
+    assert served_again([1.0, 2.0], [2.25]) == float("inf")
+    assert served_again([1.0, 2.0], []) == float("inf")
 
 
 def test_rows_that_were_acknowledged_and_are_not_there_are_lost() -> None:
