@@ -46,6 +46,7 @@ configure() { # MEMBER PORT
 	cat >"$folder/$1/data/pg_hba.conf" <<-END
 		local all postgres peer map=bare
 		hostssl replication replicator all cert
+		hostssl postgres replicator all cert
 		local replication all reject
 		host replication all all reject
 		host all replicator all reject
