@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -183,3 +184,24 @@ def test_a_primary_that_cannot_be_asked_is_not_failed_over_from_unless_it_is_fen
     assert rows(stack, "primary") == [1]
     (lists,) = (home(stack, "primary")[0] / "kept").glob("diverged-*/transactions.json")
     assert len(json.loads(lists.read_text())["transactions"]) == 1
+
+
+def test_a_member_that_is_gone_is_made_as_a_copy_of_the_active_one_whatever_it_was_declared_as(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    kill(stack, "montreal")
+    shutil.rmtree(home(stack, "primary")[0])
+    harmony(stack, "failover", "--to", "toronto", "--yes", "--max-data-loss", "0", "--accept-unknown-loss")
+    put_row(stack, 2)
+    stack.refresh()
+    shown = stack.up()
+    assert "toronto is active at epoch 1: this is made as a copy of it" in shown
+    assert "initdb" not in shown
+    assert roles_seen(stack) == {"primary": "standby", "replica": "primary"}
+    eventually(lambda: rows(stack, "primary") == [1, 2], "both rows on the member that was made again")
+    harmony(stack, "rejoin", "--yes")
+    stack.up("--expect-no-changes")
+    harmony(stack, "revert", "--yes", expect=None)
+    assert roles_seen(stack) == {"primary": "primary", "replica": "standby"}

@@ -113,7 +113,12 @@ class Deployment:
     # -- create --------------------------------------------------------------------------------------------------
 
     def create(self) -> Mapping[str, Any]:
-        """Make the server, or take over what an interrupted run or `destroy` left; return its outputs."""
+        """Make the server, or take over what an interrupted run or `destroy` left; return its outputs.
+
+        One that is declared as a primary, and has nothing, is made as a copy of the member that leads since.
+        """
+        if not self.props.get("source") and (leader := self._leader_here()):
+            return replace(self, props={**self.props, "source": leader, "adopt": None}).create()
         self._refuse_foreign(self.marker())
         self._make_folders()
         with self._alone():
@@ -211,6 +216,23 @@ class Deployment:
                 marker = Marker.read(self.connection, root, self.user)
                 if marker is not None and marker.owner == peer["owner"]:
                     yield peer["host"], root, marker
+
+    def _leader_here(self) -> Mapping[str, Any] | None:
+        """Return what to copy, where there is nothing, and a role change has made another member here lead."""
+        marker = self.marker() if self.connection.exists(self.root, self.user) else None
+        if marker is not None and marker.state != "making":
+            return None
+        here = self.props["host"]["machine_id"]
+        for host, root, held in self._peers_here():
+            site = HostPostgreSQL(site_of({**host, "machine_id": here}, held.owner, root))
+            seen = site.observe()
+            roles = seen["roles"]
+            if roles and roles["epoch"] and roles["active"] == roles["me"] and seen["role"] == "primary":
+                text = f"{host['name']} is active at epoch {roles['epoch']}: this is made as a copy of it"
+                self.journal.note(text, step="roles")
+                credentials = self.connection.read_file(Layout(root, held.data).credentials, self.user)
+                return {**site.offer(), "version": seen["version"], "credentials": json.loads(credentials or "{}")}
+        return None
 
     def _refuse_other_role(self, server: Server, marker: Marker) -> None:
         problem = role_problem(self.connection, self.props, self.root, self.user, marker)
