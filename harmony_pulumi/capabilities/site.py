@@ -134,6 +134,7 @@ class Observation(TypedDict):
     role: str
     """`primary` or `standby`; empty if it does not run."""
     endpoint: str
+    """`host:port`; empty if its site could not be asked, or has no server. One that hangs has one."""
     version: str
     system_identifier: str
     timeline: int

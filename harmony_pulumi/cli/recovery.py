@@ -70,6 +70,8 @@ def failover(
         terms = Terms(max_data_loss=max_data_loss, accept_unknown_loss=accept_unknown_loss, fenced=fenced)
         if known and known["active"] == role and not known["operation"] and seen[role]["role"] == "primary":
             console().print(f"{name} is active already")
+            if chosen.handle["active"] != role:  # But a run before this one may have been cut off before it said so.
+                tell_stack(chosen, role, known["epoch"], cwd, stack)
             return
         try:
             checks = failover_preflight(pair, role, seen, terms)
@@ -81,6 +83,7 @@ def failover(
             console().print(f"{'  ' if number else ''}{step}", markup=False)
         ask(f"Fail {pair.name} over to {name} now?")
     again = f"harmony failover --to {name} --max-data-loss {max_data_loss}"
+    again += (" --accept-unknown-loss" if accept_unknown_loss else "") + (f" --fenced-by-me {source}" if fenced else "")
     with acting(pair, "failover", role, again=again) as (journal, by):
         epoch = fail_over(pair, role, terms, journal, by=by)
     tell_stack(chosen, role, epoch, cwd, stack)
@@ -99,6 +102,7 @@ def rejoin(
     What it alone has is put aside, and its transactions are listed; then it is rewound, or else copied anew and its old
     data kept. Moves no role.
     """
+    from harmony_pulumi.errors import SiteError
     from harmony_pulumi.orchestration.members import look, told
     from harmony_pulumi.orchestration.pair import pair_of
     from harmony_pulumi.orchestration.runner import bring_back, rejoin_preflight, settle
@@ -109,7 +113,10 @@ def rejoin(
         seen = look(pair)
         known = told(seen)
         active = known["active"] if known else "primary"
-        checks = rejoin_preflight(pair, active, seen)
+        try:
+            checks = rejoin_preflight(pair, active, seen)
+        except SiteError as error:
+            refuse(str(error), status=1)
     show_checks(checks)
     if any(check.verdict == "problem" for check in checks):
         raise typer.Exit(1)

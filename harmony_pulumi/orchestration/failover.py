@@ -16,6 +16,7 @@ from harmony_pulumi.orchestration.preflight import Check, certificates
 from harmony_pulumi.orchestration.switchover import (
     Facts,
     Step,
+    host_answers,
     knows_less,
     promoted_by_somebody,
     taking_back,
@@ -118,10 +119,12 @@ def checks(
 def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:
     """Return whether it is certain, or will be, that the old primary accepts no writes."""
     old = source["name"]
+    if source["state"] == "absent":
+        return Check("fencing", "ok", f"{old} has no server any more: there is nothing to fence")
+    if host_answers(source):
+        return Check("fencing", "ok", f"{old} answers: it is made certain that it accepts no writes")
     if terms["fenced"]:
         return Check("fencing", "warning", f"{terms['fenced']}; clients that still reach {old} are not protected")
-    if source["state"] != "unreachable":
-        return Check("fencing", "ok", f"{old} answers: it is made certain that it accepts no writes")
     if can_fence:
         return Check("fencing", "ok", f"{old} does not answer; its fence_command is run")
     found = (
@@ -161,5 +164,6 @@ def _is_fenced(operation: Operation, source: Facts) -> bool:
     if source.state == "stopped":
         return source.left_as != "primary"  # One that is half-made cannot start at all.
     if source.state == "unreachable":
-        return bool(operation["terms"] and operation["terms"]["fenced"])
+        # Whoever vouches for it may not know that its server only hangs, or recovers: one that can be stopped is.
+        return bool(operation["terms"] and operation["terms"]["fenced"]) and not source.host_answers
     return source.state == "absent"

@@ -13,10 +13,11 @@ from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Op
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.failover import Loss
+from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.rejoin import fork_of, place_of
 from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.orchestration.roles import Desired, latest
-from harmony_pulumi.orchestration.switchover import ANSWERING
+from harmony_pulumi.orchestration.switchover import host_answers
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def told(seen: Mapping[str, Observation]) -> Roles | None:
 def refuse_newcomers(pair: Pair, before: Mapping[str, Observation], seen: Mapping[str, Observation]) -> None:
     """Refuse to go on with a member that did not answer before, so that nobody else was kept away from it."""
     for role, observation in seen.items():
-        if observation["state"] in ANSWERING and before[role]["state"] not in ANSWERING:
+        if host_answers(observation) and not host_answers(before[role]):
             msg = f"{pair.name}: {pair.names[role]} did not answer a moment ago, and does now; run this again"
             raise SiteError(msg)
 
@@ -114,23 +115,27 @@ def _shared(pair: Pair, source: str, target: str, seen: Mapping[str, Observation
     return Fork(timeline=fork["timeline"], lsn=min(fork["lsn"], received, key=failover.lsn_bytes))
 
 
-def serve(pair: Pair, role: str) -> None:
-    """Have every endpoint forward to a member, and hold nothing back. One that does so already is left alone.
+def serve(pair: Pair, role: str, journal: Journal) -> None:
+    """Have every endpoint forward to the one member that leads, and hold nothing back.
 
-    Raises:
-        SiteError: one could not be told; the others were.
+    One that does so already is left alone. One that cannot be told leads to no second primary: that is recorded, and
+    it is told by whatever acts on the pair next.
     """
-    offer: Mapping[str, Any] = pair.members[role].movable.offer() if pair.endpoints else {}
+    if not pair.endpoints:
+        return
+    try:
+        offer = pair.members[role].movable.offer()
+        each_endpoint(pair, lambda endpoint: _lead(endpoint, offer))
+    except SiteError as error:
+        journal.note(str(error), step="endpoint", state="warning")
 
-    def told_by(endpoint: EndpointSite) -> None:
-        seen = endpoint.observe()
-        there = f"{offer['endpoint']['host']}:{int(offer['endpoint']['port'])}"
-        if seen["points_to"] != there:
-            endpoint.point(offer)
-        if seen["paused"] or seen["state"] == "stopped":
-            endpoint.resume()
 
-    each_endpoint(pair, told_by)
+def _lead(endpoint: EndpointSite, offer: Mapping[str, Any]) -> None:
+    seen = endpoint.observe()
+    if seen["points_to"] != f"{offer['endpoint']['host']}:{int(offer['endpoint']['port'])}":
+        endpoint.point(offer)
+    if seen["paused"] or seen["state"] == "stopped":
+        endpoint.resume()
 
 
 def each_endpoint(pair: Pair, act: Callable[[EndpointSite], None]) -> None:

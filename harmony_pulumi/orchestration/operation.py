@@ -6,6 +6,8 @@ Knows no topology and no Pulumi: only what the capability's sites offer. What is
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -43,6 +45,35 @@ _NEXT: Mapping[str, Callable[[Operation, Facts, Facts], Step]] = {
     "failover": failover.next_step,
     "rejoin": rejoin.next_step,
 }
+
+
+def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
+    """Run a command on this machine; return its status, or why it has none, and what it said.
+
+    It gets nothing of Pulumi's own: no passphrase, no token. At its deadline, all that it has started ends.
+    """
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PULUMI_")}
+    try:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            text=True,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except OSError as error:
+        return error.strerror or "not started", ""
+    try:
+        said, _ = process.communicate(timeout=_FENCE_COMMAND)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return f"not within {_FENCE_COMMAND} s", ""
+    return process.returncode, said.strip() or "it said nothing"
 
 
 @dataclass
@@ -83,6 +114,8 @@ class Run:
         """
         self.locked = seen
         self.facts = self._facts(seen)
+        if self.facts[1].role == "primary" and not self.operation["given_up"]:  # By a run that was cut off.
+            serve(self.pair, self.operation["target"], self.journal)
         while True:
             step = _NEXT[self.operation["kind"]](self.operation, *self.facts)
             if step is Step.GIVE_UP:
@@ -177,7 +210,7 @@ class Run:
         self._assign(self.operation["epoch"] + 1, self.operation["source"], first=self.operation["target"])
 
     def _close(self) -> None:
-        serve(self.pair, self.operation["source"])
+        serve(self.pair, self.operation["source"], self.journal)
         if self.facts[1].state == "running":
             self.target.movable.forget(self.source.slot)
         # The source last: as long as the target cannot be told, this is not over.
@@ -226,16 +259,9 @@ class Run:
                 f"then add --fenced-by-me {self.source.name}"
             )
             raise SiteError(msg)
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FENCE_COMMAND, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as failure:
-            msg = f"the fence_command of {self.source.name}, {command[0]}, did not succeed: {failure}"
-            raise SiteError(msg) from failure
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-500:]
-            msg = f"the fence_command of {self.source.name}, {command[0]}, ended with {done.returncode}: {said}"
+        status, said = _run_here(command)
+        if status:
+            msg = f"the fence_command of {self.source.name}, {command[0]}, did not succeed ({status}): {said[-500:]}"
             raise SiteError(msg)
         return f"its fence_command, {command[0]}, succeeded"
 
@@ -258,8 +284,7 @@ class Run:
 
     def _settle(self) -> None:
         left = None
-        with self._unless_fenced():
-            serve(self.pair, self.operation["target"])
+        serve(self.pair, self.operation["target"], self.journal)
         if self.operation["kind"] != "failover":
             self.source.movable.forget(self.target.slot)
         else:
@@ -293,7 +318,9 @@ class Run:
             self.journal.note(f"its whole data directory is kept: {error}", step=Step.ARCHIVE, state="warning")
         else:
             text = (
-                f"what {self.source.name} alone has is in {place}" if place else f"{self.source.name} has nothing alone"
+                f"what {self.source.name} alone has is in {place}"
+                if place
+                else f"{self.source.name} has nothing alone that was not put aside before"
             )
             self.journal.note(text, step=Step.ARCHIVE)
         self._reached("archived")
@@ -352,8 +379,10 @@ class Run:
             endpoint.point(offer)
             endpoint.resume()
 
-        with suppress(SiteError):  # Told once more as this is settled; clients of the others wait no longer.
+        try:
             each_endpoint(self.pair, let_go)
+        except SiteError as error:  # It is told once more as this is settled; clients of the others wait no longer.
+            self.journal.note(str(error), step="endpoint", state="warning")
 
     def _leave_the_source(self) -> None:
         """Have no endpoint lead to the old primary once there is a new one: that would be two writers."""
@@ -371,7 +400,7 @@ class Run:
             if not (terms and terms["fenced"]):
                 msg = (
                     f"{error}; it may lead clients to {self.source.name}, so that counts as not fenced. Start it, or "
-                    f"make certain that {self.source.name} accepts no writes, and run this again"
+                    f"make certain that {self.source.name} accepts no writes and add --fenced-by-me {self.source.name}"
                 )
                 raise SiteError(msg) from error
             self.journal.note(str(error), step="endpoint", state="warning")

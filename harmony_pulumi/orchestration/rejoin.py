@@ -40,9 +40,9 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         return Step.FOLLOW
     if not source.left_as or not source.ended_cleanly:  # One that runs is not left yet.
         return Step.RETIRE
-    if operation["stage"] != "archived":
-        return Step.ARCHIVE
-    return Step.CLONE if operation["clone"] else Step.REWIND
+    if operation["clone"]:  # All of it is kept then; and one that was rewound has its leader's WAL by now.
+        return Step.CLONE
+    return Step.REWIND if operation["stage"] == "archived" else Step.ARCHIVE
 
 
 def place_of(lsn: str, history: Sequence[Fork]) -> Fork:

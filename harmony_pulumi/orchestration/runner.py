@@ -33,7 +33,7 @@ from harmony_pulumi.orchestration.preflight import Check, checks, problems
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, moves
-from harmony_pulumi.orchestration.switchover import ANSWERING
+from harmony_pulumi.orchestration.switchover import ANSWERING, host_answers
 
 _COPIED_PER_SECOND = 100 * 10**6
 """Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
@@ -93,6 +93,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     if known and (away := known["away"]):
         text = f"{pair.names[away['member']]} was left behind by the failover of {away['since']}: `harmony rejoin`"
         journal.note(text, step="away", state="warning")
+        serve(pair, desired.active, journal)
         return pair.members[desired.active].site.observe()
     return settle(pair, desired.active, journal, by=by)
 
@@ -111,7 +112,7 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
         deadline=pair.deadline,
         journal=journal,
     )
-    serve(pair, active)
+    serve(pair, active, journal)
     seen = {role: leader if role == active else member.site.observe() for role, member in pair.members.items()}
     if active == ORIGINAL:
         text = json.dumps(picture(seen), indent=1) + "\n"
@@ -282,6 +283,7 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
         under_way = known["operation"] if known else None
         if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary") and known["away"]:
             journal.note(f"{pair.names[target]} is active already, at epoch {known['epoch']}", step="resume")
+            serve(pair, target, journal)
             return known["epoch"]
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             journal.note(f"going on with the failover begun by {under_way['operator']}", step="resume")
@@ -377,6 +379,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
             left = left_behind(pair.members[active], other, f"found {seen[other]['state']}, as a primary was accepted")
         with journal.step("accept", f"{pair.names[active]} is active, as was found, at epoch {desired.epoch}"):
             _tell(pair, {role: roles_for(pair, role, desired, None, away=left) for role in (other, active)}, seen)
+        serve(pair, active, journal)
         return desired
 
 
@@ -519,7 +522,7 @@ def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> Generator[Wr
         writes = [
             stack.enter_context(member.movable.alone(by))
             for role, member in pair.members.items()
-            if seen[role]["state"] in {"running", "stopped"}
+            if host_answers(seen[role])
         ]
 
         def record(lines: str) -> None:

@@ -52,6 +52,11 @@ class Step(StrEnum):
 ANSWERING = ("running", "stopped")
 
 
+def host_answers(seen: Observation) -> bool:
+    """Tell whether a site can be asked, even if its server hangs or recovers: it can be stopped then."""
+    return bool(seen["endpoint"])
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the choice of the next step depends on, of one member."""
@@ -65,6 +70,8 @@ class Facts:
     """What it was told last, 0 if nothing; None if that is not known."""
     streams: bool = False
     """Of a standby: whether it is connected to its source."""
+    host_answers: bool = False
+    """Whether its site can be asked, even if its server does not answer."""
 
     @classmethod
     def of(cls, seen: Observation) -> Facts:
@@ -78,6 +85,7 @@ class Facts:
             seen["ended_cleanly"],
             told["epoch"] if told else None if seen["state"] == "unreachable" else 0,
             seen["receiver"] == "streaming",
+            host_answers(seen),
         )
 
 

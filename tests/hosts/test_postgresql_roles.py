@@ -65,9 +65,19 @@ def test_a_site_refuses_another_pair_whatever_its_epoch() -> None:
 
 
 def test_what_is_kept_is_what_was_told() -> None:
-    told = roles(operation={"id": "1", "kind": "switchover"})
+    later = {"terms": None, "stage": "", "clone": ""}
+    told = roles(operation={**later, "id": "1", "kind": "switchover"})
     assert read(json.dumps({**told, "of a later version": 1})) == told
     assert read(None) is None
+
+
+def test_what_was_kept_before_there_were_failovers_is_still_read() -> None:
+    text = '{"pair": "shop/prod/orders", "epoch": 1, "active": "replica", "me": "primary", "operation": OPERATION}'
+    assert read(text.replace("OPERATION", "null")) == roles(1, "replica")
+    found = read(text.replace("OPERATION", '{"id": "1", "kind": "switchover"}'))
+    assert found == roles(
+        1, "replica", operation={"id": "1", "kind": "switchover", "terms": None, "stage": "", "clone": ""}
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,10 @@ pg_waldump: error: error in WAL record at 0/153B6C0: invalid record length at 0/
 BEGIN, END = 0x01524DD8, 0x0153B6C0 + 405
 
 
-def digest(text: str) -> str:
-    done = subprocess.run(["awk", wal.DIGEST], input=text, capture_output=True, text=True, check=True, timeout=30)
+def digest(text: str, status: str = "ended 1\n") -> str:
+    done = subprocess.run(
+        ["awk", wal.DIGEST], input=text + status, capture_output=True, text=True, check=True, timeout=30
+    )
     return done.stdout
 
 
@@ -101,6 +103,13 @@ def test_where_nothing_was_written_nothing_is_found() -> None:
 def test_wal_that_could_not_be_read_is_not_taken_for_none(said: str) -> None:
     with pytest.raises(SiteError, match="pg_waldump: "):
         beyond(f"{OLDER}\n{said}\n")
+
+
+@pytest.mark.parametrize("status", ["", "ended 127\n", "ended 137\n"])
+def test_a_list_whose_writer_did_not_come_to_its_end_is_not_taken_for_whole(status: str) -> None:
+    for text in ("", OLDER):
+        with pytest.raises(SiteError, match="did not come to the end of the WAL"):
+            wal.beyond("0/1524DD8", digest(text, status))
 
 
 def test_a_history_file_says_where_each_timeline_ended() -> None:

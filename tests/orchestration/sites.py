@@ -474,7 +474,7 @@ class MemorySite:
             "state": "unreachable" if cut_off else server.state,
             "detail": "does not answer" if cut_off else "" if server.running else "no server process",
             "role": "",
-            "endpoint": f"{server.name}.example:5432",
+            "endpoint": "" if cut_off else f"{server.name}.example:5432",
             "version": "17.2",
             "system_identifier": "" if cut_off else server.system_identifier,
             "timeline": 0,

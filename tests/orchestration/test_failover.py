@@ -96,7 +96,8 @@ def checks(
 
 
 STOPPED: dict[str, Any] = {"state": "stopped", "role": "", "detail": "no server process"}
-UNREACHABLE: dict[str, Any] = {"state": "unreachable", "role": "", "detail": "no answer"}
+UNREACHABLE: dict[str, Any] = {"state": "unreachable", "role": "", "detail": "no answer", "endpoint": ""}
+HUNG: dict[str, Any] = {"state": "unreachable", "role": "", "detail": "its process runs and does not answer"}
 
 
 def test_a_failover_from_a_dead_primary_that_answers_depends_on_the_loss_alone(code: Code) -> None:
@@ -150,12 +151,22 @@ def test_it_is_certain_that_the_old_primary_accepts_no_writes_or_nobody_takes_ov
     assert "montreal does not answer, and may accept writes: no answer" in of(UNREACHABLE)[1]
     assert "then add --fenced-by-me montreal" in of(UNREACHABLE)[1]
     assert of(UNREACHABLE, can_fence=True) == ("ok", "montreal does not answer; its fence_command is run")
-    for source, can_fence in product((UNREACHABLE, STOPPED), (False, True)):
-        assert of(source, can_fence=can_fence, fenced="ada said so") == (
-            "warning",
-            "ada said so; clients that still reach montreal are not protected",
-        )
-    assert of(STOPPED)[0] == "ok"
+    vouched = ("warning", "ada said so; clients that still reach montreal are not protected")
+    certain = ("ok", "montreal answers: it is made certain that it accepts no writes")
+    for can_fence in (False, True):
+        assert of(UNREACHABLE, can_fence=can_fence, fenced="ada said so") == vouched
+        for source, fenced in product((STOPPED, HUNG), ("", "ada said so")):
+            assert of(source, can_fence=can_fence, fenced=fenced) == certain
+    gone = {"state": "absent", "role": "", "endpoint": ""}
+    assert of(gone) == ("ok", "montreal has no server any more: there is nothing to fence")
+
+
+def test_one_that_hangs_is_stopped_whoever_vouches_for_it(code: Code) -> None:
+    begun = failover(terms=FENCED)
+    target = code.switchover.Facts.of(standby())
+    hung, gone = (code.switchover.Facts.of(seen("primary", **source)) for source in (HUNG, UNREACHABLE))
+    assert code.failover.next_step(begun, hung, target) == code.switchover.Step.FENCE
+    assert code.failover.next_step(begun, gone, target) == code.switchover.Step.ELECT
 
 
 # -- the next step -----------------------------------------------------------------------------------------------------

@@ -471,7 +471,7 @@ def test_that_a_switchover_is_given_up_is_recorded_at_both(code: Code) -> None:
 
 
 def test_a_fence_command_that_fails_leaves_the_failover_undone(code: Code) -> None:
-    for argv, said in ((["false"], "ended with 1: it said nothing"), (["/no/such/program"], "did not succeed")):
+    for argv, said in ((["false"], "did not succeed (1): it said nothing"), (["/no/such/program"], "did not succeed")):
         world, accepted = scene(code, "alive_out_of_reach")
         world.fence_commands = {"primary": argv}
         assert said in fail_over(code, world, **{**accepted, "fenced": ""})

@@ -85,7 +85,7 @@ SITUATIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"stage": "archived"}, DEMOTED, "rewind"),
     ({"stage": "archived"}, "a primary", "retire"),
     ({"stage": "archived", "clone": "it must be"}, DEMOTED, "clone"),
-    ({"clone": "it must be"}, DEMOTED, "archive"),
+    ({"clone": "it must be"}, DEMOTED, "clone"),
     ({"stage": "copied"}, RESTED, "follow"),
     ({"stage": "copied"}, "a standby", "follow"),
     ({"stage": "copied"}, STREAMS, "settle"),

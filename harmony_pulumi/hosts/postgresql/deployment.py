@@ -592,8 +592,13 @@ class Deployment:
         self.existing()
         with self._alone():
             marker, server = self.existing()
+            if marker.state == "making" and not self.props.get("source"):
+                msg = f"{self.connection.name}: {marker.data} is half-made: `harmony rejoin` makes it whole, or anew"
+                raise SiteError(msg)
             self._certificates(server)
             self._source_certificates(server, keep_newer=True)
+            if marker.state == "making":
+                self._fill(server, marker)
             self._renew(server, before)
             self._refuse_altered(server, marker)
             self._change(server, marker)

@@ -70,7 +70,7 @@ class Comeback:
         argv = [self.server.program("pg_waldump"), "-p", f"{self.marker.data}/pg_wal"]
         for begin in wal.past(fork, self.history()):
             where = ["-t", str(begin["timeline"]), "-s", begin["lsn"]]
-            script = 'digest=$1; shift; "$@" 2>&1 | awk "$digest"'
+            script = 'digest=$1; shift; { "$@" 2>&1; echo "ended $?"; } | awk "$digest"'
             digest = self.server.connection.check(
                 ["sh", "-c", script, "sh", wal.DIGEST, *argv, *where],
                 user=self.server.user,
@@ -223,7 +223,9 @@ class Comeback:
         before = self.marker.state
         self._mark("making")
         yield
-        self._mark("whole" if before == "making" else before)
+        # One that has served before is to be started again, after a reboot, too.
+        done = "ready" if self.marker.incarnation else "whole"
+        self._mark(done if before == "making" else before)
 
     def _mark(self, state: str) -> None:
         self.marker.state = state

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from harmony_pulumi.capabilities.site import Roles
+from harmony_pulumi.capabilities.site import Operation, Roles
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
+
+_LATER = {"terms": None, "stage": "", "clone": ""}
+"""What an operation that was begun before there were failovers does not have."""
 
 
 def read_roles(connection: Connection, path: str, user: str) -> Roles | None:
@@ -21,15 +24,16 @@ def read_roles(connection: Connection, path: str, user: str) -> Roles | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found: dict[str, Any] = json.loads(text)
+        operation: Any = found["operation"]
         return Roles(
             pair=found["pair"],
             epoch=found["epoch"],
             active=found["active"],
             me=found["me"],
-            synchronous=found["synchronous"],
-            operation=found["operation"],
-            away=found["away"],
+            synchronous=found.get("synchronous", False),
+            operation=cast("Operation", {**_LATER, **operation}) if operation else None,
+            away=found.get("away"),  # What was written before there were failovers has none, either.
         )
     except (ValueError, TypeError, KeyError) as error:
         msg = (

@@ -14,6 +14,7 @@ from harmony_pulumi.orchestration.failover import lsn_bytes
 # kind of change by transaction and relation, and the last record.
 DIGEST = r"""
 /^pg_waldump: / { print "said " $0 }
+/^ended [0-9]+$/ { print }
 /^rmgr: / { xid = $0; sub(/.*tx: +/, "", xid); sub(/,.*/, "", xid)
   lsn = $0; sub(/.*lsn: /, "", lsn); sub(/,.*/, "", lsn)
   total = $0; sub(/.*len \(rec\/tot\): +[0-9]+\/ */, "", total); sub(/,.*/, "", total)
@@ -41,6 +42,9 @@ def beyond(lsn: str, digest: str) -> Beyond:
         SiteError: there is WAL that could not be read; the message is pg_waldump's.
     """
     lines = [line.partition(" ")[::2] for line in digest.splitlines()]
+    # At the end of WAL it ends with 1. Anything else, or no word of its end, and what it said may not be all.
+    if [text for kind, text in lines if kind == "ended"] not in (["0"], ["1"]):
+        raise SiteError(f"pg_waldump did not come to the end of the WAL: {digest.strip()[-300:] or 'it said nothing'}")
     if said := [text for kind, text in lines if kind == "said" and not _END.search(text)]:
         raise SiteError("; ".join(said))
     changes: dict[int, Counter[str]] = {}
