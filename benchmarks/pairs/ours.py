@@ -51,6 +51,7 @@ class Ours(Pair):
         self.leader = self.follower
 
     def rejoin(self, member: str) -> None:
+        assert member == self.follower, "the one that does not lead is the only one that can"
         self._harmony("rejoin")
 
     def _harmony(self, *arguments: str) -> None:
