@@ -478,7 +478,7 @@ def _all_told(pair: Pair, seen: Mapping[str, Observation]) -> dict[str, Roles]:
 def _tell(pair: Pair, roles: Mapping[str, Roles], seen: Mapping[str, Observation]) -> None:
     """Tell those sites that answer, and do not know yet."""
     for role, site_roles in roles.items():
-        if seen[role]["state"] in {"running", "stopped"} and seen[role]["roles"] != site_roles:
+        if seen[role]["state"] in ANSWERING and seen[role]["roles"] != site_roles:
             pair.members[role].movable.tell(site_roles)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,7 @@ class Following:
         where = f"{self._source['endpoint']['host']}:{int(self._source['endpoint']['port'])}"
         with self.journal.step("clone", f"copying the data from {where} over TLS", slot=self._slot):
             self.server.base_backup(self._conninfo, self._slot, deadline=deadline, on_progress=progress)
-            self.server.write({self.server.layout.standby_signal: ""})
-            self._forget_foreign_settings()
+            leave_a_standby(self.server, self.props["settings"])
 
     def _insist_on_room(self, kilobytes: int) -> None:
         """Refuse a copy that would fill the disk, which may be the source's, too."""
@@ -87,13 +86,6 @@ class Following:
                 f"another directory"
             )
             raise SiteError(msg)
-
-    def _forget_foreign_settings(self) -> None:
-        """Drop the source's ALTER SYSTEM settings that are a member's own, such as its port, or that are declared."""
-        path = self.server.layout.altered
-        text = self.server.connection.read_file(path, self.server.user) or ""
-        names = {*MANAGED, *(name.lower() for name in self.props["settings"])}
-        self.server.write({path: files.without_settings(text, names)})
 
     def _drop_slot(self) -> None:
         """Drop the slot that an earlier run left at the source; one that stays in use is somebody's, and refused."""
@@ -165,6 +157,21 @@ class Following:
                 f"on, drop it there: SELECT pg_drop_replication_slot('{self._slot}')"
             )
             self.journal.note(text, step="leave", state="warning")
+
+
+def leave_a_standby(server: Server, declared: Collection[str]) -> None:
+    """Have a data directory that came from another member start as a standby.
+
+    The source's ALTER SYSTEM settings are dropped that are a member's own, such as its port, or that are declared.
+
+    Args:
+        server: whose data directory it is.
+        declared: the names of the settings of the program.
+    """
+    server.write({server.layout.standby_signal: ""})
+    altered = server.connection.read_file(server.layout.altered, server.user) or ""
+    names = {*MANAGED, *(name.lower() for name in declared)}
+    server.write({server.layout.altered: files.without_settings(altered, names)})
 
 
 def has_lost_its_source(server: Server, port: int) -> bool:

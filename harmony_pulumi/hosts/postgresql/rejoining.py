@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_facts import MANAGED
 from harmony_pulumi.capabilities.site import Beyond, Fork, Rejoining
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import files, wal
-from harmony_pulumi.hosts.postgresql.following import Following
+from harmony_pulumi.hosts.postgresql.following import Following, leave_a_standby
 from harmony_pulumi.hosts.postgresql.home import Marker
 from harmony_pulumi.hosts.postgresql.server import Server
 from harmony_pulumi.orchestration.journal import Journal
@@ -188,7 +187,7 @@ class Comeback:
             return (dry.stderr.strip() or dry.stdout.strip())[-500:]
         with self._being_made():
             server.connection.check([*argv, "--write-recovery-conf"], **options, on_stderr=lambda _: None)
-            self._leave_a_standby()
+            leave_a_standby(server, self._declared())
         return ""
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
@@ -206,8 +205,7 @@ class Comeback:
         with self._being_made():
             if server.connection.exists(self.marker.data, server.user):
                 server.move(self.marker.data, f"{server.layout.kept}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-            declared = files.settings_in(server.read(server.layout.config, ["settings.conf"])["settings.conf"] or "")
-            props = {**self.handle, "source": source, "settings": declared}
+            props = {**self.handle, "source": source, "settings": self._declared()}
             try:
                 Following(server, props, Journal(str(self.handle["name"]), "rejoin", show)).clone(_COPY_DEADLINE)
             except SiteError:
@@ -231,17 +229,10 @@ class Comeback:
         self.marker.state = state
         self.server.write({self.server.layout.marker: self.marker.text})
 
-    def _leave_a_standby(self) -> None:
-        """Have the data directory start as a standby, with no setting in it that is another member's own."""
-        server = self.server
-        altered = server.connection.read_file(server.layout.altered, server.user) or ""
-        declared = files.settings_in(server.read(server.layout.config, ["settings.conf"])["settings.conf"] or "")
-        server.write(
-            {
-                server.layout.standby_signal: "",
-                server.layout.altered: files.without_settings(altered, {*MANAGED, *declared}),
-            }
-        )
+    def _declared(self) -> Mapping[str, str]:
+        """Return the settings of the program, as they were written for this server."""
+        text = self.server.read(self.server.layout.config, ["settings.conf"])["settings.conf"]
+        return files.settings_in(text or "")
 
 
 def stop(server: Server) -> str:

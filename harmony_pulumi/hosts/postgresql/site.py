@@ -292,8 +292,7 @@ class HostPostgreSQL:
         # One that was asked to stop and has not ended yet is waited for: it is as good as stopped.
         server.stop(_STOP_DEADLINE)
         # On disk before it starts: after a loss of power it must not come back as a standby that nobody follows.
-        remove = 'rm -f -- "$1" && sync -- "${1%/*}"'
-        server.connection.check(["sh", "-c", remove, "sh", signal], user=server.user)
+        server.remove(signal)
         server.start(_START_DEADLINE)
 
     def _is_primary(self, server: Server, marker: Marker) -> bool:
