@@ -45,8 +45,8 @@ FAILOVER = boundaries("fence", "elect", "promote", "settle")
 FAILOVER_TOLD = ["fence:told", "elect:told", "settle:told"]
 REWIND = boundaries("retire", "archive", "rewind", "follow", "settle", "streaming")
 REWIND_TOLD = ["retire:told", "archive:told", "rewind:told", "settle:told"]
-CLONE = boundaries("clone", "follow")
-CLONE_TOLD = ["rewind:told", "clone:told"]
+CLONE = boundaries("retire", "archive", "rewind", "clone", "follow", "settle", "streaming")
+CLONE_TOLD = ["retire:told", "archive:told", "clone:told", "settle:told"]
 REVERT = boundaries("retire", "rewind", "follow", "settle", "prepare", "demote", "verify", "promote")
 REVERT_TOLD = ["archive:told", "prepare:told", "verify:told"]
 
@@ -251,9 +251,22 @@ def test_whoever_fails_over_or_rewinds_is_killed_between_two_steps(pair: Pair, f
     lose_and_get_back(pair, [failover], [rejoin])
 
 
-@pytest.mark.parametrize("rejoin", sampled([*CLONE, *CLONE_TOLD], 2))
+@pytest.mark.parametrize("rejoin", sampled([*boundaries("clone", "follow"), "clone:told"], 2))
 def test_whoever_copies_anew_is_killed_between_two_steps(unchecked: Pair, rejoin: str) -> None:
     lose_and_get_back(unchecked, [], [rejoin])
+
+
+def test_the_boundaries_of_a_copy_are_those_that_are_visited(unchecked: Pair) -> None:
+    source = unchecked.leader
+    target = other_than(source)
+    with unchecked.clients() as clients:
+        unchecked.lose(source, clients)
+        unchecked.killed_and_again("failover", target)
+        clients.wait_until_served()
+        steps, told = passed_by(unchecked.killed_and_again("rejoin", target))
+        assert steps == CLONE
+        assert list(dict.fromkeys(told)) == CLONE_TOLD
+        unchecked.account(clients, target)
 
 
 @pytest.mark.parametrize("failover", sampled(FAILOVER, 2))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Beyond, Fork, Rejoining
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import files, wal
 from harmony_pulumi.hosts.postgresql.following import Following, leave_a_standby
 from harmony_pulumi.hosts.postgresql.home import Marker
@@ -37,8 +37,11 @@ trap ': > "$signal"; sync -- "$signal" "${signal%/*}"' EXIT
 rm -f -- "$signal"
 "$@" </dev/null
 """
-_CANNOT_RECOVER = re.compile("PANIC: |FATAL: (?!.*(shared memory|lock file))")
-"""What a server says that will not recover the next time either; not that something of it still runs."""
+_CANNOT_RECOVER = re.compile("PANIC: |FATAL: ")
+_CURABLE = re.compile(
+    "No space left on device|Permission denied|Too many open files|annot allocate memory|out of memory"
+)
+"""Why a server does not recover now, and may once that is mended. It is asked in English (LC_ALL)."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,17 @@ class Comeback:
                 # As pg_rewind does, which finds no postgresql.conf here.
                 single = [self.server.program("postgres"), "--single", "-D", self.server.layout.config]
                 argv = ["sh", "-c", _RECOVER, "sh", self.server.layout.standby_signal, *single, "template1"]
-                try:
-                    self.server.connection.check(argv, user=self.server.user, timeout=_READ_DEADLINE)
-                except UnreachableError:
-                    raise
-                except SiteError as error:
-                    if not _CANNOT_RECOVER.search(str(error)):
-                        raise
+
+                def recover() -> str:
+                    options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _READ_DEADLINE}
+                    done = self.server.connection.run(argv, user=self.server.user, **options)
+                    return done.stderr.strip()[-1500:] or f"it ended with status {done.status}" if done.status else ""
+
+                said = self.server.once_nothing_is_left(recover)
+                if said and (_CURABLE.search(said) or not _CANNOT_RECOVER.search(said)):
+                    where = f"{self.server.connection.name}: the server in {self.server.layout.root}"
+                    msg = f"{where} does not recover: {said}. Mend that, then run this again"
+                    raise SiteError(msg)
 
     def _has_signal(self) -> bool:
         return self.server.connection.exists(self.server.layout.standby_signal, self.server.user)

@@ -163,20 +163,30 @@ class Server:
     def start(self, deadline: float) -> None:
         """Start the server as a daemon and wait until it accepts connections.
 
-        While there is something left of one that was killed a moment ago, its children say, it is waited for.
-
         Raises:
             SiteError: it did not start; the message holds the end of its log.
         """
-        refused = wait_for(
+        if refused := self.once_nothing_is_left(lambda: self._try_to_start(deadline)):
+            raise SiteError(refused)
+
+    def once_nothing_is_left(self, start: Callable[[], str]) -> str:
+        """Start a process of the server's, and wait while there is something left of one that was killed a moment ago.
+
+        That may be its children, or its own entry, which whoever started it has not collected yet.
+
+        Args:
+            start: returns why it did not start, or nothing.
+
+        Raises:
+            SiteError: something is left for longer.
+        """
+        return wait_for(
             f"{self.connection.name}: the end of what is left of the server in {self.layout.root}",
-            lambda: self._try_to_start(deadline),
+            start,
             lambda said: not _LEFT_BEHIND.search(said),
             deadline=_LEFT_BEHIND_DEADLINE,
             advice="Something still uses its data directory: see what, and end that.",
         )
-        if refused:
-            raise SiteError(refused)
 
     def _try_to_start(self, deadline: float) -> str:
         """Start the server; return why it did not start, or nothing."""
