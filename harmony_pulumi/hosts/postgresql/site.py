@@ -128,12 +128,22 @@ def site_of(host: Mapping[str, Any], owner: str, root: str) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Held:
+    """What is known of a server while it is locked."""
+
+    server: Server
+    marker: Marker
+    roles: Roles | None
+    """What its site was told."""
+
+
 @dataclass(frozen=True)
 class HostPostgreSQL:
     """One server on a host, by its handle."""
 
     handle: Mapping[str, Any]
-    _held: list[tuple[Server, Marker]] = field(default_factory=list["tuple[Server, Marker]"], repr=False)
+    _held: list[_Held] = field(default_factory=list["_Held"], repr=False)
     """What was found as the lock was taken, which nobody else changes until it is let go: clients wait meanwhile."""
 
     @classmethod
@@ -209,7 +219,9 @@ class HostPostgreSQL:
             server.connection.holding(server.layout.lock, who=operator, user=server.user, deadline=_LOCK_DEADLINE),
             server.connection.appending(server.layout.events, user=server.user) as append,
         ):
-            self._held.append(self._both())
+            server, marker = self._both()  # Again: whoever held the lock may have changed it.
+            roles = read_roles(server.connection, server.layout.roles, server.user)
+            self._held.append(_Held(server, marker, roles))
             try:
                 yield append
             finally:
@@ -243,10 +255,16 @@ class HostPostgreSQL:
     def tell(self, roles: Roles) -> None:
         """Keep what the pair's roles are."""
         server = self._existing()
-        if reason := refusal(read_roles(server.connection, server.layout.roles, server.user), roles):
+        if reason := refusal(self._told(server), roles):
             msg = f"{server.connection.name}: {self._root} does not take these roles: {reason}"
             raise SiteError(msg)
         server.write({server.layout.roles: json.dumps(roles, indent=1) + "\n"})
+        for held in self._held:
+            held.roles = roles
+
+    def _told(self, server: Server) -> Roles | None:
+        """Return what the site was told."""
+        return self._held[0].roles if self._held else read_roles(server.connection, server.layout.roles, server.user)
 
     def prepare(self, follower: str) -> None:
         """Keep WAL from here on, by the follower's slot: a standby may have slots, too."""
@@ -329,11 +347,16 @@ class HostPostgreSQL:
     def promote(self) -> None:
         """Become the primary, and return once writes are accepted."""
         server, marker = self._to_lead("promoted")
-        if server.running_pid() is None:
-            server.start(_START_DEADLINE)
         # pg_promote(wait => true) looks ten times a second; clients wait meanwhile.
         promote = _PROMOTE.format(tries=_PROMOTE_DEADLINE * 200)
-        if server.sql(promote, port=marker.port, timeout=_PROMOTE_DEADLINE + 15).splitlines()[-1] != "f":
+        try:
+            said = server.sql(promote, port=marker.port, timeout=_PROMOTE_DEADLINE + 15)
+        except SiteError:
+            if server.running_pid() is not None:
+                raise
+            server.start(_START_DEADLINE)
+            said = server.sql(promote, port=marker.port, timeout=_PROMOTE_DEADLINE + 15)
+        if said.splitlines()[-1] != "f":
             msg = (
                 f"{server.connection.name}: the server in {self._root} is not a primary {_PROMOTE_DEADLINE} s after "
                 f"its promotion; look at the end of {server.layout.log}"
@@ -448,7 +471,7 @@ class HostPostgreSQL:
     def _to_lead(self, what: str) -> tuple[Server, Marker]:
         """Return the server, if its site was told that it is to be active."""
         server, marker = self._both()
-        roles = read_roles(server.connection, server.layout.roles, server.user)
+        roles = self._told(server)
         if roles is None or roles["active"] != roles["me"]:
             known = f"{roles['active']} is active at epoch {roles['epoch']}" if roles else "nothing of its pair"
             msg = f"{server.connection.name}: {self._root} is not {what}: it was told that {known}"
@@ -460,7 +483,7 @@ class HostPostgreSQL:
 
     def _both(self) -> tuple[Server, Marker]:
         if self._held:
-            return self._held[0]
+            return self._held[0].server, self._held[0].marker
         connection = connect(self.handle["host"])
         marker = self._marker(connection)
         if marker is None:
