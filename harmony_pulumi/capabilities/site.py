@@ -86,7 +86,8 @@ class Operation(TypedDict):
     terms: Terms | None
     """Of a failover."""
     stage: str
-    """Of a rejoin: empty; `archived` once what the member alone has was put aside; `copied` once it can follow."""
+    """Of a rejoin: empty; `archived` once what the member alone has was put aside; `rewinding` before that is taken
+    back; `copied` once it can follow."""
     clone: str
     """Of a rejoin: why the member must be copied anew; empty as long as it may be rewound."""
 

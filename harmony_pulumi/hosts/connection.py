@@ -135,6 +135,17 @@ class Connection(ABC):
         """
 
     @abstractmethod
+    def conversing(
+        self, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Callable[[str, str, float], str]]:
+        """Keep a command running for as long as the block lasts; give what to ask it with.
+
+        That takes what the command is to read, the line with which it ends its answer, and seconds to wait for that;
+        it returns the answer, or raises a SiteError: the command has ended, or has not answered in time. It cannot be
+        asked again then.
+        """
+
+    @abstractmethod
     def is_root(self) -> bool:
         """Tell whether the login user is root."""
 
@@ -268,6 +279,36 @@ class LocalConnection(Connection):
                     stdin.close()
             if process.wait(_APPEND_SECONDS):
                 fail()
+
+    @contextmanager
+    def conversing(
+        self, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] | None = None
+    ) -> Generator[Callable[[str, str, float], str]]:
+        """Keep a command running for as long as the block lasts; give what to ask it with."""
+        with self._start(argv, user, env) as process, selectors.DefaultSelector() as selector:
+            stdin, stdout, stderr = (cast("IO[bytes]", p) for p in (process.stdin, process.stdout, process.stderr))
+            selector.register(stdout, selectors.EVENT_READ)
+
+            def ask(text: str, end: str, timeout: float) -> str:
+                deadline, said = time.monotonic() + timeout, b""
+                with suppress(BrokenPipeError):  # Then it has ended, which is seen below.
+                    stdin.write(text.encode())
+                    stdin.flush()
+                while not said.endswith(f"{end}\n".encode()):
+                    if not selector.select(max(0.0, deadline - time.monotonic())):
+                        msg = f"{self.name}: `{argv[0]}` did not answer within {timeout:g} s"
+                        raise SiteError(msg)
+                    if not (chunk := os.read(stdout.fileno(), 65536)):
+                        why = stderr.read().decode(errors="replace").strip()[-2000:] or "it said nothing"
+                        msg = f"{self.name}: `{argv[0]}` has ended: {why}"
+                        raise SiteError(msg)
+                    said += chunk
+                return said.decode(errors="replace").removesuffix(f"{end}\n")
+
+            try:
+                yield ask
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)  # It may be at work on what was not waited for.
 
     def _start(
         self,

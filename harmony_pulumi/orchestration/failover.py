@@ -41,9 +41,15 @@ class Loss:
     """When the old primary was last heard of, ISO 8601; empty if that is not known."""
     unknown: bool
     """Whether there may be more that nobody knows of, committed after `heard_at`."""
+    unread: str = ""
+    """Why what the old primary wrote could not be read, though it is stopped and its host answers."""
 
     def words(self, source: str, target: str, now: datetime) -> str:
         """Return it in words."""
+        words = self._words(source, target, now)
+        return f"{words} (what {source} wrote cannot be read: {self.unread})" if self.unread else words
+
+    def _words(self, source: str, target: str, now: datetime) -> str:
         if self.transactions is not None:
             return f"{self.bytes} bytes of WAL, {self.transactions} transactions, that {target} has not received"
         missing = f"{self.bytes} bytes of WAL that {target} is known to lack"
@@ -55,18 +61,19 @@ class Loss:
         return f"{missing}, and whatever {source} committed in the {seconds:.0f} s since it was last heard of"
 
 
-def loss(target: Observation, *, synchronous: bool, beyond: Beyond | None) -> Loss:
+def loss(target: Observation, *, synchronous: bool, beyond: Beyond | None, unread: str = "") -> Loss:
     """Return what would be lost if a standby took over now.
 
     Args:
         target: the standby.
         synchronous: whether every commit that counts waited for it.
         beyond: what the old primary wrote past what the standby has received, if that could be read.
+        unread: why not, if that was tried.
     """
     if beyond is not None:
         return Loss(beyond["bytes"], len(beyond["transactions"]), target["heard_at"], unknown=False)
     received, heard = (lsn_bytes(target[key]) if target[key] else 0 for key in ("received", "heard_lsn"))
-    return Loss(max(heard - received, 0), None, target["heard_at"], unknown=not synchronous)
+    return Loss(max(heard - received, 0), None, target["heard_at"], unknown=not synchronous, unread=unread)
 
 
 def loss_problem(found: Loss, terms: Terms) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -92,12 +91,15 @@ def estimated_loss(pair: Pair, target: str, seen: Mapping[str, Observation]) -> 
     source = other_than(pair, target)
     known = told(seen)
     beyond: Beyond | None = None
+    unread = ""
     if seen[source]["state"] == "stopped" and seen[target]["state"] == "running":
-        with suppress(SiteError):  # Then it cannot be read, and the loss is not known.
+        try:
             beyond = pair.members[source].movable.beyond(_shared(pair, source, target, seen))
+        except SiteError as error:  # Then the loss is not known, and the reason is told with that.
+            unread = str(error)
     # The flag says whose commits waited: of the one that was active, for the other.
     covered = bool(known and known["synchronous"] and known["active"] == source)
-    return failover.loss(seen[target], synchronous=covered, beyond=beyond)
+    return failover.loss(seen[target], synchronous=covered, beyond=beyond, unread=unread)
 
 
 def _shared(pair: Pair, source: str, target: str, seen: Mapping[str, Observation]) -> Fork:

@@ -328,6 +328,7 @@ class Run:
     def _rewind(self) -> None:
         self.target.movable.prepare(self.source.slot)
         self.target.movable.ease()  # A rewind looks for the timeline in the last checkpoint.
+        self._reached("rewinding")
         try:
             why = self.source.movable.rewind(self.target.movable.offer())
         except UnreachableError:

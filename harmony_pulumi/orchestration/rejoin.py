@@ -38,6 +38,9 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         raise SiteError(msg)
     if operation["stage"] == "copied" and "standby" in {source.role, source.left_as}:
         return Step.FOLLOW
+    if operation["stage"] == "rewinding" and source.state == "stopped" and source.left_as != "primary":
+        # Cut off in the rewind, or after it: it has its leader's WAL by now, so what it alone had cannot be told again.
+        return Step.REWIND if source.left_as and source.ended_cleanly else Step.CLONE
     if not source.left_as or not source.ended_cleanly:  # One that runs is not left yet.
         return Step.RETIRE
     if operation["clone"]:  # All of it is kept then; and one that was rewound has its leader's WAL by now.

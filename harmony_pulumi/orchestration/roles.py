@@ -53,6 +53,8 @@ def _progress(roles: Roles) -> int:
     operation = roles["operation"]
     if operation is None:
         return 0
+    if operation["kind"] == "rejoin":  # Its member that leads is told each stage first, also one that is begun anew.
+        return 1 + (roles["me"] == operation["target"])
     return 1 + bool(operation["prepared"]) + bool(operation["token"]) + 2 * bool(operation["given_up"])
 
 

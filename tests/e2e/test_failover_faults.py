@@ -46,7 +46,7 @@ FAILOVER_TOLD = ["fence:told", "elect:told", "settle:told"]
 REWIND = boundaries("retire", "archive", "rewind", "follow", "settle", "streaming")
 REWIND_TOLD = ["retire:told", "archive:told", "rewind:told", "settle:told"]
 CLONE = boundaries("retire", "archive", "rewind", "clone", "follow", "settle", "streaming")
-CLONE_TOLD = ["retire:told", "archive:told", "clone:told", "settle:told"]
+CLONE_TOLD = ["retire:told", "archive:told", "rewind:told", "clone:told", "settle:told"]
 REVERT = boundaries("retire", "rewind", "follow", "settle", "prepare", "demote", "verify", "promote")
 REVERT_TOLD = ["archive:told", "prepare:told", "verify:told"]
 
@@ -155,7 +155,7 @@ class Pair(Mover):
             for folder in self.kept(role, "*-*Z"):
                 shutil.rmtree(folder)
         # Put aside a second time if the first time was cut off after that: the same.
-        assert all(found == inserts[0] for found in inserts), inserts
+        assert all(found == inserts[0] for found in inserts), [sorted(found ^ inserts[0]) for found in inserts]
         return inserts[0] if inserts else set()
 
 

@@ -425,7 +425,7 @@ def killed_at(label: str) -> Callable[[World, str], None]:
 
 def test_how_far_a_rejoin_is_and_why_it_goes_another_way_is_recorded(code: Code) -> None:
     for state, label, stage, why in (
-        ("as_it_is", "montreal.rewind: before", "archived", ""),
+        ("as_it_is", "montreal.rewind: before", "rewinding", ""),
         ("torn", "montreal.clone: before", "archived", "it cannot be rewound: montreal: could not write"),
     ):
         world = left_behind(code, state)

@@ -125,6 +125,14 @@ def test_of_equal_epochs_the_one_whose_operation_is_farther_counts(code: Code) -
             one, other = (roles(4, "primary", operation=stages[stage]) for stage in (low, high))
             assert code.roles.latest({"primary": one, "replica": other}) is other
             assert code.roles.latest({"primary": other, "replica": one}) is other
+    # A rejoin goes back, too: who leads was told first, whether that is farther or begun anew.
+    for first, second in (("copied", "rewinding"), ("", "copied")):
+        leads, follows = (
+            {**roles(4, "replica", operation=operation(kind="rejoin", stage=stage)), "me": me}
+            for me, stage in (("replica", first), ("primary", second))
+        )
+        assert code.roles.latest({"primary": follows, "replica": leads}) is leads
+        assert code.roles.latest({"primary": leads, "replica": follows}) is leads
     # Given up before it was known to be prepared, or to have a token: that it is given up counts.
     for stage in stages[1:3]:
         assert stage is not None

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ done
 _LEFT_BEHIND = re.compile("Is another postmaster .* running in data directory|pre-existing shared memory block")
 """What PostgreSQL says, untranslated, while there is something left of a server that was killed: its children, say."""
 _LEFT_BEHIND_DEADLINE = 30
+_ANSWERED = "harmony: answered"
 _STOP = """
 kill -INT "$1" || exit 0
 left=$3
@@ -265,16 +267,31 @@ class Server:
         Raises:
             SiteError: PostgreSQL refused it.
         """
-        argv = [self.program("psql"), "-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-f", "-"]
-        env = {
-            "PGHOST": socket or self.layout.socket,
+        env = self._psql_env(port, database, socket or self.layout.socket)
+        return self.connection.check(self._psql(), user=self.user, stdin=text, env=env, timeout=timeout).strip()
+
+    @contextmanager
+    def session(self, port: int) -> Generator[Callable[[str, float], str]]:
+        """Connect as `sql` does, for as long as the block lasts; give what to run SQL with, and seconds to wait for it.
+
+        To connect takes longer than what clients should wait for. After an error, the session is over.
+        """
+        env = self._psql_env(port, "postgres", self.layout.socket)
+        with self.connection.conversing(self._psql(), user=self.user, env=env) as ask:
+            yield lambda text, timeout: ask(f"{text}\n;\n\\echo {_ANSWERED}\n", _ANSWERED, timeout).strip()
+
+    def _psql(self) -> list[str]:
+        return [self.program("psql"), "-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-f", "-"]
+
+    def _psql_env(self, port: int, database: str, socket: str) -> dict[str, str]:
+        return {
+            "PGHOST": socket,
             "PGPORT": str(port),
             "PGUSER": "postgres",
             "PGDATABASE": database,
             "PGOPTIONS": "-c client_min_messages=warning -c synchronous_commit=local",
             "PGCONNECT_TIMEOUT": "10",
         }
-        return self.connection.check(argv, user=self.user, stdin=text, env=env, timeout=timeout).strip()
 
     def look(self, query: str, *, port: int, database: str = "postgres", socket: str | None = None) -> Any:
         """Run a query that returns one JSON value, and return that."""
