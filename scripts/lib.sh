@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Set-up shared by scripts/test and scripts/demo: `source` it, then call setup_python,
-# setup_postgresql, setup_pulumi, setup_redis, setup_pgbouncer as needed. Each does nothing where nothing is missing.
+# setup_postgresql, setup_pulumi, setup_redis, setup_pgbouncer, setup_network_tools as needed. Each does nothing where
+# nothing is missing.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -285,4 +286,17 @@ setup_pgbouncer() {
 	command -v pgbouncer /usr/sbin/pgbouncer >/dev/null && return
 	can_apt || fail "no pgbouncer was found: $PGBOUNCER_HINT"
 	step 'Install PgBouncer with apt-get' 600 "$PGBOUNCER_HINT" apt_install pgbouncer
+}
+
+# --- networks between hosts that can be cut, for the tests of faults --------------------------------
+
+NETWORK_HINT='install iproute2 and iptables (Debian, Ubuntu: apt-get install iproute2 iptables)'
+
+# Only root can make a network namespace: without it, these tests are skipped, and say so.
+setup_network_tools() {
+	[ "$(id -u)" = 0 ] || return 0
+	local path=$PATH:/usr/sbin:/sbin
+	PATH=$path command -v ip >/dev/null && PATH=$path command -v tc >/dev/null && PATH=$path command -v iptables >/dev/null && return
+	can_apt || fail "ip, tc or iptables was not found: $NETWORK_HINT"
+	step 'Install iproute2 and iptables with apt-get' 600 "$NETWORK_HINT" apt_install iproute2 iptables
 }

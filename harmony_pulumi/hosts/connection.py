@@ -5,6 +5,7 @@ Knows no capability. Everything is an argument list; what a user wrote never bec
 
 from __future__ import annotations
 
+import importlib
 import os
 import pwd
 import re
@@ -448,11 +449,15 @@ def connect(host: Mapping[str, Any]) -> Connection:
     """Return a connection to a host, proven to be the one that was bound.
 
     Args:
-        host: `name`, and `machine_id` unless the host was never bound.
+        host: `name`; `connection`, which is `local`, or `module:class` of a `Connection` that is made of the host; and
+            `machine_id` unless the host was never bound.
 
     Raises:
+        SiteError: there is no such class here.
         UnreachableError: this machine is not that host, or has no machine-id to tell.
     """
+    if (kind := str(host.get("connection", "local"))) != "local":
+        return _connect_by(kind, host)
     bound = host.get("machine_id")
     try:
         here = machine_id()
@@ -469,6 +474,19 @@ def connect(host: Mapping[str, Any]) -> Connection:
     connection = LocalConnection()
     connection.name = str(host["name"])
     return connection
+
+
+def _connect_by(kind: str, host: Mapping[str, Any]) -> Connection:
+    module, _, name = kind.partition(":")
+    try:
+        connection: Callable[[Mapping[str, Any]], Connection] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        msg = (
+            f"{host['name']} is reached by a {kind}, which is not installed here ({error}); install the package that "
+            f"deployed it"
+        )
+        raise SiteError(msg) from error
+    return connection(host)
 
 
 def _account(user: str) -> pwd.struct_passwd:

@@ -24,6 +24,7 @@ from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.roles import Desired
 from harmony_pulumi.orchestration.runner import bring_back, fail_over, reach, revert, settle
+from tests.e2e.network import Network
 
 REFUSED = 3
 _PROGRAMS = ("postgres", "pg_rewind", "pg_basebackup")
@@ -41,7 +42,10 @@ class Act(TypedDict):
     times: int
     """How often the boundary is to be passed until then."""
     do: str
-    """`die`, or `kill primary` or `kill replica`: SIGKILL for that member's postmaster; `kill it`: for the program."""
+    """`die`, or `kill primary` or `kill replica`: SIGKILL for that member's postmaster; `kill it`: for the program.
+
+    Or `network <fault>`, of a pair in a network of its own.
+    """
 
 
 class Plan(TypedDict):
@@ -126,6 +130,8 @@ class Boundaries:
             die()
         elif what == "kill it":
             os.kill(pid, signal.SIGKILL)
+        elif what.startswith("network "):
+            Network.of(self.plan["handle"]).fault(what.removeprefix("network "))
         else:
             kill_postmaster(Path(self.plan["handle"]["members"][what.removeprefix("kill ")]["data"]))
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pytest
 
@@ -78,8 +78,13 @@ class Mover:
     ca: Path
 
     @classmethod
-    def deployed(cls, stack: Stack, config: str = "") -> Mover:
+    def deployed(cls, stack: Stack, config: str = "") -> Self:
         stack.pair(config)
+        return cls.of(stack)
+
+    @classmethod
+    def of(cls, stack: Stack) -> Self:
+        """Deploy the pair that is the program of a stack."""
         stack.up()
         outputs = stack.outputs()
         ca = stack.folder / "ca.crt"

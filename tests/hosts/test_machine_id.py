@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harmony_pulumi.errors import UnreachableError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts import connection
 
 HERE, ELSEWHERE = "d" * 32, "e" * 32
@@ -47,3 +47,9 @@ def test_only_the_bound_machine_is_connected_to(files: list[Path]) -> None:
     assert connection.connect({"name": "montreal", "machine_id": HERE}).name == "montreal"
     with pytest.raises(UnreachableError, match=f"machine-id {ELSEWHERE}, and this one has {HERE}: it cannot"):
         connection.connect({"name": "montreal", "machine_id": ELSEWHERE})
+
+
+def test_a_host_that_is_reached_in_a_way_that_is_not_installed_says_what_to_install() -> None:
+    expected = "montreal is reached by a acme_harmony.ssh:SSH, which is not installed here .*; install the package"
+    with pytest.raises(SiteError, match=expected):
+        connection.connect({"name": "montreal", "connection": "acme_harmony.ssh:SSH"})
