@@ -6,6 +6,7 @@ HARMONY_TEST_ALL=1 visits all.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import product
@@ -232,3 +233,49 @@ def test_a_primary_that_only_the_operator_cannot_reach_is_replaced_only_once_it_
         pair.network.fault("heal")
         found = pair.account(clients, target)
     assert [a for a in found.missing if a.outcome == "acknowledged"], "nothing was lost, so no account was checked"
+
+
+def lose_and_fail_over(pair: ApartPair, clients: Clients) -> str:
+    """Lose the primary, and have the other member take over; return the role of the one that was lost."""
+    source = pair.leader
+    pair.lose(source, clients)
+    pair.killed_and_again("failover", other_than(source))
+    clients.wait_until_served()
+    return source
+
+
+@pytest.mark.parametrize("cut", sampled(CUTS, 1))
+def test_a_link_that_is_cut_before_a_rewind_makes_it_wait_and_not_copy(pair: ApartPair, cut: str) -> None:
+    with pair.clients() as clients:
+        source = lose_and_fail_over(pair, clients)
+        target = other_than(source)
+        done = pair.do("rejoin", target, [act("rewind:started", f"network {pair.fault(cut, source)}")])
+        assert done.status == REFUSED, done.said
+        clients.wait_until_served()
+        pair.network.fault("heal")
+        pair.killed_and_again("rejoin", target)
+        assert not pair.kept(source, "data-*"), "it was copied anew"
+        pair.account(clients, target)
+
+
+@pytest.mark.parametrize("cut", sampled(CUTS, 1))
+def test_a_link_that_is_cut_during_a_copy_ends_it_and_the_next_run_copies_again(pair: ApartPair, cut: str) -> None:
+    with pair.clients() as clients:
+        source = lose_and_fail_over(pair, clients)
+        target = other_than(source)
+        gone = pair.root(source) / "gone"
+        gone.mkdir()
+        for file in (pair.data(source) / "pg_wal").glob("0*"):  # Without its WAL it cannot be rewound.
+            file.rename(gone / file.name)
+        with pair.network.slow("20mbit"):
+            done = pair.do("rejoin", target, [act("runs stream", f"network {pair.fault(cut, source)}")])
+        assert "runs stream" in done.boundaries, done
+        assert done.status == REFUSED, done.said
+        clients.wait_until_served()
+        pair.network.fault("heal")
+        pair.killed_and_again("rejoin", target)
+        assert len(pair.kept(source, "data-*/PG_VERSION")) == 1, "the data of before"
+        eventually(pair.healthy, "the standby to stream")
+        clients.insist(pair.outputs[f"{target}_uri"], pair.outputs[f"{source}_uri"], lossless=False)
+    for folder in (gone, *pair.kept(source, "*-*Z")):
+        shutil.rmtree(folder)

@@ -253,6 +253,11 @@ def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str
         "sslkey": f"{layout.tls}/source-client.key",
         "application_name": name,
         "connect_timeout": 10,
+        # A copy or a rewind has no timeout of PostgreSQL's: over a link that is cut, it would wait for hours.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 25000,
     }
     return " ".join(f"{key}={quote_conninfo(value)}" for key, value in words.items())
 

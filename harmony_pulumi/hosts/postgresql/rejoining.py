@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Beyond, Fork, Rejoining
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import files, wal
 from harmony_pulumi.hosts.postgresql.following import Following, leave_a_standby
 from harmony_pulumi.hosts.postgresql.home import Marker
@@ -42,6 +42,8 @@ _CURABLE = re.compile(
     "No space left on device|Permission denied|Too many open files|annot allocate memory|out of memory"
 )
 """Why a server does not recover now, and may once that is mended. It is asked in English (LC_ALL)."""
+_CANNOT_CONNECT = re.compile("connection to server .* failed: |could not connect to server")
+"""What pg_rewind of PostgreSQL 13 to 18 says where its source does not answer."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,12 @@ class Comeback:
             raise SiteError(msg)
 
     def rewind(self, source: Mapping[str, Any]) -> str:
-        """Take back what the server wrote by itself; return why that cannot be, or nothing."""
+        """Take back what the server wrote by itself; return why that cannot be, or nothing.
+
+        Raises:
+            UnreachableError: the source cannot be reached from here; nothing was touched.
+            SiteError: it failed half-way.
+        """
         if why := self._no_rewind():
             return why
         server = self.server
@@ -191,7 +198,11 @@ class Comeback:
         options: dict[str, Any] = {"user": server.user, "env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
         dry = server.connection.run([*argv, "--dry-run"], **options)
         if dry.status:
-            return (dry.stderr.strip() or dry.stdout.strip())[-500:]
+            said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
+            if _CANNOT_CONNECT.search(said):  # Nor could it be copied.
+                msg = f"{server.connection.name} cannot reach the member that it is to follow: {said}"
+                raise UnreachableError(msg)
+            return said
         with self._being_made():
             server.connection.check([*argv, "--write-recovery-conf"], **options, on_stderr=lambda _: None)
             leave_a_standby(server, self._declared())
