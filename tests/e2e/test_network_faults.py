@@ -268,8 +268,8 @@ def test_a_link_that_is_cut_during_a_copy_ends_it_and_the_next_run_copies_again(
         for file in (pair.data(source) / "pg_wal").glob("0*"):  # Without its WAL it cannot be rewound.
             file.rename(gone / file.name)
         with pair.network.slow("20mbit"):
-            done = pair.do("rejoin", target, [act("runs stream", f"network {pair.fault(cut, source)}")])
-        assert "runs stream" in done.boundaries, done
+            done = pair.do("rejoin", target, [act("clone:progress", f"network {pair.fault(cut, source)}", times=2)])
+        assert done.boundaries.count("clone:progress") >= 2, done
         assert done.status == REFUSED, done.said
         clients.wait_until_served()
         pair.network.fault("heal")
