@@ -7,6 +7,9 @@ from collections.abc import Mapping
 SUPPORTED_MAJORS = range(13, 19)
 """The major versions of PostgreSQL that are supported: 13 to 18."""
 
+FIRST_WITH_FAILOVER_SLOTS = 17
+"""The first major version whose standbys copy logical slots: PostgreSQL 17, "Replication Slot Synchronization"."""
+
 REPLICATION_ROLE = "harmony_replication"
 """The role that replicas connect as, by certificate alone."""
 
@@ -30,6 +33,7 @@ MANAGED: Mapping[str, str] = {
     "ssl_ca_file": "certificates are made by the topology",
     "ssl_cert_file": "certificates are made by the topology",
     "ssl_key_file": "certificates are made by the topology",
+    "synchronized_standby_slots": "use `replication='synchronous'`",
     "synchronous_standby_names": "use `replication='synchronous'`",
     "unix_socket_directories": "it is inside the server's directory",
 }

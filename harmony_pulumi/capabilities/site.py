@@ -167,6 +167,20 @@ class Observation(TypedDict):
     """What it was last told; None if nothing, which is as epoch 0."""
 
 
+class LogicalSlot(TypedDict):
+    """A logical replication slot: PostgreSQL, "pg_replication_slots"."""
+
+    name: str
+    failover: bool
+    """Whether standbys are to have it, too: PostgreSQL 17 and newer."""
+    synced: bool
+    """Whether it is a copy of the primary's."""
+    temporary: bool
+    """Of a copy: it would not outlive a promotion yet."""
+    lost: bool
+    """Whether it was invalidated, so that nobody can go on with it."""
+
+
 class Survey(TypedDict):
     """What decides whether one server can take another's place. Gathered before roles move, not at every look."""
 
@@ -178,11 +192,17 @@ class Survey(TypedDict):
     available: list[str]
     """The extensions whose files are installed."""
     collations: Mapping[str, list[str]]
-    """By database: its collation's version as recorded and as the system now has it, where both are known."""
+    """By database, and by collation in use in one: its version as recorded, and as the system has it now.
+
+    Where both are known; PostgreSQL 14 and older record none of a database.
+    """
     limits: Mapping[str, int]
     """The settings that a standby must have at least as high as its primary: PostgreSQL, "Hot Standby"."""
-    logical_slots: list[str]
-    """Its logical slots. None of them would be on another member: they are not synchronised."""
+    logical_slots: list[LogicalSlot]
+    replay_paused: bool
+    """Whether somebody, or a setting that is too low, has stopped the replay of WAL on this standby."""
+    apply_delay_ms: int
+    """By how much a standby delays its replay (`recovery_min_apply_delay`)."""
     free_bytes: int
     """On the disk of the data directory."""
 

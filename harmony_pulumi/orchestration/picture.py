@@ -11,7 +11,13 @@ from harmony_pulumi.capabilities.site import Observation
 _SEEN = ("state", "role", "endpoint", "version", "system_identifier", "receiver", "waits_for", "timeline", "lsn")
 _MOVES_ON = ("timeline", "lsn")
 """What no role change leaves as it was: each begins a timeline."""
-_UNUSED_ON_A_PRIMARY = ("setting primary_conninfo", "setting primary_slot_name", "certificate source-client")
+_UNUSED_ON_A_PRIMARY = (
+    "setting hot_standby_feedback",
+    "setting primary_conninfo",
+    "setting primary_slot_name",
+    "setting sync_replication_slots",
+    "certificate source-client",
+)
 """What one that was a standby keeps of that."""
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from harmony_pulumi.capabilities.site import Observation, Survey
+from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS
+from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
 
 _MOST_LAG_BYTES = 64 * 1024 * 1024
 """More than this takes a replica seconds to replay, and clients would wait for it."""
@@ -43,7 +44,11 @@ def checks(
     found = [*_states(source, target), *_history(source, target), *_streaming(source, target)]
     found += [*certificates(target, now)]
     if surveys is not None:
-        found += [*_likeness(*surveys, source["name"], target["name"])]
+        found += [
+            *_replay(surveys[1], target["name"]),
+            *_likeness(*surveys, source["name"], target["name"]),
+            *_logical_slots(*surveys, target["name"]),
+        ]
     return found
 
 
@@ -109,6 +114,21 @@ def certificates(target: Observation, now: datetime) -> Iterator[Check]:
             yield Check("certificate", "ok", f"{name!r} of {target['name']} is valid until {text[:10]}")
 
 
+def _replay(target: Survey, new: str) -> Iterator[Check]:
+    """Tell whether the standby would replay the last record of the primary at once."""
+    if target["replay_paused"]:
+        found = (
+            f"paused on {new}: its log says so if a setting is lower than the primary's; else run SELECT "
+            f"pg_wal_replay_resume() there"
+        )
+        yield Check("replay", "problem", found)
+    elif delay := target["apply_delay_ms"]:
+        found = f"{new} delays it by {delay} ms, and clients would wait for that; set recovery_min_apply_delay to 0"
+        yield Check("replay", "problem", found)
+    else:
+        yield Check("replay", "ok", f"neither paused nor delayed on {new}")
+
+
 def _likeness(source: Survey, target: Survey, old: str, new: str) -> Iterator[Check]:
     """Compare what a data directory, its indexes and its functions depend on."""
     yield _equal("major version", {"": str(source["major"])}, {"": str(target["major"])}, old, new)
@@ -121,7 +141,7 @@ def _likeness(source: Survey, target: Survey, old: str, new: str) -> Iterator[Ch
     }
     found = f"{new} lacks the files of {', '.join(sorted(lacking))}; install them" if lacking else "all are installed"
     yield Check("extensions", "problem" if lacking else "ok", found)
-    yield from _collations(target, new)
+    yield from _collations(source, target, old, new)
     # The one that follows must have at least what the one that leads has.
     low = {
         name: (value, source["limits"][name])
@@ -131,9 +151,6 @@ def _likeness(source: Survey, target: Survey, old: str, new: str) -> Iterator[Ch
     words = ", ".join(f"{name} {there} on {new}, {here} on {old}" for name, (there, here) in low.items())
     found = f"{words}: {old} gets those of {new}, since a standby needs no less" if low else "alike"
     yield Check("settings", "warning" if low else "ok", found)
-    if source["logical_slots"]:
-        names = ", ".join(source["logical_slots"])
-        yield Check("logical slots", "warning", f"{names} will not be on {new}: make them anew after it")
     for survey, name in ((source, old), (target, new)):
         free = survey["free_bytes"]
         enough = free >= _LEAST_FREE_BYTES
@@ -141,12 +158,50 @@ def _likeness(source: Survey, target: Survey, old: str, new: str) -> Iterator[Ch
         yield Check("disk", "ok" if enough else "problem", f"{name} has {free} bytes free{advice}")
 
 
-def _collations(target: Survey, new: str) -> Iterator[Check]:
-    moved = {db: versions for db, versions in target["collations"].items() if versions[0] != versions[1]}
-    words = ", ".join(f"{db} has {recorded}, {new} has {actual}" for db, (recorded, actual) in moved.items())
-    alike = "alike" if target["collations"] else "no version is recorded, so none was compared"
-    found = f"{words}: indexes on text would be wrong there; install the same libc or ICU" if moved else alike
-    yield Check("collations", "problem" if moved else "ok", found)
+def _collations(source: Survey, target: Survey, old: str, new: str) -> Iterator[Check]:
+    """Compare how both members sort text: an index that was made by one order is wrong in another."""
+    here, there = source["collations"], target["collations"]
+    differ = [name for name in here if name not in there or here[name][1] != there[name][1]]
+    outdated = [name for name in here if name not in differ and here[name][0] != here[name][1]]
+    if differ:
+        words = ", ".join(
+            f"{name} {here[name][1]} on {old}, {there.get(name, ['', 'none'])[1]} on {new}" for name in differ
+        )
+        found = f"{words}: indexes on text would be wrong there; install the same libc or ICU"
+        yield Check("collations", "problem", found)
+    elif outdated:
+        words = ", ".join(f"{name} was made with {here[name][0]} and is {here[name][1]}" for name in outdated)
+        found = f"{words}, alike on both: REINDEX what depends on it, then ALTER … REFRESH VERSION"
+        yield Check("collations", "warning", found)
+    else:
+        yield Check("collations", "ok", "alike" if here else "no version is recorded, so none was compared")
+
+
+def _logical_slots(source: Survey, target: Survey, new: str) -> Iterator[Check]:
+    """Tell whether every subscriber could go on where it was: one that could not would miss changes unawares."""
+    copies = {slot["name"]: slot for slot in target["logical_slots"]}
+    # What a session has for itself, or nobody can go on with, needs no place to go to.
+    needed = [slot for slot in source["logical_slots"] if not (slot["temporary"] or slot["lost"])]
+    for slot in needed:
+        if why := _unsafe(slot, copies.get(slot["name"]), source["major"], new):
+            yield Check("logical slot", "problem", f"{slot['name']} {why}")
+        else:
+            yield Check("logical slot", "ok", f"{slot['name']} is on {new}, too")
+
+
+def _unsafe(slot: LogicalSlot, copy: LogicalSlot | None, major: int, new: str) -> str:
+    """Return why a subscriber could not go on after the switchover, and what to do; or nothing."""
+    without = "or have its subscriber catch up, drop the slot, and make both anew after the switchover"
+    if major < FIRST_WITH_FAILOVER_SLOTS:
+        return f"would not be on {new}, as only PostgreSQL 17 and newer copy slots: upgrade, {without}"
+    if not slot["failover"]:
+        return f"would not be on {new}: ALTER SUBSCRIPTION … SET (failover = true) while it is disabled, {without}"
+    if copy is None or not copy["synced"] or copy["temporary"] or copy["lost"]:
+        return (
+            f"has no copy on {new} that would outlive the promotion yet: have its subscriber be active and wait; if "
+            f"that takes long, the log of {new} says why"
+        )
+    return ""
 
 
 def _equal(name: str, one: Mapping[str, str], other: Mapping[str, str], old: str, new: str) -> Check:

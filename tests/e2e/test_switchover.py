@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.hosts.postgresql import certificates
+from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from tests.e2e.conftest import (
     PAIR,
     Stack,
     connection,
     eventually,
+    found_postgresql,
     postmaster,
     stop_postmaster,
     superuser,
@@ -337,11 +340,11 @@ def test_a_standby_that_was_promoted_by_hand_moves_no_role(stack: Stack) -> None
 
 
 def test_a_switchover_that_could_not_go_well_is_refused_before_anything_is_touched(stack: Stack) -> None:
-    stack.pair()
+    stack.pair('settings={"wal_level": "logical"}')
     stack.up()
     put_row(stack, 1)
     toronto = home(stack, "replica")[0]
-    stack.pair(active=active("replica", 1))
+    stack.pair('settings={"wal_level": "logical"}', active=active("replica", 1))
 
     def refused(*words: str) -> None:
         before = (processes(stack), [kept(stack, role) for role in NAMES])
@@ -370,6 +373,21 @@ def test_a_switchover_that_could_not_go_well_is_refused_before_anything_is_touch
     ask(stack, "primary", f"ALTER ROLE {REPLICATION_ROLE} LOGIN")
     eventually(lambda: streams(stack, "primary"), "the replica to stream")
 
+    ask(stack, "replica", "SELECT pg_wal_replay_pause()")
+    refused("replay: paused on toronto")
+    ask(stack, "replica", "SELECT pg_wal_replay_resume()")
+    ask(stack, "replica", "ALTER SYSTEM SET recovery_min_apply_delay = '1min'; SELECT pg_reload_conf()")
+    delay = "SELECT setting FROM pg_settings WHERE name = 'recovery_min_apply_delay'"
+    eventually(lambda: ask(stack, "replica", delay) == "60000", "the delay to be known")
+    refused("replay: toronto delays it by 60000 ms")
+    ask(stack, "replica", "ALTER SYSTEM RESET recovery_min_apply_delay; SELECT pg_reload_conf()")
+    eventually(lambda: ask(stack, "replica", delay) == "0", "the delay to be gone")
+
+    major = found_postgresql().major
+    ask(stack, "primary", "SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
+    refused("logical slot: feed would not be on toronto" + (", as only PostgreSQL 17" if major < 17 else ": ALTER"))
+    ask(stack, "primary", "SELECT pg_drop_replication_slot('feed')")
+
     tls = toronto / "tls"
     valid = (tls / "server.crt").read_text()
     authority = certificates.KeyPair((tls / "ca.crt").read_text(), (tls / "ca.key").read_text())
@@ -381,3 +399,32 @@ def test_a_switchover_that_could_not_go_well_is_refused_before_anything_is_touch
         stack.up()
         running.wait_until_served()
     insist(stack, running, "replica")
+
+
+def test_what_text_is_sorted_by_is_looked_at_where_something_depends_on_it(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    root, port = home(stack, "primary")
+    table = """
+    CREATE DOMAIN name AS text COLLATE "de-x-icu"; CREATE TABLE place (name text COLLATE "sv-x-icu");
+    CREATE INDEX ON place (name COLLATE "da-x-icu"); SELECT pg_current_wal_lsn()
+    """
+    lsn = superuser(root, table, port, "orders").splitlines()[-1]
+    eventually(lambda: ask(stack, "replica", f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'") == "t", "the replay")
+    outputs = stack.outputs()
+    surveys = [HostPostgreSQL(outputs[f"{role}_site"]).survey() for role in NAMES]
+    used = {f'"{name}-x-icu" (in orders)' for name in ("da", "de", "sv")}
+    for found in surveys:
+        assert {name for name in found["collations"] if "icu" in name} == used
+        assert all(recorded == actual for recorded, actual in found["collations"].values())
+
+    superuser(root, "UPDATE pg_collation SET collversion = '1' WHERE collname = 'sv-x-icu'", port, "orders")
+    shown = subprocess.run(
+        ["harmony", "plan", "--to", "toronto"],
+        cwd=stack.folder,
+        env=stack.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    assert '"sv-x-icu" (in orders) was made with 1 and is ' in shown

@@ -439,6 +439,8 @@ def survey(**changes: Any) -> Survey:
         "collations": {"orders": ["2.36", "2.36"]},
         "limits": {"max_connections": 100},
         "logical_slots": [],
+        "replay_paused": False,
+        "apply_delay_ms": 0,
         "free_bytes": 10 * 2**30,
         **changes,
     }

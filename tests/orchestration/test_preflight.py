@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harmony_pulumi.capabilities.site import Observation, Survey
+from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
 from tests.orchestration.sites import World, pair_site, survey
 
@@ -40,7 +40,7 @@ def test_where_all_is_well_everything_that_was_looked_at_is_told() -> None:
     assert problems(found) == []
     assert {check.verdict for check in found} == {"ok"}
     seen_of_both = ["montreal", "toronto", "timeline", "streaming", "lag", "certificate", "certificate"]
-    surveyed = ["major version", "build", "extensions", "collations", "settings", "disk", "disk"]
+    surveyed = ["replay", "major version", "build", "extensions", "collations", "settings", "disk", "disk"]
     assert [check.name for check in found] == [*seen_of_both, *surveyed]
 
 
@@ -105,6 +105,7 @@ def test_what_is_wrong_with_the_member_that_takes_over(changes: dict[str, Any], 
 
 
 BEHIND = {"collations": {"orders": ["2.36", "2.31"]}}
+OF_A_COLUMN = '"sv-x-icu" (in orders)'
 UNLIKE: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ({"major": 16}, {}, ["major version: 16 on montreal, 17 on toronto: they must be equal"]),
     (
@@ -120,9 +121,26 @@ UNLIKE: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (
         {},
         BEHIND,
-        ["collations: orders has 2.36, toronto has 2.31: indexes on text would be wrong there; install the same libc"],
+        ["collations: orders 2.36 on montreal, 2.31 on toronto: indexes on text would be wrong there; install the"],
     ),
-    (BEHIND, {}, []),
+    (
+        BEHIND,
+        {},
+        ["collations: orders 2.31 on montreal, 2.36 on toronto: indexes on text would be wrong there; install the"],
+    ),
+    (
+        {"collations": {"orders": ["2.36", "2.36"], OF_A_COLUMN: ["153.120", "153.120"]}},
+        {"collations": {"orders": ["2.36", "2.36"], OF_A_COLUMN: ["153.120", "153.112"]}},
+        [f"collations: {OF_A_COLUMN} 153.120 on montreal, 153.112 on toronto: indexes on text would be wrong"],
+    ),
+    (
+        {"collations": {OF_A_COLUMN: ["153.120", "153.120"]}},
+        {"collations": {}},
+        [f"collations: {OF_A_COLUMN} 153.120 on montreal, none on toronto: indexes on text would be wrong there"],
+    ),
+    ({}, {"replay_paused": True}, ["replay: paused on toronto: its log says so if a setting is lower than the"]),
+    ({}, {"apply_delay_ms": 1}, ["replay: toronto delays it by 1 ms, and clients would wait for that; set recovery"]),
+    ({"replay_paused": True, "apply_delay_ms": 1}, {}, []),
     ({"limits": {"max_connections": 101}}, {}, []),
     ({"free_bytes": 256 * MB}, {"free_bytes": 256 * MB}, []),
     ({"free_bytes": 256 * MB - 1}, {}, ["disk: montreal has 268435455 bytes free; expected at least 268435456"]),
@@ -137,11 +155,48 @@ def test_members_that_are_not_alike(source: dict[str, Any], target: dict[str, An
     assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
 
 
-def test_logical_slots_that_do_not_survive_are_a_warning() -> None:
-    found = looked_at(surveys=(survey(logical_slots=["audit", "feed"]), survey()))
+def test_a_collation_that_is_outdated_alike_on_both_is_a_warning() -> None:
+    found = looked_at(surveys=(survey(**BEHIND), survey(**BEHIND)))
     assert problems(found) == []
     warnings = [check.found for check in found if check.verdict == "warning"]
-    assert warnings == ["audit, feed will not be on toronto: make them anew after it"]
+    assert warnings == [
+        "orders was made with 2.36 and is 2.31, alike on both: REINDEX what depends on it, then ALTER … REFRESH VERSION"
+    ]
+
+
+def logical(name: str, **changes: bool) -> LogicalSlot:
+    slot = {"failover": True, "synced": False, "temporary": False, "lost": False, **changes}
+    return LogicalSlot(name=name, **slot)  # type: ignore[typeddict-item]
+
+
+def copied(**changes: bool) -> LogicalSlot:
+    return logical("feed", synced=True, **changes)
+
+
+NO_COPY = "logical slot: feed has no copy on toronto that would outlive the promotion yet"
+
+
+@pytest.mark.parametrize(
+    ("major", "slot", "copies", "expected"),
+    [
+        (16, logical("feed", failover=False), [], "logical slot: feed would not be on toronto, as only PostgreSQL 17"),
+        (17, logical("feed", failover=False), [copied()], "logical slot: feed would not be on toronto: ALTER SUBSC"),
+        (17, logical("feed"), [], NO_COPY),
+        (17, logical("feed"), [logical("feed")], NO_COPY),
+        (17, logical("feed"), [copied(temporary=True)], NO_COPY),
+        (17, logical("feed"), [copied(lost=True)], NO_COPY),
+        (17, logical("feed"), [copied()], ""),
+        (16, logical("feed", failover=False, temporary=True), [], ""),
+        (16, logical("feed", failover=False, lost=True), [], ""),
+    ],
+)
+def test_a_subscriber_that_could_not_go_on_is_no_price_of_a_switchover(
+    major: int, slot: LogicalSlot, copies: list[LogicalSlot], expected: str
+) -> None:
+    source, target = survey(major=major, logical_slots=[slot]), survey(major=major, logical_slots=copies)
+    found = problems(looked_at(surveys=(source, target)))
+    assert len(found) == bool(expected), found
+    assert all(problem.startswith(expected) for problem in found), found
 
 
 def test_limits_that_the_old_primary_must_be_given_are_a_warning() -> None:

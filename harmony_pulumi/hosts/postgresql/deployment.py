@@ -481,8 +481,10 @@ class Deployment:
             "pg_ident.conf": files.ident(self.user, there["adopted_ident.conf"] or ""),
         }
         if source or there["replication.conf"] is None:
+            declared = {name.lower(): value for name, value in settings.items()}
+            slot_sync = files.slot_sync(server.binaries.major, declared, files.settings_in(limits))
             texts["replication.conf"] = files.replication_config(
-                source, slot_name(self.props["owner"]), layout, self._member()
+                source, slot_name(self.props["owner"]), layout, self._member(), slot_sync
             )
         return server.write({f"{layout.config}/{name}": text for name, text in texts.items()})
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS, REPLICATION_ROLE
 from harmony_pulumi.capabilities.postgresql_settings import quantity, setting
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
@@ -233,12 +233,48 @@ def _lines(settings: Mapping[str, object]) -> str:
     return "".join(f"{key} = {quote_setting(value)}\n" for key, value in settings.items())
 
 
-def replication_config(source: Mapping[str, Any] | None, slot: str, layout: Layout, name: str) -> str:
+def replication_config(
+    source: Mapping[str, Any] | None, slot: str, layout: Layout, name: str, slot_sync: Mapping[str, object]
+) -> str:
     """Return what makes a server follow its source; for a server with none, nothing."""
     if source is None:
         return HEADER
     conninfo = source_conninfo(source, layout, name)
-    return settings_config({"primary_conninfo": conninfo, "primary_slot_name": slot})
+    return settings_config({"primary_conninfo": conninfo, "primary_slot_name": slot, **slot_sync})
+
+
+def slot_sync(major: int, declared: Mapping[str, object], limits: Mapping[str, object]) -> dict[str, object]:
+    """Return what has a standby copy its source's logical failover slots, where the program is silent.
+
+    PostgreSQL 17, "Replication Slot Synchronization".
+
+    Args:
+        major: the version.
+        declared: the settings of the program, by their names in lower case.
+        limits: what the standby needs beyond them.
+    """
+    if major < FIRST_WITH_FAILOVER_SLOTS or "logical" not in {declared.get("wal_level"), limits.get("wal_level")}:
+        return {}
+    return {name: True for name in ("hot_standby_feedback", "sync_replication_slots") if name not in declared}
+
+
+def synchronous_config(replicas: Sequence[str], slots: Sequence[str], major: int) -> str:
+    """Return what has commits wait for one of these replicas; with none, for nobody.
+
+    Nor do subscribers get, by a failover slot, what a replica has not: after a failover they would be ahead of it.
+
+    Args:
+        replicas: their names.
+        slots: by which WAL is kept for them.
+        major: the version.
+    """
+    settings: dict[str, object] = {}
+    if replicas:
+        names = ", ".join(quote_identifier(name) for name in replicas)
+        settings["synchronous_standby_names"] = f"FIRST 1 ({names})"
+    if slots and major >= FIRST_WITH_FAILOVER_SLOTS:
+        settings["synchronized_standby_slots"] = ", ".join(slots)
+    return settings_config(settings)
 
 
 def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str:
@@ -247,6 +283,7 @@ def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str
         "host": source["endpoint"]["host"],
         "port": int(source["endpoint"]["port"]),
         "user": REPLICATION_ROLE,
+        "dbname": "postgres",  # For pg_rewind, and for whoever copies slots.
         "sslmode": "verify-full",
         "sslrootcert": f"{layout.tls}/source-ca.crt",
         "sslcert": f"{layout.tls}/source-client.crt",
@@ -371,6 +408,12 @@ def drop_slot_sql(name: str) -> str:
     """Return SQL that drops a slot, if it is there."""
     there = f"FROM pg_replication_slots WHERE slot_name = {quote_literal(name)}"
     return f"SELECT pg_drop_replication_slot(slot_name) {there};\n"
+
+
+def drop_left_slots_sql() -> str:
+    """Return SQL that drops the failover slots that a standby has from when it was the primary, for copies to come."""
+    slots = "FROM pg_replication_slots WHERE failover AND NOT synced AND NOT active AND pg_is_in_recovery()"
+    return f"SELECT pg_drop_replication_slot(slot_name) {slots};\n"
 
 
 def end_replication_sql(name: str) -> str:

@@ -186,7 +186,7 @@ class Comeback:
             return why
         server = self.server
         server.write(files.source_certificates(source["certs"], server.layout))
-        conninfo = files.source_conninfo(source, server.layout, str(self.handle["name"])) + " dbname=postgres"
+        conninfo = files.source_conninfo(source, server.layout, str(self.handle["name"]))
         argv = [
             server.program("pg_rewind"),
             "-D",

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS
 from harmony_pulumi.capabilities.site import (
     Beyond,
     Certificates,
@@ -67,7 +68,17 @@ FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE p
 """
 
 _DATABASES = "SELECT json_agg(datname ORDER BY datname) FROM pg_database WHERE datallowconn AND datname <> 'template1'"
-_IN_DATABASE = "SELECT json_agg(extname ORDER BY extname) FROM pg_extension"
+# A collation that something depends on: a column, an index, a domain, a partition's bounds, an expression.
+_IN_DATABASE = """
+SELECT json_build_object(
+  'extensions', (SELECT json_agg(extname ORDER BY extname) FROM pg_extension),
+  'collations', (SELECT coalesce(json_object_agg(name, json_build_array(collversion, actual)), '{}') FROM (
+    SELECT format('%s (in %s)', c.oid::regcollation, current_database()) AS name, collversion,
+      pg_collation_actual_version(c.oid) AS actual
+    FROM pg_collation c WHERE collversion IS NOT NULL AND EXISTS (
+      SELECT FROM pg_depend WHERE refclassid = 'pg_collation'::regclass AND refobjid = c.oid)) used
+    WHERE actual IS NOT NULL))
+"""
 _AVAILABLE = "SELECT json_agg(name ORDER BY name) FROM pg_available_extensions"
 _COLLATIONS = """
 SELECT coalesce(json_object_agg(datname, json_build_array(datcollversion, actual)), '{}') FROM (
@@ -78,10 +89,20 @@ _LIMITS = """
 SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('max_connections',
   'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
 """
-_LOGICAL_SLOTS = (
-    "SELECT coalesce(json_agg(slot_name ORDER BY slot_name), '[]') FROM pg_replication_slots "
-    "WHERE slot_type = 'logical'"
-)
+# By way of JSON, since the columns differ from version to version.
+_LOGICAL_SLOTS = """
+SELECT coalesce(json_agg(json_build_object('name', slot->>'slot_name',
+  'failover', coalesce((slot->>'failover')::bool, false), 'synced', coalesce((slot->>'synced')::bool, false),
+  'temporary', (slot->>'temporary')::bool,
+  'lost', coalesce(slot->>'wal_status', '') = 'lost' OR slot->>'invalidation_reason' IS NOT NULL)
+  ORDER BY slot->>'slot_name'), '[]')
+FROM (SELECT to_jsonb(s) AS slot FROM pg_replication_slots s WHERE slot_type = 'logical') slots
+"""
+_REPLAY = """
+SELECT json_build_object(
+  'paused', CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END,
+  'delay', (SELECT setting::bigint FROM pg_settings WHERE name = 'recovery_min_apply_delay'))
+"""
 _USED = """
 SELECT coalesce(json_object_agg(application_name, coalesce(client_serial::text, '')), '{}')
 FROM pg_stat_replication JOIN pg_stat_ssl USING (pid)
@@ -208,9 +229,10 @@ class HostPostgreSQL:
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits wait for one of these replicas; with none, for nobody."""
         server = self._existing()
-        names = ", ".join(files.quote_identifier(name) for name in replicas)
-        settings = {"synchronous_standby_names": f"FIRST 1 ({names})"} if replicas else {}
-        if server.write({f"{server.layout.config}/synchronous.conf": files.settings_config(settings)}):
+        known = json.loads(server.connection.read_file(server.layout.peers, server.user) or "{}")
+        slots = [str(peer["slot"]) for peer in known.get("peers", []) if peer["name"] in replicas]
+        text = files.synchronous_config(replicas, slots, server.binaries.major)
+        if server.write({f"{server.layout.config}/synchronous.conf": text}):
             server.reload()
 
     # -- moving roles --------------------------------------------------------------------------------------------
@@ -238,17 +260,22 @@ class HostPostgreSQL:
         control = server.control_data()
         port = marker.port
         databases: list[str] = server.look(_DATABASES, port=port)
-        by_database = {name: server.look(_IN_DATABASE, port=port, database=name) for name in databases}
+        inside = {name: server.look(_IN_DATABASE, port=port, database=name) for name in databases}
         collations = server.look(_COLLATIONS, port=port) if server.binaries.major >= 15 else {}
+        for found in inside.values():
+            collations |= found["collations"]
+        replay = server.look(_REPLAY, port=port)
         free = server.connection.check(["df", "--output=avail", "-B1", "--", marker.data]).split()[-1]
         return {
             "major": server.binaries.major,
             "build": {label: control[label] for label in _BUILD},
-            "extensions": by_database,
+            "extensions": {name: found["extensions"] for name, found in inside.items()},
             "available": server.look(_AVAILABLE, port=port),
             "collations": collations,
             "limits": server.look(_LIMITS, port=port),
             "logical_slots": server.look(_LOGICAL_SLOTS, port=port),
+            "replay_paused": replay["paused"],
+            "apply_delay_ms": replay["delay"],
             "free_bytes": int(free),
         }
 
@@ -407,12 +434,13 @@ class HostPostgreSQL:
             )
             raise SiteError(msg)
         layout = server.layout
-        config = files.replication_config(source, self.handle["slot"], layout, str(self.handle["name"]))
         there = server.read(layout.config, ("settings.conf", "limits.conf"))
         declared = files.settings_in(there["settings.conf"] or "")
         kept = files.settings_in(there["limits.conf"] or "").get("wal_level")
         # A standby does not start with less than its primary has.
         limits = {**files.raised(source["limits"], declared), **({"wal_level": kept} if kept else {})}
+        slot_sync = files.slot_sync(server.binaries.major, declared, limits)
+        config = files.replication_config(source, self.handle["slot"], layout, str(self.handle["name"]), slot_sync)
         # Nobody replicates from a standby here: commits that waited for its peer wait no longer when it leads again.
         server.write(
             {
@@ -427,6 +455,8 @@ class HostPostgreSQL:
             server.start(_START_DEADLINE)
         else:
             server.reload()
+        if server.binaries.major >= FIRST_WITH_FAILOVER_SLOTS:
+            server.sql(files.drop_left_slots_sql(), port=marker.port)
 
     def forget(self, follower: str) -> None:
         """Drop the slot of a member that leads now; as long as it is in use, wait."""
