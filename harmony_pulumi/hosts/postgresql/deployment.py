@@ -21,7 +21,7 @@ from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files, renewal
 from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
-from harmony_pulumi.hosts.postgresql.following import Following
+from harmony_pulumi.hosts.postgresql.following import Following, is_streaming
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
     listening_ports,
@@ -39,10 +39,12 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries, major_of
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL, site_of
 from harmony_pulumi.orchestration.journal import Journal, operator
+from harmony_pulumi.orchestration.wait import wait_for
 
 _FIRST_PORT = 5432
 _LOCK_DEADLINE = 60
 _END_DEADLINE = 30
+_CHECKPOINT_DEADLINE = 600
 _CHANGED = ("postgresql.conf", "settings.conf", "limits.conf", "pg_hba.conf", "pg_ident.conf", "replication.conf")
 # What only a restart can change is no refusal. One that was removed from the files is told without a name.
 _REFUSED = """
@@ -532,7 +534,7 @@ class Deployment:
             except SiteError:
                 # A standby of PostgreSQL 13 ends when it replays that its primary's limits (max_connections, say) were
                 # raised over its own: PostgreSQL 13, "Hot Standby", "Administrator's Overview". Ours are written now.
-                if not self.props.get("source") or not server.ended_within(_END_DEADLINE):
+                if self._is_to_lead(server) or not server.ended_within(_END_DEADLINE):
                     raise
             else:
                 return
@@ -630,6 +632,12 @@ class Deployment:
             if seen["role"] == "standby" and seen["roles"] and seen["roles"]["pair"] == roles["pair"]:
                 with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
                     site.follow(offer)
+        # Limits are lowered on the primary first, and on a standby once it knows.
+        port = int(offer["endpoint"]["port"])
+        for site, name in self._standbys(server, port):
+            self._await_standby(server, port, name)
+            with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
+                site.take_settings(self.props["settings"], offer["limits"])
 
     def _is_to_lead(self, server: Server) -> bool:
         """Tell whether the server is to be a primary: roles may have moved since it was deployed."""
@@ -664,11 +672,58 @@ class Deployment:
             if errors:
                 msg = f"{self.connection.name}: PostgreSQL refuses settings: {'; '.join(errors)}"
                 raise SiteError(msg)
-        pending = server.look("SELECT json_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart", port=port)
-        if pending:
-            with self.journal.step("restart", f"restarting, as PostgreSQL requires for {', '.join(pending)}"):
-                server.stop(self._deadline("start"))
-                server.start(self._deadline("start"))
+        pending = server.waits_for_restart(port)
+        if not pending:
+            return
+        leads = self._is_to_lead(server)
+        # One that the program has as a primary: the member that leads is changed after it, and waits for those it has.
+        streamed = not leads and not self.props.get("source") and is_streaming(server, port)
+        if leads:
+            self._standbys_first(server, port, pending)
+        with self.journal.step("restart", f"restarting, as PostgreSQL requires for {', '.join(pending)}"):
+            if leads:  # So that the stop, for which clients wait, has little left to write.
+                server.sql("CHECKPOINT", port=port, timeout=_CHECKPOINT_DEADLINE)
+            server.stop(self._deadline("start"))
+            server.start(self._deadline("start"))
+        if streamed:
+            self._following(server).streams(port, self._deadline("stream"))
+
+    def _standbys_first(self, server: Server, port: int, pending: Collection[str]) -> None:
+        """Have the standbys run with the new settings, and stream, before the primary is restarted for them.
+
+        A setting with which PostgreSQL does not start is found out there, and the primary goes on as it is. Limits are
+        raised on a standby before they are on its primary: PostgreSQL, "Hot Standby", "Administrator's Overview".
+        """
+        limits = HostPostgreSQL(site_of(self.props["host"], self.props["owner"], self.root)).limits()
+        for site, name in self._standbys(server, port):
+            with (
+                self.journal.step("standby-first", f"{name} comes first, for {', '.join(pending)}"),
+                site.alone(operator(f"`pulumi` ({self.journal.operation})")),
+            ):
+                site.take_settings(self.props["settings"], limits)
+                self._await_standby(server, port, name)
+
+    def _standbys(self, server: Server, port: int) -> Generator[tuple[HostPostgreSQL, str]]:
+        """Iterate over the standbys on this machine that stream from this server, and their names."""
+        streaming = (
+            "SELECT coalesce(json_agg(application_name), '[]') FROM pg_stat_replication WHERE state = 'streaming'"
+        )
+        names = server.look(streaming, port=port)
+        for host, root, held in self._peers_here():
+            if host["name"] in names:
+                machine = self.props["host"]["machine_id"]
+                yield HostPostgreSQL(site_of({**host, "machine_id": machine}, held.owner, root)), str(host["name"])
+
+    def _await_standby(self, server: Server, port: int, name: str) -> None:
+        """Wait until a standby streams, and has replayed what this server has written so far."""
+        lsn = server.look("SELECT to_json(pg_current_wal_lsn())", port=port)
+        wait_for(
+            f"{self.connection.name}: {name} streaming up to {lsn}",
+            lambda: server.look(files.replica_has_sql(name, lsn), port=port),
+            bool,
+            deadline=self._deadline("stream"),
+            advice=f"Look at the log of {name}: nothing else was restarted.",
+        )
 
     def destroy(self) -> None:
         """Stop the server. Its data is kept, unless the configuration that was deployed says to delete it."""

@@ -224,6 +224,18 @@ def raised(least: Mapping[str, int], declared: Mapping[str, object]) -> dict[str
     return needed
 
 
+def limits_below(least: Mapping[str, int], declared: Mapping[str, object], there: str) -> dict[str, object]:
+    """Return what a running standby needs beyond its settings: it does not start with less than its primary has.
+
+    Args:
+        least: what its primary has, by the setting's name.
+        declared: the settings of the program, by their names in lower case.
+        there: the text of its limits of before, of which `wal_level` is kept.
+    """
+    kept = {name: value for name, value in settings_in(there).items() if name == "wal_level"}
+    return {**raised(least, declared), **kept}
+
+
 def settings_config(settings: Mapping[str, object]) -> str:
     """Return a file of settings, sorted by name."""
     return HEADER + _lines(dict(sorted(settings.items())))
@@ -420,6 +432,13 @@ def end_replication_sql(name: str) -> str:
     """Return SQL that ends the connections of a replica, by its name; it connects anew by itself."""
     there = f"FROM pg_stat_replication WHERE application_name = {quote_literal(name)}"
     return f"SELECT pg_terminate_backend(pid) {there};\n"
+
+
+def replica_has_sql(name: str, lsn: str) -> str:
+    """Return SQL that tells, as JSON, whether a replica streams and has replayed everything before an LSN."""
+    there = f"state = 'streaming' AND replay_lsn >= {quote_literal(lsn)}::pg_lsn"
+    replica = f"FROM pg_stat_replication WHERE application_name = {quote_literal(name)}"
+    return f"SELECT to_json(coalesce(bool_or({there}), false)) {replica}"
 
 
 def replayed_sql(lsn: str, *, record: bool = False) -> str:

@@ -174,12 +174,21 @@ def leave_a_standby(server: Server, declared: Collection[str]) -> None:
     server.write({server.layout.altered: files.without_settings(altered, names)})
 
 
+def is_streaming(server: Server, port: int) -> bool:
+    """Tell whether a running standby is connected to its source.
+
+    Raises:
+        SiteError: the server does not answer.
+    """
+    return bool(server.look(_RECEIVER, port=port) == "streaming")
+
+
 def has_lost_its_source(server: Server, port: int) -> bool:
     """Tell whether a running standby cannot stream any more, as its source has given up the WAL that it needs.
 
     Raises:
         SiteError: the server does not answer.
     """
-    if server.look(_RECEIVER, port=port) == "streaming":
+    if is_streaming(server, port):
         return False
     return _WAL_GONE.search(server.log_since(max(0, server.log_size() - _LOG_END))) is not None

@@ -243,6 +243,12 @@ class Server:
             advice=f"Look at the end of {self.layout.log}.",
         )
 
+    def waits_for_restart(self, port: int) -> list[str]:
+        """Return the settings of its files that the running server takes only once it is restarted."""
+        query = "SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings WHERE pending_restart"
+        found: list[str] = self.look(query, port=port)
+        return found
+
     def log_size(self) -> int:
         """Return the size of the server's log in bytes."""
         done = self.connection.run(["stat", "-c", "%s", "--", self.layout.log], user=self.user)

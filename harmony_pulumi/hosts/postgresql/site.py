@@ -436,9 +436,7 @@ class HostPostgreSQL:
         layout = server.layout
         there = server.read(layout.config, ("settings.conf", "limits.conf"))
         declared = files.settings_in(there["settings.conf"] or "")
-        kept = files.settings_in(there["limits.conf"] or "").get("wal_level")
-        # A standby does not start with less than its primary has.
-        limits = {**files.raised(source["limits"], declared), **({"wal_level": kept} if kept else {})}
+        limits = files.limits_below(source["limits"], declared, there["limits.conf"] or "")
         slot_sync = files.slot_sync(server.binaries.major, declared, limits)
         config = files.replication_config(source, self.handle["slot"], layout, str(self.handle["name"]), slot_sync)
         # Nobody replicates from a standby here: commits that waited for its peer wait no longer when it leads again.
@@ -457,6 +455,43 @@ class HostPostgreSQL:
             server.reload()
         if server.binaries.major >= FIRST_WITH_FAILOVER_SLOTS:
             server.sql(files.drop_left_slots_sql(), port=marker.port)
+
+    def limits(self) -> Mapping[str, int]:
+        """Return the settings that its standbys must have at least as high, as they are in effect."""
+        server, marker = self._both()
+        found: dict[str, int] = server.look(_LIMITS, port=marker.port)
+        return found
+
+    def take_settings(self, settings: Mapping[str, Any], limits: Mapping[str, int]) -> list[str]:
+        """Have this running standby take over what its pair declares, and be restarted if it must; return for what.
+
+        Args:
+            settings: those of the program.
+            limits: those that its source has now; none becomes lower than that.
+
+        Raises:
+            SiteError: it does not start with them; it has been put back, and runs as before.
+        """
+        server, marker = self._both()
+        folder = server.layout.config
+        before = server.read(folder, ("settings.conf", "limits.conf"))
+        declared = {name.lower(): value for name, value in settings.items()}
+        needed = files.limits_below(limits, declared, before["limits.conf"] or "")
+        texts = {"settings.conf": files.settings_config(settings), "limits.conf": files.settings_config(needed)}
+        server.write({f"{folder}/{name}": text for name, text in texts.items()})
+        try:
+            server.take_over_files(marker.port)
+            if pending := server.waits_for_restart(marker.port):
+                server.stop(_STOP_DEADLINE)
+                server.start(_START_DEADLINE)
+        except SiteError:
+            server.write({f"{folder}/{name}": text for name, text in before.items() if text is not None})
+            if server.running_pid() is None:
+                server.start(_START_DEADLINE)
+            else:
+                server.reload()
+            raise
+        return pending
 
     def forget(self, follower: str) -> None:
         """Drop the slot of a member that leads now; as long as it is in use, wait."""
