@@ -24,6 +24,7 @@ from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.roles import Desired
 from harmony_pulumi.orchestration.runner import bring_back, fail_over, reach, revert, settle
+from harmony_pulumi.orchestration.wait import wait_for
 from tests.e2e.network import Network
 
 REFUSED = 3
@@ -71,9 +72,23 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def processes_in(data: Path) -> list[str]:
+    """Return the processes that work in a data directory: a server's."""
+
+    def works_there(process: Path) -> bool:
+        try:
+            return (process / "cwd").resolve() == data
+        except OSError:
+            return False
+
+    return [process.name for process in Path("/proc").glob("[0-9]*") if works_there(process)]
+
+
 def kill_postmaster(data: Path) -> None:
-    """Kill a server, but not its children, which notice that by themselves."""
+    """Kill a server as a loss of power does, and wait until none of its processes is left: they may still answer."""
     os.kill(int((data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+    what = f"the end of all processes in {data}"
+    wait_for(what, lambda: processes_in(data), lambda left: not left, deadline=60, advice="See what they wait for.")
 
 
 def running_with(word: str, below: Path) -> int:

@@ -26,7 +26,7 @@ import pytest
 from harmony_pulumi.capabilities.site import Terms
 from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import as_os_user, eventually, found_postgresql, stacks, stop_postmaster, superuser
-from tests.e2e.driver import REFUSED, Act, Kind
+from tests.e2e.driver import REFUSED, Act, Kind, processes_in
 from tests.e2e.history import Account, Clients
 from tests.e2e.test_repair import small_disk
 from tests.e2e.test_switchover_faults import KILLED, SEED, STATES, Driven, Mover, act, other_than, sampled
@@ -70,16 +70,7 @@ class Pair(Mover):
     def kill(self, role: str) -> None:
         """Kill a server as a loss of power does, and wait until none of its processes is left."""
         stop_postmaster(self.data(role), signal.SIGKILL)
-        eventually(lambda: not self.processes(role), f"the last process of {role}'s server to end")
-
-    def processes(self, role: str) -> list[str]:
-        def works_in(process: Path) -> bool:
-            try:
-                return (process / "cwd").resolve() == self.data(role)
-            except OSError:
-                return False
-
-        return [process.name for process in Path("/proc").glob("[0-9]*") if works_in(process)]
+        eventually(lambda: not processes_in(self.data(role)), f"the last process of {role}'s server to end")
 
     def lose(self, role: str, clients: Clients) -> None:
         """Kill the primary while its clients write what its standby receives no more."""
