@@ -214,7 +214,13 @@ def passed_by(driven: Driven) -> tuple[list[str], list[str]]:
     return steps, [at for at in driven.boundaries if at.endswith(":told")]
 
 
-def test_the_boundaries_are_those_that_are_visited(pair: Pair) -> None:
+@pytest.mark.parametrize(
+    ("kind", "expected", "expected_told"), [("pair", REWIND, REWIND_TOLD), ("unchecked", CLONE, CLONE_TOLD)]
+)
+def test_the_boundaries_are_those_that_are_visited(
+    request: pytest.FixtureRequest, kind: str, expected: list[str], expected_told: list[str]
+) -> None:
+    pair: Pair = request.getfixturevalue(kind)
     source = pair.leader
     target = other_than(source)
     with pair.clients() as clients:
@@ -224,8 +230,8 @@ def test_the_boundaries_are_those_that_are_visited(pair: Pair) -> None:
         assert list(dict.fromkeys(told)) == FAILOVER_TOLD
         clients.wait_until_served()
         steps, told = passed_by(pair.killed_and_again("rejoin", target))
-        assert steps == REWIND
-        assert list(dict.fromkeys(told)) == REWIND_TOLD
+        assert steps == expected
+        assert list(dict.fromkeys(told)) == expected_told
         found = pair.account(clients, target)
     assert [a for a in found.missing if a.outcome == "acknowledged"], "nothing was lost, so no account was checked"
 
@@ -245,19 +251,6 @@ def test_whoever_fails_over_or_rewinds_is_killed_between_two_steps(pair: Pair, f
 @pytest.mark.parametrize("rejoin", sampled([*boundaries("clone", "follow"), "clone:told"], 2))
 def test_whoever_copies_anew_is_killed_between_two_steps(unchecked: Pair, rejoin: str) -> None:
     lose_and_get_back(unchecked, [], [rejoin])
-
-
-def test_the_boundaries_of_a_copy_are_those_that_are_visited(unchecked: Pair) -> None:
-    source = unchecked.leader
-    target = other_than(source)
-    with unchecked.clients() as clients:
-        unchecked.lose(source, clients)
-        unchecked.killed_and_again("failover", target)
-        clients.wait_until_served()
-        steps, told = passed_by(unchecked.killed_and_again("rejoin", target))
-        assert steps == CLONE
-        assert list(dict.fromkeys(told)) == CLONE_TOLD
-        unchecked.account(clients, target)
 
 
 @pytest.mark.parametrize("failover", sampled(FAILOVER, 2))
