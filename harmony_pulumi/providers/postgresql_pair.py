@@ -97,8 +97,10 @@ class PostgreSQLPairProvider(Provider):
     def delete(self, _id: str, _props: dict[str, Any]) -> None:
         """Undo what would stop a primary that lives on: commits must not wait for a replica that is going."""
         state = plain(_props)
-        if state["replication"] == "synchronous":
-            site = load_site(state["members"][state["serving"]]["site"])
+        if state["replication"] != "synchronous":
+            return
+        for member in state["members"].values():  # Roles may have moved since the stack was told last.
+            site = load_site(member["site"])
             if site.observe()["role"] == "primary":
                 site.require_synchronous([])
 
