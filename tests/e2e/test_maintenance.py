@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 
@@ -76,6 +77,11 @@ def test_a_setting_that_no_server_starts_with_interrupts_no_client(stack: Stack,
         assert processes(stack)[leader] == leading
         eventually(lambda: streams(stack, leader), "the standby to stream")
         assert {ask(stack, role, "SHOW max_connections") for role in NAMES} == {"100"}
+        assert json.loads((home(stack, leader)[0] / "harmony.json").read_text())["state"] == "ready"
+        stack.pair('settings={"work_mem": "8MB"}', active=roles)
+        stack.up()
+        assert processes(stack)[leader] == leading, "what was taken back asks for no restart"
+        assert {ask(stack, role, "SHOW work_mem") for role in NAMES} == {"8MB"}
     found = running.check(stack.outputs()["uri"])
     assert (found.problems, found.failed, found.unknown) == ([], 0, 0)
 

@@ -637,7 +637,7 @@ class Deployment:
         for site, name in self._standbys(server, port):
             self._await_standby(server, port, name)
             with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
-                site.take_settings(self.props["settings"], offer["limits"])
+                site.take_settings(self._settings_now(server), offer["limits"])
 
     def _is_to_lead(self, server: Server) -> bool:
         """Tell whether the server is to be a primary: roles may have moved since it was deployed."""
@@ -700,7 +700,7 @@ class Deployment:
                 self.journal.step("standby-first", f"{name} comes first, for {', '.join(pending)}"),
                 site.alone(operator(f"`pulumi` ({self.journal.operation})")),
             ):
-                site.take_settings(self.props["settings"], limits)
+                site.take_settings(self._settings_now(server), limits)
                 self._await_standby(server, port, name)
 
     def _standbys(self, server: Server, port: int) -> Generator[tuple[HostPostgreSQL, str]]:
@@ -713,6 +713,10 @@ class Deployment:
             if host["name"] in names:
                 machine = self.props["host"]["machine_id"]
                 yield HostPostgreSQL(site_of({**host, "machine_id": machine}, held.owner, root)), str(host["name"])
+
+    def _settings_now(self, server: Server) -> str:
+        """Return the file of the program's settings: those of before, where a change is taken back."""
+        return server.read(server.layout.config, ["settings.conf"])["settings.conf"] or ""
 
     def _await_standby(self, server: Server, port: int, name: str) -> None:
         """Wait until a standby streams, and has replayed what this server has written so far."""

@@ -34,14 +34,15 @@ for postgres in "$(command -v postgres)" /usr/lib/postgresql/*/bin/postgres /usr
 done
 """
 
+# One that was in the files for a moment only stays marked, though it is as it was.
+_WAIT_FOR_RESTART = """
+SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings s WHERE pending_restart
+  AND (source = 'configuration file' OR EXISTS (SELECT FROM pg_file_settings f WHERE lower(f.name) = lower(s.name)))
+"""
 _LEFT_BEHIND = re.compile("Is another postmaster .* running in data directory|pre-existing shared memory block")
 """What PostgreSQL says, untranslated, while there is something left of a server that was killed: its children, say."""
 _LEFT_BEHIND_DEADLINE = 30
 _ANSWERED = "harmony: answered"
-_WAITING = """
-SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings s WHERE pending_restart
-  AND (source <> 'default' OR EXISTS (SELECT FROM pg_file_settings f WHERE lower(f.name) = lower(s.name)))
-"""
 _STOP = """
 kill -INT "$1" || exit 0
 left=$3
@@ -248,11 +249,8 @@ class Server:
         )
 
     def waits_for_restart(self, port: int) -> list[str]:
-        """Return the settings of its files that the running server takes only once it is restarted.
-
-        It still says so of one that was in a file for a while, and never in effect.
-        """
-        found: list[str] = self.look(_WAITING, port=port)
+        """Return the settings of its files that the running server takes only once it is restarted."""
+        found: list[str] = self.look(_WAIT_FOR_RESTART, port=port)
         return found
 
     def log_size(self) -> int:

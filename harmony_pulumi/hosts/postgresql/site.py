@@ -462,11 +462,11 @@ class HostPostgreSQL:
         found: dict[str, int] = server.look(_LIMITS, port=marker.port)
         return found
 
-    def take_settings(self, settings: Mapping[str, Any], limits: Mapping[str, int]) -> list[str]:
-        """Have this running standby take over what its pair declares, and be restarted if it must; return for what.
+    def take_settings(self, settings: str, limits: Mapping[str, int]) -> list[str]:
+        """Have this running standby take over its primary's settings, and be restarted if it must; return for what.
 
         Args:
-            settings: those of the program.
+            settings: the text of the file in which its primary has those of the program.
             limits: those that its source has now; none becomes lower than that.
 
         Raises:
@@ -475,9 +475,8 @@ class HostPostgreSQL:
         server, marker = self._both()
         folder = server.layout.config
         before = server.read(folder, ("settings.conf", "limits.conf"))
-        declared = {name.lower(): value for name, value in settings.items()}
-        needed = files.limits_below(limits, declared, before["limits.conf"] or "")
-        texts = {"settings.conf": files.settings_config(settings), "limits.conf": files.settings_config(needed)}
+        needed = files.limits_below(limits, files.settings_in(settings), before["limits.conf"] or "")
+        texts = {"settings.conf": settings, "limits.conf": files.settings_config(needed)}
         server.write({f"{folder}/{name}": text for name, text in texts.items()})
         try:
             server.take_over_files(marker.port)
