@@ -678,8 +678,7 @@ class Deployment:
         leads = self._is_to_lead(server)
         # One that the program has as a primary: the member that leads is changed after it, and waits for those it has.
         streamed = not leads and not self.props.get("source") and is_streaming(server, port)
-        if leads:
-            self._standbys_first(server, port, pending)
+        standbys = self._standbys_first(server, port, pending) if leads else []
         with self.journal.step("restart", f"restarting, as PostgreSQL requires for {', '.join(pending)}"):
             if leads:  # So that the stop, for which clients wait, has little left to write.
                 server.sql("CHECKPOINT", port=port, timeout=_CHECKPOINT_DEADLINE)
@@ -687,21 +686,27 @@ class Deployment:
             server.start(self._deadline("start"))
         if streamed:
             self._following(server).streams(port, self._deadline("stream"))
+        for name in standbys:
+            self._await_standby(server, port, name)
 
-    def _standbys_first(self, server: Server, port: int, pending: Collection[str]) -> None:
+    def _standbys_first(self, server: Server, port: int, pending: Collection[str]) -> list[str]:
         """Have the standbys run with the new settings, and stream, before the primary is restarted for them.
 
         A setting with which PostgreSQL does not start is found out there, and the primary goes on as it is. Limits are
         raised on a standby before they are on its primary: PostgreSQL, "Hot Standby", "Administrator's Overview".
+
+        Returns their names.
         """
         limits = HostPostgreSQL(site_of(self.props["host"], self.props["owner"], self.root)).limits()
-        for site, name in self._standbys(server, port):
+        standbys = list(self._standbys(server, port))
+        for site, name in standbys:
             with (
                 self.journal.step("standby-first", f"{name} comes first, for {', '.join(pending)}"),
                 site.alone(operator(f"`pulumi` ({self.journal.operation})")),
             ):
                 site.take_settings(self._settings_now(server), limits)
                 self._await_standby(server, port, name)
+        return [name for _, name in standbys]
 
     def _standbys(self, server: Server, port: int) -> Generator[tuple[HostPostgreSQL, str]]:
         """Iterate over the standbys on this machine that stream from this server, and their names."""
@@ -726,7 +731,7 @@ class Deployment:
             lambda: server.look(files.replica_has_sql(name, lsn), port=port),
             bool,
             deadline=self._deadline("stream"),
-            advice=f"Look at the log of {name}: nothing else was restarted.",
+            advice=f"Look at the log of {name}.",
         )
 
     def destroy(self) -> None:
