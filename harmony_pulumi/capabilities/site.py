@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.loading import load_class
 
 
 class Replica(TypedDict):
@@ -485,13 +485,5 @@ def load_site(handle: Mapping[str, Any]) -> PostgreSQLSite:
     Raises:
         SiteError: there is no such class here.
     """
-    module, _, name = str(handle["kind"]).partition(":")
-    try:
-        site: type[PostgreSQLSite] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        msg = (
-            f"the site {handle.get('name', '?')!r} is a {handle['kind']}, which is not installed here ({error}); "
-            f"install the package that deployed it"
-        )
-        raise SiteError(msg) from error
+    site: type[PostgreSQLSite] = load_class(str(handle["kind"]), f"the site {handle.get('name', '?')!r} is")
     return site.from_handle(handle)

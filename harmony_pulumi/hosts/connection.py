@@ -5,7 +5,6 @@ Knows no capability. Everything is an argument list; what a user wrote never bec
 
 from __future__ import annotations
 
-import importlib
 import os
 import pwd
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
 from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.loading import load_class
 
 # Files are read and written by one process for many of them: starting a process takes longer than the rest.
 _READ = """
@@ -457,7 +457,8 @@ def connect(host: Mapping[str, Any]) -> Connection:
         UnreachableError: this machine is not that host, or has no machine-id to tell.
     """
     if (kind := str(host.get("connection", "local"))) != "local":
-        return _connect_by(kind, host)
+        by: Callable[[Mapping[str, Any]], Connection] = load_class(kind, f"{host['name']} is reached by")
+        return by(host)
     bound = host.get("machine_id")
     try:
         here = machine_id()
@@ -474,19 +475,6 @@ def connect(host: Mapping[str, Any]) -> Connection:
     connection = LocalConnection()
     connection.name = str(host["name"])
     return connection
-
-
-def _connect_by(kind: str, host: Mapping[str, Any]) -> Connection:
-    module, _, name = kind.partition(":")
-    try:
-        connection: Callable[[Mapping[str, Any]], Connection] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        msg = (
-            f"{host['name']} is reached by a {kind}, which is not installed here ({error}); install the package that "
-            f"deployed it"
-        )
-        raise SiteError(msg) from error
-    return connection(host)
 
 
 def _account(user: str) -> pwd.struct_passwd:

@@ -44,7 +44,6 @@ from harmony_pulumi.orchestration.wait import wait_for
 _FIRST_PORT = 5432
 _LOCK_DEADLINE = 60
 _END_DEADLINE = 30
-_CHECKPOINT_DEADLINE = 600
 _CHANGED = ("postgresql.conf", "settings.conf", "limits.conf", "pg_hba.conf", "pg_ident.conf", "replication.conf")
 # What only a restart can change is no refusal. One that was removed from the files is told without a name.
 _REFUSED = """
@@ -137,13 +136,16 @@ class Deployment:
                 self._settle_port(server, marker)
             return self._make(server, marker, existing)
 
+    @property
+    def _operator(self) -> str:
+        return operator(f"`pulumi` ({self.journal.operation})")
+
     @contextmanager
     def _alone(self) -> Generator[None]:
         """Keep every other operation on this server out: that of a run which was killed may still be at work."""
         layout = self.layout()
-        who = operator(f"`pulumi` ({self.journal.operation})")
         with (
-            self.connection.holding(layout.lock, who=who, user=self.user, deadline=_LOCK_DEADLINE),
+            self.connection.holding(layout.lock, who=self._operator, user=self.user, deadline=_LOCK_DEADLINE),
             self.connection.appending(layout.events, user=self.user) as append,
         ):
             self.journal.write_to(append)
@@ -184,9 +186,9 @@ class Deployment:
 
     def _refuse_beside(self) -> None:
         """Refuse to make a new database while a peer holds this one."""
-        for host, root, held in self._peers_here():
+        for site, held in self._peers_here():
             if held.state != "making":
-                peer = host["name"]
+                peer, root = site.handle["name"], site.handle["root"]
                 msg = (
                     f"{self.connection.name}: a new, empty database was about to be made in {self.root}, but "
                     f"{peer} holds this database in {root} (system identifier {held.system_identifier}). Make {peer} "
@@ -209,30 +211,28 @@ class Deployment:
         follows = {"host": source["endpoint"]["host"], "port": int(source["endpoint"]["port"])} if source else None
         return {"site": site_of(host, self.props["owner"], self.root), "peers": peers, "source": follows}
 
-    def _peers_here(self) -> Generator[tuple[Mapping[str, Any], str, Marker]]:
-        """Iterate over the hosts, folders and markers of the other members that are on this machine."""
+    def _peers_here(self) -> Generator[tuple[HostPostgreSQL, Marker]]:
+        """Iterate over the sites and markers of the other members that are on this machine."""
         here = self.props["host"]["machine_id"]
         for peer in self.props.get("peers") or ():
             if peer["host"].get("machine_id", here) == here:  # Another machine this connection does not reach.
                 root = root_of(self.connection, peer)
                 marker = Marker.read(self.connection, root, self.user)
                 if marker is not None and marker.owner == peer["owner"]:
-                    yield peer["host"], root, marker
+                    yield HostPostgreSQL(site_of({**peer["host"], "machine_id": here}, marker.owner, root)), marker
 
     def _leader_here(self) -> Mapping[str, Any] | None:
         """Return what to copy, where there is nothing, and a role change has made another member here lead."""
         marker = self.marker() if self.connection.exists(self.root, self.user) else None
         if marker is not None and marker.state != "making":
             return None
-        here = self.props["host"]["machine_id"]
-        for host, root, held in self._peers_here():
-            site = HostPostgreSQL(site_of({**host, "machine_id": here}, held.owner, root))
+        for site, held in self._peers_here():
             seen = site.observe()
             roles = seen["roles"]
             if roles and roles["epoch"] and roles["active"] == roles["me"] and seen["role"] == "primary":
-                text = f"{host['name']} is active at epoch {roles['epoch']}: this is made as a copy of it"
+                text = f"{site.handle['name']} is active at epoch {roles['epoch']}: this is made as a copy of it"
                 self.journal.note(text, step="roles")
-                credentials = self.connection.read_file(Layout(root, held.data).credentials, self.user)
+                credentials = self.connection.read_file(Layout(site.handle["root"], held.data).credentials, self.user)
                 return {**site.offer(), "version": seen["version"], "credentials": json.loads(credentials or "{}")}
         return None
 
@@ -402,7 +402,7 @@ class Deployment:
         rotation = Rotation(
             id=" ".join(f"{key}={int(self.props.get(key) or 0)}" for key in renewal.INPUTS),
             authority="authority_generation" in changed,
-            operator=operator(f"`pulumi` ({self.journal.operation})"),
+            operator=self._operator,
             ended=False,
         )
         what = "a new authority and new certificates" if rotation["authority"] else "new certificates"
@@ -624,19 +624,17 @@ class Deployment:
         roles = read_roles(self.connection, server.layout.roles, self.user)
         if not roles or not roles["epoch"]:
             return
-        here = self.props["host"]
-        offer = HostPostgreSQL(site_of(here, self.props["owner"], self.root)).offer()
-        for host, root, held in self._peers_here():
-            site = HostPostgreSQL(site_of({**host, "machine_id": here["machine_id"]}, held.owner, root))
+        offer = HostPostgreSQL(site_of(self.props["host"], self.props["owner"], self.root)).offer()
+        for site, _ in self._peers_here():
             seen = site.observe()
             if seen["role"] == "standby" and seen["roles"] and seen["roles"]["pair"] == roles["pair"]:
-                with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
+                with site.alone(self._operator):
                     site.follow(offer)
         # Limits are lowered on the primary first, and on a standby once it knows.
         port = int(offer["endpoint"]["port"])
         for site, name in self._standbys(server, port):
             self._await_standby(server, port, name)
-            with site.alone(operator(f"`pulumi` ({self.journal.operation})")):
+            with site.alone(self._operator):
                 site.take_settings(self._settings_now(server), offer["limits"])
 
     def _is_to_lead(self, server: Server) -> bool:
@@ -680,8 +678,8 @@ class Deployment:
         streamed = not leads and not self.props.get("source") and is_streaming(server, port)
         standbys = self._standbys_first(server, port, pending) if leads else []
         with self.journal.step("restart", f"restarting, as PostgreSQL requires for {', '.join(pending)}"):
-            if leads:  # So that the stop, for which clients wait, has little left to write.
-                server.sql("CHECKPOINT", port=port, timeout=_CHECKPOINT_DEADLINE)
+            if leads:
+                server.checkpoint(port)
             server.stop(self._deadline("start"))
             server.start(self._deadline("start"))
         if streamed:
@@ -697,12 +695,12 @@ class Deployment:
 
         Returns their names.
         """
-        limits = HostPostgreSQL(site_of(self.props["host"], self.props["owner"], self.root)).limits()
+        limits = server.limits(port)
         standbys = list(self._standbys(server, port))
         for site, name in standbys:
             with (
                 self.journal.step("standby-first", f"{name} comes first, for {', '.join(pending)}"),
-                site.alone(operator(f"`pulumi` ({self.journal.operation})")),
+                site.alone(self._operator),
             ):
                 site.take_settings(self._settings_now(server), limits)
                 self._await_standby(server, port, name)
@@ -714,10 +712,9 @@ class Deployment:
             "SELECT coalesce(json_agg(application_name), '[]') FROM pg_stat_replication WHERE state = 'streaming'"
         )
         names = server.look(streaming, port=port)
-        for host, root, held in self._peers_here():
-            if host["name"] in names:
-                machine = self.props["host"]["machine_id"]
-                yield HostPostgreSQL(site_of({**host, "machine_id": machine}, held.owner, root)), str(host["name"])
+        for site, _ in self._peers_here():
+            if site.handle["name"] in names:
+                yield site, str(site.handle["name"])
 
     def _settings_now(self, server: Server) -> str:
         """Return the file of the program's settings: those of before, where a change is taken back."""

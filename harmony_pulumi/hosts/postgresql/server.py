@@ -39,6 +39,11 @@ _WAIT_FOR_RESTART = """
 SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings s WHERE pending_restart
   AND (source = 'configuration file' OR EXISTS (SELECT FROM pg_file_settings f WHERE lower(f.name) = lower(s.name)))
 """
+_LIMITS = """
+SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('max_connections',
+  'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
+"""
+_CHECKPOINT_DEADLINE = 600
 _LEFT_BEHIND = re.compile("Is another postmaster .* running in data directory|pre-existing shared memory block")
 """What PostgreSQL says, untranslated, while there is something left of a server that was killed: its children, say."""
 _LEFT_BEHIND_DEADLINE = 30
@@ -252,6 +257,15 @@ class Server:
         """Return the settings of its files that the running server takes only once it is restarted."""
         found: list[str] = self.look(_WAIT_FOR_RESTART, port=port)
         return found
+
+    def limits(self, port: int) -> dict[str, int]:
+        """Return the settings that its standbys must have at least as high, as they are in effect."""
+        found: dict[str, int] = self.look(_LIMITS, port=port)
+        return found
+
+    def checkpoint(self, port: int) -> None:
+        """Write what is in memory, so that a stop, for which clients wait, has little left to write."""
+        self.sql("CHECKPOINT", port=port, timeout=_CHECKPOINT_DEADLINE)
 
     def log_size(self) -> int:
         """Return the size of the server's log in bytes."""

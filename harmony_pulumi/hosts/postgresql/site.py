@@ -85,10 +85,6 @@ SELECT coalesce(json_object_agg(datname, json_build_array(datcollversion, actual
   SELECT datname, datcollversion, pg_database_collation_actual_version(oid) AS actual FROM pg_database) d
 WHERE datcollversion IS NOT NULL AND actual IS NOT NULL
 """
-_LIMITS = """
-SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('max_connections',
-  'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
-"""
 # By way of JSON, since the columns differ from version to version.
 _LOGICAL_SLOTS = """
 SELECT coalesce(json_agg(json_build_object('name', slot->>'slot_name',
@@ -132,7 +128,6 @@ _BUILD = (
 )
 _LOCK_DEADLINE = 5
 """Seconds. Who waits longer than this is told who is at work."""
-_CHECKPOINT_DEADLINE = 600
 _STOP_DEADLINE = _START_DEADLINE = 120
 _PROMOTE_DEADLINE = 60
 
@@ -229,7 +224,8 @@ class HostPostgreSQL:
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits wait for one of these replicas; with none, for nobody."""
         server = self._existing()
-        known = json.loads(server.connection.read_file(server.layout.peers, server.user) or "{}")
+        peers = server.connection.read_file(server.layout.peers, server.user) if replicas else None
+        known = json.loads(peers or "{}")
         slots = [str(peer["slot"]) for peer in known.get("peers", []) if peer["name"] in replicas]
         text = files.synchronous_config(replicas, slots, server.binaries.major)
         if server.write({f"{server.layout.config}/synchronous.conf": text}):
@@ -272,7 +268,7 @@ class HostPostgreSQL:
             "extensions": {name: found["extensions"] for name, found in inside.items()},
             "available": server.look(_AVAILABLE, port=port),
             "collations": collations,
-            "limits": server.look(_LIMITS, port=port),
+            "limits": server.limits(port),
             "logical_slots": server.look(_LOGICAL_SLOTS, port=port),
             "replay_paused": replay["paused"],
             "apply_delay_ms": replay["delay"],
@@ -303,12 +299,12 @@ class HostPostgreSQL:
         server, marker = self._both()
         server.sql(files.make_slot_sql(follower), port=marker.port)
         for held in self._held:
-            held.session = held.open.enter_context(server.session(marker.port))
+            held.session = held.session or held.open.enter_context(server.session(marker.port))
 
     def ease(self) -> None:
         """Write a checkpoint, so that the one of the stop has little left to write."""
         server, marker = self._both()
-        server.sql("CHECKPOINT", port=marker.port, timeout=_CHECKPOINT_DEADLINE)
+        server.checkpoint(marker.port)
 
     def demote(self) -> Token:
         """Stop cleanly, and leave a standby. A clean stop waits until connected standbys have every record."""
@@ -420,7 +416,7 @@ class HostPostgreSQL:
         return {
             "endpoint": {"host": self.handle["host"]["address"], "port": marker.port},
             "system_identifier": marker.system_identifier,
-            "limits": server.look(_LIMITS, port=marker.port),
+            "limits": server.limits(marker.port),
             "certs": dict(zip(keys, (texts[name] for name in names), strict=True)),
         }
 
@@ -456,14 +452,8 @@ class HostPostgreSQL:
         if server.binaries.major >= FIRST_WITH_FAILOVER_SLOTS:
             server.sql(files.drop_left_slots_sql(), port=marker.port)
 
-    def limits(self) -> Mapping[str, int]:
-        """Return the settings that its standbys must have at least as high, as they are in effect."""
-        server, marker = self._both()
-        found: dict[str, int] = server.look(_LIMITS, port=marker.port)
-        return found
-
-    def take_settings(self, settings: str, limits: Mapping[str, int]) -> list[str]:
-        """Have this running standby take over its primary's settings, and be restarted if it must; return for what.
+    def take_settings(self, settings: str, limits: Mapping[str, int]) -> None:
+        """Have this running standby take over its primary's settings, and be restarted if it must.
 
         Args:
             settings: the text of the file in which its primary has those of the program.
@@ -480,7 +470,7 @@ class HostPostgreSQL:
         server.write({f"{folder}/{name}": text for name, text in texts.items()})
         try:
             server.take_over_files(marker.port)
-            if pending := server.waits_for_restart(marker.port):
+            if server.waits_for_restart(marker.port):
                 server.stop(_STOP_DEADLINE)
                 server.start(_START_DEADLINE)
         except SiteError:
@@ -490,7 +480,6 @@ class HostPostgreSQL:
             else:
                 server.reload()
             raise
-        return pending
 
     def forget(self, follower: str) -> None:
         """Drop the slot of a member that leads now; as long as it is in use, wait."""
