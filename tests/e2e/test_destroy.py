@@ -43,6 +43,10 @@ def without_folder(root: Path) -> None:
     shutil.rmtree(root)
 
 
+def torn_marker(root: Path) -> None:
+    (root / "harmony.json").write_text("{")
+
+
 LOSSES: dict[str, Callable[[Path], None]] = {
     each.__name__: each for each in (without_process, without_data, without_folder)
 }
@@ -61,6 +65,18 @@ def read_by_hand(root: Path, port: int) -> list[int]:
         stop_postmaster(root / "data", signal.SIGINT)
 
 
+def failed_over(stack: Stack, config: str, loss: Callable[[Path], None]) -> tuple[Path, Path, int]:
+    """Lose the primary, and fail over; return the folders of the old primary and of the new one, and its port."""
+    stack.pair(config)
+    stack.up()
+    put_row(stack, 1)
+    (old, _), (new, port) = home(stack, "primary"), home(stack, "replica")
+    kill(stack, "montreal")
+    loss(old)
+    harmony(stack, *ANY_LOSS, "--fenced-by-me", "montreal")
+    return old, new, port
+
+
 def insist_on_nothing_left(stack: Stack) -> None:
     assert stack.resources("PostgreSQLServer") == stack.resources("PostgreSQLPair") == []
     eventually(lambda: not processes_about(f"/{stack.project}/"), "every process of the stack to end")
@@ -70,13 +86,7 @@ def insist_on_nothing_left(stack: Stack) -> None:
 def test_destroyed_while_failed_over_the_active_data_is_kept_whatever_became_of_the_old_primary(
     stack: Stack, loss: str
 ) -> None:
-    stack.pair('replication="synchronous"')
-    stack.up()
-    put_row(stack, 1)
-    (old, _), (new, port) = home(stack, "primary"), home(stack, "replica")
-    kill(stack, "montreal")
-    LOSSES[loss](old)
-    harmony(stack, *ANY_LOSS, "--fenced-by-me", "montreal")
+    _, new, port = failed_over(stack, 'replication="synchronous"', LOSSES[loss])
     put_row(stack, 2)
     shown = stack.destroy()
     assert f"its data is kept in {new}/data" in shown
@@ -88,25 +98,14 @@ def test_destroyed_while_failed_over_the_active_data_is_kept_whatever_became_of_
 def test_destroyed_while_failed_over_everything_is_deleted_where_the_configuration_says_so(
     stack: Stack, loss: str
 ) -> None:
-    stack.pair('on_destroy="delete"')
-    stack.up()
-    put_row(stack, 1)
-    (old, _), (new, _) = home(stack, "primary"), home(stack, "replica")
-    kill(stack, "montreal")
-    LOSSES[loss](old)
-    harmony(stack, *ANY_LOSS, "--fenced-by-me", "montreal")
+    old, new, _ = failed_over(stack, 'on_destroy="delete"', LOSSES[loss])
     stack.destroy()
     insist_on_nothing_left(stack)
     assert (old.exists(), new.exists()) == (False, False)
 
 
 def test_what_cannot_be_known_to_be_ours_is_not_deleted(stack: Stack) -> None:
-    stack.pair('on_destroy="delete"')
-    stack.up()
-    old, _ = home(stack, "primary")
-    kill(stack, "montreal")
-    (old / "harmony.json").write_text("{")
-    harmony(stack, *ANY_LOSS, "--fenced-by-me", "montreal")
+    old, _, _ = failed_over(stack, 'on_destroy="delete"', torn_marker)
     shown = stack.destroy(expect=1)
     assert "is not a marker of this version of harmony" in shown
     assert (old / "data/PG_VERSION").exists()

@@ -163,8 +163,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[str], 
 
         def get(config: str) -> Pair:
             if config not in pairs or not pairs[config].healthy():
-                found = Pair.deployed(make(), config)
-                pairs[config] = Pair(found.stack, found.handle, found.outputs, found.ca)
+                pairs[config] = Pair.deployed(make(), config)
             return pairs[config]
 
         yield get
