@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
+from contextlib import closing
 
 import pytest
 
-from tests.e2e.conftest import Stack, eventually, postmaster
+from tests.e2e.conftest import Stack, eventually, port_of, postmaster
+from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_switchover import NAMES, active, ask, clients, home, insist, processes, streams
 
 pytestmark = pytest.mark.e2e
@@ -106,3 +109,21 @@ def test_an_up_that_is_killed_between_the_members_is_finished_by_the_next(stack:
         eventually(lambda: streams(stack, "primary"), "the standby to stream")
     assert not any(_TOO_LOW.search(log_of(stack, role)) for role in NAMES)
     insist(stack, running, "primary")
+
+
+@pytest.mark.parametrize("leader", ["primary", "replica"])
+def test_a_leader_whose_port_and_certificates_change_is_still_followed(stack: Stack, leader: str) -> None:
+    roles = "None" if leader == "primary" else active(leader, 1)
+    stack.pair(active=roles)
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: streams(stack, leader), "the standby to stream")
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    place = f'members={{"{NAMES[leader]}": MemberPlacement(port={port})}}'
+    stack.pair(f"{place}, certificate_lifetime_days=99", active=roles)
+    stack.up()
+    assert port_of(stack.outputs()[f"{leader}_uri"]) == port
+    put_row(stack, 2)
+    eventually(lambda: all(rows(stack, role) == [1, 2] for role in NAMES), "both rows on both")
+    stack.up("--expect-no-changes")

@@ -186,7 +186,9 @@ def test_a_switchover_over_a_lossy_link_loses_nothing(pair: ApartPair) -> None:
     target = other_than(pair.leader)
     with pair.clients() as clients:
         pair.network.fault("lossy")
+        pair.handle["deadline"] = 120  # A member may need many attempts to connect over it.
         done = pair.drive(target, pair.epoch + 1)
+        pair.handle["deadline"] = STREAMS_WITHIN
         assert done.status == 0, done.said
         pair.network.fault("heal")
         pair.insist(clients, target)

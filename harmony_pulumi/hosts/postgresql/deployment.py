@@ -682,10 +682,12 @@ class Deployment:
                 server.checkpoint(port)
             server.stop(self._deadline("start"))
             server.start(self._deadline("start"))
+        now = server.running_port() or port
         if streamed:
-            self._following(server).streams(port, self._deadline("stream"))
-        for name in standbys:
-            self._await_standby(server, port, name)
+            self._following(server).streams(now, self._deadline("stream"))
+        if now == port:  # Else they are yet to learn of the new one: from the program, or as `_tell_followers` does it.
+            for name in standbys:
+                self._await_standby(server, port, name)
 
     def _standbys_first(self, server: Server, port: int, pending: Collection[str]) -> list[str]:
         """Have the standbys run with the new settings, and stream, before the primary is restarted for them.
