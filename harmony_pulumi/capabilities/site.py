@@ -108,7 +108,7 @@ class Away(TypedDict):
 
 
 class Roles(TypedDict):
-    """What a site was last told of its pair. It never takes a lower epoch for it."""
+    """What a site was last told of its pair, and of the pairs around that. It never takes a lower epoch for any."""
 
     pair: str
     """`<project>/<stack>/<resource>`."""
@@ -122,6 +122,9 @@ class Roles(TypedDict):
     """Whether every commit that the active member acknowledged since this was told is on the other one, too."""
     operation: Operation | None
     away: Away | None
+    outer: Roles | None
+    """Of a member of a pair that is a member of another one itself: what that was told. Only who is to be active in all
+    of them leads."""
 
 
 class Observation(TypedDict):

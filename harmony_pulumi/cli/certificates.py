@@ -67,10 +67,10 @@ def rotate_certificates(
 def _chosen(subject: Subject, name: str | None) -> Pair:
     """Return the database to act on, a lone server as a pair of one; or end with a plain message."""
     from harmony_pulumi.orchestration.members import Pair
-    from harmony_pulumi.orchestration.pair import has_roles, pair_of
+    from harmony_pulumi.orchestration.pair import pair_of, rotates
     from harmony_pulumi.orchestration.replication import members_of
 
-    known = [d for d in subject.databases if not d.is_group or has_roles(d.handle)]
+    known = [d for d in subject.databases if not d.is_group or rotates(d.handle)]
     wanted = [d for d in known if name in (None, d.name)]
     names = ", ".join(d.name for d in known) or "none"
     if not wanted:

@@ -15,7 +15,7 @@ from harmony_pulumi.orchestration.failover import Loss
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.rejoin import fork_of, place_of
 from harmony_pulumi.orchestration.replication import Member
-from harmony_pulumi.orchestration.roles import Desired, latest
+from harmony_pulumi.orchestration.roles import Desired, last_epoch, latest, leads
 from harmony_pulumi.orchestration.switchover import host_answers
 
 
@@ -35,6 +35,8 @@ class Pair:
     """By role: what is run here to make certain that a member which does not answer accepts no writes."""
     endpoints: Mapping[str, EndpointSite] = field(default_factory=dict[str, EndpointSite])
     """What forwards clients to the active member, by name."""
+    follows: bool = False
+    """Whether it was deployed as a copy of another cluster, so that its leader is a standby itself."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -49,7 +51,9 @@ def look(pair: Pair) -> dict[str, Observation]:
 
 def told(seen: Mapping[str, Observation]) -> Roles | None:
     """Return what the sites were told last."""
-    return latest({role: observation["roles"] for role, observation in seen.items()})
+    roles = {role: observation["roles"] for role, observation in seen.items()}
+    known = latest(roles)
+    return known and {**known, "outer": outer_of(roles)}
 
 
 def refuse_newcomers(pair: Pair, before: Mapping[str, Observation], seen: Mapping[str, Observation]) -> None:
@@ -71,6 +75,7 @@ def roles_for(
     desired: Desired,
     operation: Operation | None,
     *,
+    outer: Roles | None = None,
     away: Away | None = None,
     synchronous: bool = False,
 ) -> Roles:
@@ -83,7 +88,19 @@ def roles_for(
         "synchronous": synchronous,
         "operation": operation,
         "away": away,
+        "outer": outer,
     }
+
+
+def outer_of(told: Mapping[str, Roles | None]) -> Roles | None:
+    """Return what the members were told last of the pair around theirs; None if there is none."""
+    return latest({role: roles["outer"] if roles else None for role, roles in told.items()})
+
+
+def follows(pair: Pair, known: Roles | None) -> bool:
+    """Tell whether a pair's leader is to be a standby of another cluster: by what it was told, else as deployed."""
+    outer = known["outer"] if known else None
+    return not leads(outer) if outer and last_epoch(outer) else pair.follows
 
 
 def estimated_loss(pair: Pair, target: str, seen: Mapping[str, Observation]) -> Loss:

@@ -25,6 +25,7 @@ from harmony_pulumi.orchestration.members import (
     estimated_loss,
     left_behind,
     look,
+    outer_of,
     refuse_newcomers,
     roles_for,
     serve,
@@ -296,7 +297,9 @@ class Run:
         settled = Desired(self.operation["target"], self.operation["epoch"])
         covered = self.roles[self.operation["target"]]["synchronous"]
         for role in self._to_tell():
-            told_now = roles_for(self.pair, role, settled, None, away=left, synchronous=covered)
+            told_now = roles_for(
+                self.pair, role, settled, None, outer=outer_of(self.roles), away=left, synchronous=covered
+            )
             self.pair.members[role].movable.tell(told_now)
             self.roles[role] = told_now
 
@@ -429,7 +432,13 @@ class Run:
         away = self._away()  # Until this is settled, whoever was left behind is.
         for role in sorted(self._to_tell(), key=lambda role: role != first):
             told_now = roles_for(
-                self.pair, role, Desired(active, epoch), self.operation, away=away, synchronous=covered
+                self.pair,
+                role,
+                Desired(active, epoch),
+                self.operation,
+                outer=outer_of(self.roles),
+                away=away,
+                synchronous=covered,
             )
             self.pair.members[role].movable.tell(told_now)
             self.roles[role] = told_now

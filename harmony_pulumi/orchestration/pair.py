@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from harmony_pulumi.capabilities.endpoint import load_endpoint
-from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, load_site
-from harmony_pulumi.orchestration.members import Pair
-from harmony_pulumi.orchestration.replication import members_of
+from harmony_pulumi.capabilities.site import (
+    Beyond,
+    Certificates,
+    Fork,
+    Observation,
+    Rejoining,
+    Roles,
+    RoleSite,
+    Rotation,
+    Survey,
+    Token,
+)
+from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.orchestration.members import Pair, look, outer_of, roles_for, told
+from harmony_pulumi.orchestration.rejoin import fork_of
+from harmony_pulumi.orchestration.replication import Member, members_of, missing
+from harmony_pulumi.orchestration.roles import Desired
+from harmony_pulumi.orchestration.switchover import ANSWERING, host_answers
+from harmony_pulumi.orchestration.wait import wait_for
 
 KIND = "harmony_pulumi.orchestration.pair:PairSite"
 
@@ -24,41 +41,286 @@ def pair_of(handle: Mapping[str, Any]) -> Pair:
         deadline=float(handle["deadline"]),
         fence_commands=handle.get("fence_commands") or {},
         endpoints={str(endpoint["name"]): load_endpoint(endpoint) for endpoint in handle.get("endpoints") or ()},
+        follows=bool(handle.get("follows")),
     )
 
 
 def has_roles(handle: Mapping[str, Any]) -> bool:
-    """Tell whether roles can move in a pair: it is one of servers, and follows no other cluster."""
-    return (
-        "pair" in handle
-        and not handle.get("follows")
-        and all("members" not in member for member in handle["members"].values())
-    )
+    """Tell whether a handle is of a pair whose roles can be moved: one that was not deployed as a copy of another."""
+    return "pair" in handle and not handle.get("follows")
+
+
+def rotates(handle: Mapping[str, Any]) -> bool:
+    """Tell whether the certificates of a pair can be rotated on their own: it is one of servers."""
+    return has_roles(handle) and all("members" not in member for member in handle["members"].values())
+
+
+@dataclass
+class _Held:
+    """What is known of a pair while its members are locked."""
+
+    leader: Member
+    others: list[Member]
+    """Those that answer."""
 
 
 @dataclass(frozen=True)
 class PairSite:
-    """A pair of PostgreSQL clusters, by its handle: `members` by role, and the `active` role."""
+    """A pair of PostgreSQL clusters, by its handle: `members` by role, and the `active` role.
+
+    Its active member does what is asked of the pair, and the other one is taken along: it always follows the first.
+    """
 
     handle: Mapping[str, Any]
+    pair: Pair
+    _held: list[_Held] = field(default_factory=list["_Held"], repr=False)
 
     @classmethod
     def from_handle(cls, handle: Mapping[str, Any]) -> PairSite:
         """Make the site."""
-        return cls(handle)
+        return cls(handle, pair_of(handle))
 
-    @property
-    def _leader(self) -> PostgreSQLSite:
-        return load_site(self.handle["members"][self.handle["active"]])
+    def leading(self) -> Mapping[str, Any]:
+        """Return the handle of the server that leads in the pair, by which replication knows it."""
+        return self._leader.handle
 
     def observe(self) -> Observation:
-        """Look at the active member."""
-        return self._leader.observe()
+        """Look at the active member. What the pair was told is known to both."""
+        seen = look(self.pair)
+        found = seen[self._active(seen)]
+        return {**found, "roles": outer_of({role: observation["roles"] for role, observation in seen.items()})}
 
     def record(self, lines: str) -> None:
         """Append lines to the active member's log of events."""
-        self._leader.record(lines)
+        self._leader.site.record(lines)
 
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits on the active member wait for one of these replicas."""
-        self._leader.require_synchronous(replicas)
+        self._leader.site.require_synchronous(replicas)
+
+    # -- moving roles --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self, operator: str) -> Generator[Callable[[str], None]]:
+        """Keep every other operation on the members that answer out, that of the pair itself, too."""
+        expected = self._leader
+        before = look(self.pair)
+        with ExitStack() as stack:
+            answering = [member for role, member in self.pair.members.items() if host_answers(before[role])]
+            writes = [stack.enter_context(member.movable.alone(operator)) for member in answering]
+            seen = look(self.pair)
+            self._refuse_unsettled(seen, expected)
+            self._held.append(_Held(expected, [member for member in answering if member is not expected]))
+            stack.callback(self._held.clear)
+
+            def record(lines: str) -> None:
+                for write in writes:
+                    write(lines)
+
+            yield record
+
+    def _refuse_unsettled(self, seen: Mapping[str, Observation], expected: Member) -> None:
+        """Refuse to act on a pair whose own roles are not settled."""
+        known = told(seen)
+        if known and (operation := known["operation"]):
+            msg = (
+                f"a {operation['kind']} in {self.pair.id}, begun by {operation['operator']}, has not ended; have that "
+                f"finished first"
+            )
+            raise SiteError(msg)
+        if self.pair.members[self._active(seen)] is not expected:
+            msg = f"{self.pair.id}: somebody else was moving its roles until a moment ago; run this again"
+            raise SiteError(msg)
+
+    def survey(self) -> Survey:
+        """Look at what decides whether the active member can take another's place, or follow it."""
+        return self._leader.movable.survey()
+
+    def events(self) -> str:
+        """Return what the members have recorded."""
+        found: dict[str, None] = {}
+        for role, observation in look(self.pair).items():
+            if host_answers(observation):
+                found |= dict.fromkeys(self.pair.members[role].movable.events().splitlines(keepends=True))
+        return "".join(found)
+
+    def tell(self, roles: Roles) -> None:
+        """Keep what the roles of the pair around this one are, with both members; the active one last."""
+        seen = look(self.pair)
+        deployed = Desired("primary", 0)
+        members = self.pair.members
+        for role in sorted(members, key=lambda role: role == self._active(seen)):
+            if seen[role]["state"] in ANSWERING or (host_answers(seen[role]) and seen[role]["roles"]):
+                mine = seen[role]["roles"] or roles_for(self.pair, role, deployed, None)
+                members[role].movable.tell({**mine, "outer": roles})
+
+    def prepare(self, follower: str) -> None:
+        """Keep WAL from here on."""
+        self._leader.movable.prepare(follower)
+
+    def ease(self) -> None:
+        """Get ready to step down fast."""
+        self._leader.movable.ease()
+
+    def demote(self) -> Token:
+        """Have the active member step down. It stays that of the pair, and the other one follows it."""
+        return self._leader.movable.demote()
+
+    def reinstate(self) -> None:
+        """Have the active member be the primary again."""
+        self._leader.movable.reinstate()
+
+    def verify(self, token: Token, *, deadline: float) -> None:
+        """Wait until the active member has replayed a token."""
+        self._leader.movable.verify(token, deadline=deadline)
+
+    def promote(self) -> None:
+        """Have the active member become the primary."""
+        self._leader.movable.promote()
+
+    def offer(self) -> Mapping[str, Any]:
+        """Return what a standby needs to connect to the active member. Secret."""
+        return self._leader.movable.offer()
+
+    def follow(self, source: Mapping[str, Any]) -> None:
+        """Have the active member be a standby of what another site offers, and the other one stay its own."""
+        self._leader.movable.follow(source)
+        for other in self._others:
+            self._take_along(other, source)
+
+    def forget(self, follower: str) -> None:
+        """Stop keeping WAL for a member that leads now, wherever in the pair it is kept."""
+        for member in (self._leader, *self._others):
+            if member is self._leader or member.site.observe()["state"] == "running":
+                member.movable.forget(follower)
+
+    def remember(self, text: str) -> None:
+        """Keep what the pair around this one looked like."""
+        for member in (self._leader, *self._others):
+            member.movable.remember(text)
+
+    def remembered(self) -> str:
+        """Return that."""
+        return self._leader.movable.remembered()
+
+    def fence(self) -> str:
+        """Have no member accept writes."""
+        for other in self._others:
+            seen = other.site.observe()
+            if "primary" in {seen["role"], seen["left_as"]}:  # Somebody has promoted it.
+                other.movable.fence()
+        return self._leader.movable.fence()
+
+    def history(self) -> list[Fork]:
+        """Return the timelines of the active member."""
+        return self._leader.movable.history()
+
+    def beyond(self, fork: Fork) -> Beyond:
+        """Return what the active member wrote past a fork. The other one has no more than that."""
+        return self._leader.movable.beyond(fork)
+
+    def rejoining(self) -> Rejoining:
+        """Look at what it takes to have the active member follow another one."""
+        return self._leader.movable.rejoining()
+
+    def retire(self) -> None:
+        """Stop both, cleanly if they can be."""
+        for member in (*self._others, self._leader):
+            member.movable.retire()
+
+    def archive(self, fork: Fork) -> str:
+        """Put aside what the active member alone has."""
+        return self._leader.movable.archive(fork)
+
+    def rewind(self, source: Mapping[str, Any]) -> str:
+        """Take back what the active member wrote; the other one comes along as it follows."""
+        return self._leader.movable.rewind(source)
+
+    def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
+        """Copy the data of another site."""
+        self._leader.movable.clone(source, show)
+
+    def _take_along(self, other: Member, source: Mapping[str, Any]) -> None:
+        """Have the other member follow the active one, which follows a new source by now.
+
+        One that runs goes on with it. One that was ahead of what the new source has is rewound to that, too; if it
+        cannot be, it is copied, and its data of before kept.
+        """
+        site, leader = other.movable, self._leader.movable
+        if site.observe()["state"] == "running":
+            leader.prepare(other.slot)
+            site.follow(leader.offer())
+            if self._streams(other):
+                return
+        site.retire()
+        if not self._is_rewound(site, source):
+            leader.forget(other.slot)
+            leader.prepare(other.slot)
+            site.clone(leader.offer(), lambda _: None)
+        leader.prepare(other.slot)
+        site.follow(leader.offer())
+
+    def _is_rewound(self, site: RoleSite, source: Mapping[str, Any]) -> bool:
+        """Put aside what a member alone has, and have it be as the new source; tell whether that could be."""
+        try:
+            fork = fork_of(site.history(), self._leader.movable.history())
+            if fork:
+                site.archive(fork)
+            return not site.rewind(source)
+        except UnreachableError:
+            raise
+        except SiteError:  # Then its whole data directory is kept.
+            return False
+
+    def _streams(self, other: Member) -> bool:
+        try:
+            wait_for(
+                f"{other.name} streaming from {self._leader.name}",
+                self._leader.site.observe,
+                lambda seen: not missing(seen, [other.name]),
+                deadline=self.pair.deadline,
+                advice="",
+            )
+        except SiteError:
+            return False
+        return True
+
+    # -- certificates --------------------------------------------------------------------------------------------
+
+    def certificates(self) -> Certificates:
+        """Look at what a rotation depends on, of the active member."""
+        return self._leader.movable.certificates()
+
+    def renew(self, rotation: Rotation) -> None:
+        """Refuse: the certificates of each pair in a pair are rotated by changing their inputs."""
+        del rotation
+        msg = f"{self.pair.id}: the certificates of a pair inside a pair are rotated by input: see rotate-certificates"
+        raise SiteError(msg)
+
+    def reconnect(self, follower: str) -> None:
+        """End the connection of a member that replicates from the active one."""
+        self._leader.movable.reconnect(follower)
+
+    def distrust(self) -> None:
+        """Have both members trust their authorities of now alone."""
+        for member in (*self._others, self._leader):
+            member.movable.distrust()
+
+    # -- which member --------------------------------------------------------------------------------------------
+
+    @property
+    def _leader(self) -> Member:
+        return self._held[0].leader if self._held else self.pair.members[self._active(look(self.pair))]
+
+    @property
+    def _others(self) -> list[Member]:
+        """The other members that answer."""
+        if self._held:
+            return self._held[0].others
+        seen = look(self.pair)
+        active = self._active(seen)
+        return [m for role, m in self.pair.members.items() if role != active and host_answers(seen[role])]
+
+    def _active(self, seen: Mapping[str, Observation]) -> str:
+        known = told(seen)
+        return known["active"] if known else str(self.handle["active"])

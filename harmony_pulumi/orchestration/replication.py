@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, RoleSite, load_site, roles_of
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.roles import last_epoch, latest, leads
 from harmony_pulumi.orchestration.wait import wait_for
+
+
+@runtime_checkable
+class Group(Protocol):
+    """A site that is several servers."""
+
+    def leading(self) -> Mapping[str, Any]:
+        """The handle of the one that leads among them, now."""
+        ...
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a pair: its role as declared, its site, and the handle that the site was made of."""
+    """A member of a pair: its role as declared, its site, and the handle of the server that leads there."""
 
     role: str
     site: PostgreSQLSite
@@ -42,7 +52,11 @@ class Member:
 
 def members_of(handles: Mapping[str, Mapping[str, Any]]) -> dict[str, Member]:
     """Return the members of a pair by role, of their handles, in one order: a stack's state keeps none."""
-    return {role: Member(role, load_site(handle), handle) for role, handle in sorted(handles.items())}
+    return {role: _member(role, load_site(handle), handle) for role, handle in sorted(handles.items())}
+
+
+def _member(role: str, site: PostgreSQLSite, handle: Mapping[str, Any]) -> Member:
+    return Member(role, site, site.leading() if isinstance(site, Group) else handle)
 
 
 def establish(
@@ -107,10 +121,17 @@ def missing(source: Observation, names: list[str]) -> list[str]:
 def leaders(members: Mapping[str, Member], *, follows: bool) -> list[str]:
     """Return the roles of the members that lead: a running primary, or in a pair that follows, one with a replica.
 
+    Args:
+        members: by role.
+        follows: whether the pair was deployed to follow another; what it was told of a role change counts more.
+
     Raises:
         UnreachableError: none was seen, and one could not be asked.
     """
     seen = {role: member.site.observe() for role, member in members.items()}
+    outer = latest({role: o["roles"]["outer"] if o["roles"] else None for role, o in seen.items()})
+    if outer and last_epoch(outer):
+        follows = not leads(outer)
     found = [role for role, o in seen.items() if (bool(o["replicas"]) if follows else o["role"] == "primary")]
     unreachable = [observation["detail"] for observation in seen.values() if observation["state"] == "unreachable"]
     if not found and unreachable:

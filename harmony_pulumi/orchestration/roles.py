@@ -6,7 +6,7 @@ the sites' own, so that a program that knows nothing of the last change is refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from harmony_pulumi.capabilities.site import Operation, Roles
@@ -47,6 +47,23 @@ def latest(told: Mapping[str, Roles | None]) -> Roles | None:
     """
     known = [roles for roles in told.values() if roles is not None]
     return max(known, key=lambda roles: (roles["epoch"], _progress(roles)), default=None)
+
+
+def leads(roles: Roles) -> bool:
+    """Tell whether a member is active, in its pair and in each around that."""
+    return all(level["active"] == level["me"] for level in levels(roles))
+
+
+def last_epoch(roles: Roles) -> int:
+    """Return the highest epoch that a site was told, of its pair and those around that; 0 if no role was ever moved."""
+    return max(level["epoch"] for level in levels(roles))
+
+
+def levels(roles: Roles | None) -> Iterator[Roles]:
+    """Iterate over what a site was told of its pair, of the one around that, and so on."""
+    while roles is not None:
+        yield roles
+        roles = roles["outer"]
 
 
 def _progress(roles: Roles) -> int:

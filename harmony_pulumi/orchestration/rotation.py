@@ -15,7 +15,7 @@ from enum import StrEnum
 from harmony_pulumi.capabilities.site import Certificates, Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.members import Pair, look, told
+from harmony_pulumi.orchestration.members import Pair, follows, look, told
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -144,6 +144,8 @@ def _may_finish(pair: Pair) -> bool:
     seen = look(pair)
     known = told(seen)
     if any(observation["state"] != "running" for observation in seen.values()) or (known and known["away"]):
+        return False
+    if follows(pair, known):
         return False
     return under_way("", _look(pair)) is not None
 

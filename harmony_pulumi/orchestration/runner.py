@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Survey, Terms
 from harmony_pulumi.errors import SiteError
@@ -19,6 +20,7 @@ from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import (
     Pair,
     estimated_loss,
+    follows,
     left_behind,
     look,
     other_than,
@@ -32,7 +34,7 @@ from harmony_pulumi.orchestration.picture import Difference, differences, pictur
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, establish, missing
-from harmony_pulumi.orchestration.roles import Desired, command, moves
+from harmony_pulumi.orchestration.roles import Desired, command, last_epoch, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING, host_answers
 
 _COPIED_PER_SECOND = 100 * 10**6
@@ -75,13 +77,19 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
         move(pair, desired, journal, by=by)
         known = told(look(pair))
     else:
-        _refuse_drift(pair, desired, seen)
+        _refuse_drift(pair, desired, seen, known)
         _refuse_to_leave_untold(pair, desired, seen, known)
         with _alone(pair, seen, by):
             _refuse_moved(pair, known, _look_again(pair, seen))
             settled = {
                 role: roles_for(
-                    pair, role, desired, None, away=known and known["away"], synchronous=_covered(pair, known)
+                    pair,
+                    role,
+                    desired,
+                    None,
+                    outer=known and known["outer"],
+                    away=known and known["away"],
+                    synchronous=_covered(pair, known),
                 )
                 # The active one last: the other, which may have to take over, never knows less.
                 for role in sorted(pair.members, key=lambda role: role == desired.active)
@@ -108,16 +116,16 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
         pair.members,
         active=active,
         synchronous=pair.synchronous,
-        follows=False,
+        follows=follows(pair, told(look(pair))),
         deadline=pair.deadline,
         journal=journal,
     )
     serve(pair, active, journal)
     seen = {role: leader if role == active else member.site.observe() for role, member in pair.members.items()}
     if active == ORIGINAL:
-        text = json.dumps(picture(seen), indent=1) + "\n"
         for member in pair.members.values():
-            member.movable.remember(text)
+            pictures = {**_remembered(member), pair.id: picture(seen)}
+            member.movable.remember(json.dumps(pictures, indent=1) + "\n")
     if pair.synchronous:  # Only now: a failover relies on it.
         known = _all_told(pair, seen)
         if not all(roles["synchronous"] for roles in known.values()):
@@ -139,7 +147,7 @@ def revert(pair: Pair, journal: Journal, *, by: str) -> tuple[Desired, list[Diff
     known = told(seen)
     active = known["active"] if known else ORIGINAL
     under_way = known["operation"] if known else None
-    before = next((text for text in (m.movable.remembered() for m in pair.members.values()) if text), "{}")
+    before = next((found for m in pair.members.values() if (found := _remembered(m).get(pair.id))), {})
     other = pair.names[other_than(pair, active)]
     if (under_way and under_way["kind"] == "rejoin") or (not under_way and missing(seen[active], [other])):
         bring_back(pair, journal, by=by)
@@ -149,7 +157,14 @@ def revert(pair: Pair, journal: Journal, *, by: str) -> tuple[Desired, list[Diff
     epoch = known["epoch"] if known else 0
     desired = Desired(ORIGINAL, under_way["epoch"] if under_way else epoch + (active != ORIGINAL))
     reach(pair, desired, journal, by=by)
-    return desired, differences(json.loads(before), picture(look(pair)))
+    return desired, differences(before, picture(look(pair)))
+
+
+def _remembered(member: Member) -> dict[str, dict[str, str]]:
+    """Return what the pairs that a member is in looked like in the roles that they were deployed with, by their ids."""
+    found: dict[str, Any] = json.loads(member.movable.remembered() or "{}")
+    # Before pairs could be members of others, it was the picture of the one pair itself.
+    return {pair: fields for pair, fields in found.items() if isinstance(fields, dict)}
 
 
 def _covered(pair: Pair, known: Roles | None) -> bool:
@@ -172,6 +187,7 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
         known = told(seen)
         if not moves(desired, known, pair.names):
             return
+        _refuse_where_it_follows(pair, known)
         under_way = known["operation"] if known else None
         if under_way is None:
             _refuse_to_forget(pair, known)
@@ -279,6 +295,7 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
     with _alone(pair, seen, by) as write, journal.writing_to(write):
         seen = _look_again(pair, seen)
         known = told(seen)
+        _refuse_where_it_follows(pair, known)
         source = other_than(pair, target)
         under_way = known["operation"] if known else None
         if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary") and known["away"]:
@@ -317,6 +334,7 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
     with _alone(pair, seen, by) as write, journal.writing_to(write):
         seen = _look_again(pair, seen)
         known = told(seen)
+        _refuse_where_it_follows(pair, known)
         under_way = known["operation"] if known else None
         if under_way and under_way["kind"] != "rejoin":
             msg = (
@@ -353,6 +371,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
     with _alone(pair, seen, by) as write, journal.writing_to(write):
         seen = _look_again(pair, seen)
         known = told(seen)
+        _refuse_where_it_follows(pair, known)
         primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
         unknown = [seen[role]["name"] for role in pair.members if seen[role]["state"] == "unreachable"]
         if len(primaries) != 1 or unknown or (known and known["operation"]):
@@ -378,7 +397,14 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
             pair.members[active].movable.prepare(pair.members[other].slot)  # So that it can be rewound, and follow.
             left = left_behind(pair.members[active], other, f"found {seen[other]['state']}, as a primary was accepted")
         with journal.step("accept", f"{pair.names[active]} is active, as was found, at epoch {desired.epoch}"):
-            _tell(pair, {role: roles_for(pair, role, desired, None, away=left) for role in (other, active)}, seen)
+            _tell(
+                pair,
+                {
+                    role: roles_for(pair, role, desired, None, outer=known and known["outer"], away=left)
+                    for role in (other, active)
+                },
+                seen,
+            )
         serve(pair, active, journal)
         return desired
 
@@ -418,14 +444,28 @@ def _contradict(pair: Pair, seen: Mapping[str, Observation]) -> bool:
     return bool(one and other and one["epoch"] == other["epoch"] and one["active"] != other["active"])
 
 
-def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation]) -> None:
+def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation], known: Roles | None) -> None:
     """Refuse to go on where somebody else has moved the roles: that never moves a desired role."""
     primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
-    if primaries and primaries != [desired.active]:
+    following = follows(pair, known)
+    if primaries and (following or primaries != [desired.active]):
         names = " and ".join(pair.names[role] for role in primaries)
+        wanted = "the pair follows another one" if following else f"{pair.names[desired.active]} is to be active alone"
         msg = (
-            f"{pair.name}: {names} accepts writes, and {pair.names[desired.active]} is to be active alone. Somebody "
-            f"promoted a member by hand. Look at `harmony status`; stop the one that is not to stay, and keep its data"
+            f"{pair.name}: {names} accepts writes, and {wanted}. Somebody promoted a member by hand. Look at `harmony "
+            f"status`; stop the one that is not to stay, and keep its data"
+        )
+        raise SiteError(msg)
+
+
+def _refuse_where_it_follows(pair: Pair, known: Roles | None) -> None:
+    """Refuse to move roles in a pair that follows another one: none of its members could be a primary."""
+    if follows(pair, known):
+        outer = known["outer"] if known else None
+        around = f", as {outer['active']} is active in {outer['pair']}" if outer else ""
+        msg = (
+            f"{pair.name}: its roles cannot be moved while it follows another cluster{around}; nothing was touched. "
+            f"Make the pair itself active first"
         )
         raise SiteError(msg)
 
@@ -508,7 +548,9 @@ def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation
 
     Before the first role change the deployment itself sees to that.
     """
-    if desired.epoch and all(observation["state"] == "running" for observation in seen.values()):
+    known = told(seen)
+    moved = desired.epoch or (known and last_epoch(known))
+    if moved and all(observation["state"] == "running" for observation in seen.values()):
         offer = pair.members[desired.active].movable.offer()
         for role, member in pair.members.items():
             if role != desired.active and seen[role]["role"] == "standby":

@@ -16,7 +16,7 @@ from harmony_pulumi.capabilities.site import load_site
 from harmony_pulumi.errors import UnreachableError
 from harmony_pulumi.orchestration import pair
 from harmony_pulumi.orchestration.journal import Journal, operator
-from harmony_pulumi.orchestration.replication import establish, leaders, members_of
+from harmony_pulumi.orchestration.replication import leaders, members_of
 from harmony_pulumi.orchestration.roles import Desired, input_problem
 from harmony_pulumi.orchestration.rotation import rotate, rotation_in_words
 from harmony_pulumi.orchestration.runner import reach, steps_in_words
@@ -140,20 +140,11 @@ def _reach(props: Mapping[str, Any], operation: str) -> dict[str, Any]:
     journal = Journal(props["name"], operation, show)
     members = members_of(handle["members"])
     journal.write_to(members[props["active"]].site.record)
-    if pair.has_roles(handle):
-        by = operator(f"`pulumi` ({operation})")
-        seen = reach(pair.pair_of(handle), _desired(props), journal, by=by)
+    by = operator(f"`pulumi` ({operation})")
+    seen = reach(pair.pair_of(handle), _desired(props), journal, by=by)
+    if pair.rotates(handle):
         # Their servers have new certificates if these were declared; here it is seen to that the members use them.
         rotate(pair.pair_of(handle), None, journal, by=by)
-    else:
-        seen = establish(
-            members,
-            active=props["active"],
-            synchronous=handle["synchronous"],
-            follows=props["follows"],
-            deadline=float(props["deadline"]),
-            journal=journal,
-        )
     return {
         "observed_active": props["active"],
         "serving": props["active"],

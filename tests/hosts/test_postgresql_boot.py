@@ -29,6 +29,7 @@ def roles(epoch: int, active: str, me: str = "primary", pair: str = PAIR) -> Rol
         "synchronous": False,
         "operation": None,
         "away": None,
+        "outer": None,
     }
 
 

@@ -15,7 +15,7 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles, refusa
 
 def roles(epoch: int = 4, active: str = "primary", **changes: Any) -> Roles:
     told: dict[str, Any] = {"pair": "shop/prod/orders", "me": "primary", "synchronous": False, "operation": None}
-    told |= {"away": None, **changes}
+    told |= {"away": None, "outer": None, **changes}
     return Roles(epoch=epoch, active=active, **told)
 
 

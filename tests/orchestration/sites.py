@@ -425,7 +425,7 @@ def terms(max_data_loss: int = 0, *, accept_unknown_loss: bool = False, fenced: 
 def roles(epoch: int, active: str, me: str = "primary", **changes: Any) -> Roles:
     """Return what a site was told."""
     told: dict[str, Any] = {"pair": PAIR, "epoch": epoch, "active": active, "me": me}
-    told |= {"synchronous": False, "operation": None, "away": None, **changes}
+    told |= {"synchronous": False, "operation": None, "away": None, "outer": None, **changes}
     return Roles(**told)  # type: ignore[typeddict-item]
 
 

@@ -24,7 +24,7 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, Show, operator
-from harmony_pulumi.orchestration.roles import latest
+from harmony_pulumi.orchestration.roles import last_epoch, latest, levels
 from harmony_pulumi.orchestration.wait import wait_for
 
 _START_DEADLINE = 600
@@ -99,14 +99,14 @@ def verdict(mine: Roles | None, answers: Sequence[Answer], source: Mapping[str, 
         SiteError: another member is a primary, too, and it cannot be told which one is to be: none may be started.
     """
     known = _known(mine, answers)
-    moved = known is not None and known["epoch"] > 0
+    moved = known is not None and last_epoch(known) > 0
     leads = is_to_lead(known, source)
     # Once roles have moved, one that is stopped starts as a standby, however it was left. Before, it was promoted by
     # hand, or the program was changed after that: whose data counts is not known.
     rivals = [a.name for a in answers if a.role == "primary" or (a.left_as == "primary" and not moved)]
     if rivals and left != "standby" and (leads or not moved):
         raise SiteError(_two_primaries(rivals))
-    learnt = known if known and mine and known["epoch"] > mine["epoch"] else None
+    learnt = known if known and mine and _epochs(known) != _epochs(mine) else None
     if not leads:
         return Verdict(Start.FOLLOW, _leader(known, answers), learnt)
     if doubt := _doubt(known, answers) or _unfinished(left):
@@ -115,23 +115,38 @@ def verdict(mine: Roles | None, answers: Sequence[Answer], source: Mapping[str, 
 
 
 def _known(mine: Roles | None, answers: Sequence[Answer]) -> Roles | None:
-    """Return the newest of what a site and its peers were told of its pair, as that site's."""
-    if mine is None:
-        return None
-    newest = latest({"": mine, **{a.name: a.roles for a in answers if _is_of(mine, a)}})
-    return {**(newest or mine), "me": mine["me"]}
+    """Return the newest of what a site and its peers were told of its pair, and of those around it, as that site's."""
+    return mine and _newest(mine, [level for answer in answers for level in levels(answer.roles)])
 
 
-def _is_of(known: Roles, answer: Answer) -> bool:
-    return answer.roles is not None and answer.roles["pair"] == known["pair"]
+def _newest(mine: Roles, others: Sequence[Roles]) -> Roles:
+    same = [roles for roles in others if roles["pair"] == mine["pair"]]
+    newest = latest({str(number): roles for number, roles in enumerate([mine, *same])}) or mine
+    # Those of its own pair, in which it has the same place in the one around it, may have been told of that first.
+    outer = mine["outer"] or next((roles["outer"] for roles in same if roles["outer"]), None)
+    return {**newest, "me": mine["me"], "outer": outer and _newest(outer, others)}
+
+
+def _epochs(roles: Roles) -> list[int]:
+    return [level["epoch"] for level in levels(roles)]
+
+
+def _of_pair(known: Roles, answers: Sequence[Answer]) -> list[tuple[str, Roles]]:
+    """Return what the peers were told of a pair, by their names."""
+    return [(a.name, roles) for a in answers for roles in levels(a.roles) if roles["pair"] == known["pair"]]
 
 
 def _doubt(known: Roles | None, answers: Sequence[Answer]) -> str:
     """Return why a server must not lead that was told to; empty if it may."""
     if known is None:  # It is just being made, or stands alone, or what it was told is lost.
-        told = [f"{a.name} knows epoch {a.roles['epoch']}" for a in answers if a.roles and a.roles["epoch"]]
+        told = [f"{a.name} knows epoch {last_epoch(a.roles)}" for a in answers if a.roles and last_epoch(a.roles)]
         return f"its site was told nothing of its pair, and {told[0]}: see `harmony status`" if told else ""
-    of_pair = [(a.name, a.roles) for a in answers if a.roles and _is_of(known, a)]
+    return next((doubt for level in levels(known) if (doubt := _doubt_of(level, answers))), "")
+
+
+def _doubt_of(known: Roles, answers: Sequence[Answer]) -> str:
+    """Return why it is in doubt whether the member of one pair is active there; empty if it is not."""
+    of_pair = _of_pair(known, answers)
     for name, roles in of_pair:
         if roles["epoch"] == known["epoch"] and roles["active"] != known["active"]:
             return (
@@ -139,7 +154,7 @@ def _doubt(known: Roles | None, answers: Sequence[Answer]) -> str:
                 f"stay, and keep the data of the other"
             )
     # A member that was made anew was told nothing yet. In a pair of pairs, those of the other pair never are of this.
-    if of_pair or all(answer.came for answer in answers):
+    if any(roles["me"] != known["me"] for _, roles in of_pair) or all(answer.came for answer in answers):
         return ""
     silent = " and ".join(f"{a.name} does not answer ({a.detail})" for a in answers if not a.came)
     return (
@@ -156,11 +171,11 @@ def _unfinished(left: str) -> str:
 
 
 def _leader(known: Roles | None, answers: Sequence[Answer]) -> str:
-    if known is None or not known["epoch"]:
+    if known is None or not last_epoch(known):
         return "it is declared a standby"
-    names = {a.roles["me"]: a.name for a in answers if a.roles and _is_of(known, a)}
-    active = names.get(known["active"], known["active"])
-    return f"{active} is active at epoch {known['epoch']}"
+    other = next(level for level in levels(known) if level["active"] != level["me"])
+    names = {roles["me"]: name for name, roles in _of_pair(other, answers)}
+    return f"{names.get(other['active'], other['active'])} is active at epoch {other['epoch']}"
 
 
 def _two_primaries(rivals: Sequence[str]) -> str:

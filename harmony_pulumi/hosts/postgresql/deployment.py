@@ -39,6 +39,7 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries, major_of
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL, site_of
 from harmony_pulumi.orchestration.journal import Journal, operator
+from harmony_pulumi.orchestration.roles import last_epoch, leads
 from harmony_pulumi.orchestration.wait import wait_for
 
 _FIRST_PORT = 5432
@@ -168,7 +169,7 @@ class Deployment:
         credentials = self._credentials(server, marker)
         if self._is_to_lead(server):
             self._populate(server, marker, credentials)
-        elif self.props.get("source"):
+        elif self._source(server):
             self._follow(server, marker, fresh=fresh)
         else:
             self.journal.note("is a standby, as its pair's roles have it: they are left alone", step="roles")
@@ -229,8 +230,8 @@ class Deployment:
         for site, held in self._peers_here():
             seen = site.observe()
             roles = seen["roles"]
-            if roles and roles["epoch"] and roles["active"] == roles["me"] and seen["role"] == "primary":
-                text = f"{site.handle['name']} is active at epoch {roles['epoch']}: this is made as a copy of it"
+            if roles and (epoch := last_epoch(roles)) and leads(roles) and seen["role"] == "primary":
+                text = f"{site.handle['name']} is active at epoch {epoch}: this is made as a copy of it"
                 self.journal.note(text, step="roles")
                 credentials = self.connection.read_file(Layout(site.handle["root"], held.data).credentials, self.user)
                 return {**site.offer(), "version": seen["version"], "credentials": json.loads(credentials or "{}")}
@@ -261,10 +262,10 @@ class Deployment:
             raise SiteError(msg)
         server = self.server(choose_binaries(self.connection, marker.major), marker)
         roles = read_roles(self.connection, server.layout.roles, self.user)
-        if roles and roles["epoch"] and roles["active"] == roles["me"]:
+        if roles and (epoch := last_epoch(roles)) and leads(roles):
             msg = (
                 f"{self.connection.name}: {reason}, and {marker.data} is that of the active member of {roles['pair']} "
-                f"at epoch {roles['epoch']}: it is not moved aside. Make another member active first"
+                f"at epoch {epoch}: it is not moved aside. Make another member active first"
             )
             raise SiteError(msg)
         with self.journal.step("set-aside", f"moving {marker.data} aside: {reason}"):
@@ -463,7 +464,7 @@ class Deployment:
 
     def configure(self, server: Server, marker: Marker) -> bool:
         """Write the configuration files; tell whether any changed."""
-        layout, source, settings = server.layout, self.props.get("source"), self.props["settings"]
+        layout, source, settings = server.layout, self._source(server), self.props["settings"]
         names = ("adopted.conf", "adopted_hba.conf", "adopted_ident.conf", "limits.conf", "replication.conf")
         there = server.read(layout.config, names)
         if not self._is_to_lead(server):
@@ -610,7 +611,7 @@ class Deployment:
             if self._is_to_lead(server):
                 self._populate(server, marker, credentials)
                 self._tell_followers(server)
-            elif self.props.get("source"):
+            elif self._source(server):
                 self._follow(server, marker, fresh=False)
                 if self._following(server).has_caught_up(marker.port) and self.configure(server, marker):
                     self._start(server, marker)  # The primary's limits were lowered, and that is known here by now.
@@ -622,7 +623,7 @@ class Deployment:
         Before the first role change, the program wires them.
         """
         roles = read_roles(self.connection, server.layout.roles, self.user)
-        if not roles or not roles["epoch"]:
+        if not roles or not last_epoch(roles):
             return
         offer = HostPostgreSQL(site_of(self.props["host"], self.props["owner"], self.root)).offer()
         for site, _ in self._peers_here():
@@ -640,6 +641,18 @@ class Deployment:
     def _is_to_lead(self, server: Server) -> bool:
         """Tell whether the server is to be a primary: roles may have moved since it was deployed."""
         return is_to_lead(read_roles(self.connection, server.layout.roles, self.user), self.props.get("source"))
+
+    def _source(self, server: Server) -> Mapping[str, Any] | None:
+        """Return what the program has the server follow; None if nothing, or if that is no longer the program's matter.
+
+        Of a pair of pairs, the program knows the members of before a role change: the leader of one follows that of the
+        other then, and not the other way round.
+        """
+        roles = read_roles(self.connection, server.layout.roles, self.user)
+        if roles and roles["outer"] and last_epoch(roles):
+            return None
+        source: Mapping[str, Any] | None = self.props.get("source")
+        return source
 
     def _change(self, server: Server, marker: Marker) -> None:
         """Write the configuration and have it take effect; if it cannot, put back the one that did."""

@@ -12,6 +12,7 @@ from harmony_pulumi.hosts.connection import Connection
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import major_of
+from harmony_pulumi.orchestration.roles import last_epoch
 
 WAITING = "waiting: this was a primary, and its peer had not answered when it was started\n"
 """What is in `standby.signal` of a primary that waits. PostgreSQL looks only whether the file is there."""
@@ -164,8 +165,8 @@ def role_problem(connection: Connection, props: Mapping[str, Any], root: str, us
     wanted = "primary" if is_to_lead(roles, props.get("source")) else "standby"
     if has == wanted:
         return None
-    if roles and roles["epoch"]:
-        by = f"its site was told, at epoch {roles['epoch']}, that it is to be a {wanted}"
+    if roles and (epoch := last_epoch(roles)):
+        by = f"its site was told, at epoch {epoch}, that it is to be a {wanted}"
         return f"{marker.data} was left as a {has}, and {by}. See `harmony status`, then finish what was begun"
     return (
         f"{marker.data} was left as a {has}, and the program declares a {wanted}. Roles are moved by orchestration, "

@@ -9,6 +9,7 @@ from typing import Any, cast
 from harmony_pulumi.capabilities.site import Operation, Roles
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
+from harmony_pulumi.orchestration.roles import last_epoch, leads
 
 _LATER = {"terms": None, "stage": "", "clone": ""}
 """What an operation that was begun before there were failovers does not have."""
@@ -24,17 +25,7 @@ def read_roles(connection: Connection, path: str, user: str) -> Roles | None:
     if text is None:
         return None
     try:
-        found: dict[str, Any] = json.loads(text)
-        operation: Any = found["operation"]
-        return Roles(
-            pair=found["pair"],
-            epoch=found["epoch"],
-            active=found["active"],
-            me=found["me"],
-            synchronous=found.get("synchronous", False),
-            operation=cast("Operation", {**_LATER, **operation}) if operation else None,
-            away=found.get("away"),  # What was written before there were failovers has none, either.
-        )
+        return _roles(json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
         msg = (
             f"{connection.name}: {path} is not what this version of harmony writes ({error!r}); it says which member "
@@ -43,10 +34,30 @@ def read_roles(connection: Connection, path: str, user: str) -> Roles | None:
         raise SiteError(msg) from error
 
 
+def _roles(found: Mapping[str, Any]) -> Roles:
+    operation: Any = found["operation"]
+    outer: Any = found.get("outer")
+    return Roles(
+        pair=found["pair"],
+        epoch=found["epoch"],
+        active=found["active"],
+        me=found["me"],
+        synchronous=found.get("synchronous", False),
+        operation=cast("Operation", {**_LATER, **operation}) if operation else None,
+        away=found.get("away"),  # What was written before there were failovers has none, either.
+        outer=_roles(outer) if outer else None,
+    )
+
+
 def refusal(known: Roles | None, told: Roles) -> str | None:
     """Return why a site does not take what it is told, or None if it does."""
     if known is None:
         return None
+    if known["outer"]:
+        if told["outer"] is None:
+            return f"it is a member of the pair {known['outer']['pair']}, too, and nothing is told of that"
+        if reason := refusal(known["outer"], told["outer"]):
+            return reason
     if known["pair"] != told["pair"]:
         return f"it is a member of the pair {known['pair']}, not of {told['pair']}"
     if known["epoch"] > told["epoch"]:
@@ -64,4 +75,4 @@ def is_to_lead(roles: Roles | None, source: Mapping[str, Any] | None) -> bool:
 
     What its site was told of a role change counts; before the first one (epoch 0), what the program declares.
     """
-    return roles["active"] == roles["me"] if roles and roles["epoch"] else not source
+    return leads(roles) if roles and last_epoch(roles) else not source

@@ -28,6 +28,7 @@ from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
 from harmony_pulumi.hosts.postgresql.roles import read_roles, refusal
 from harmony_pulumi.hosts.postgresql.server import Binaries, Server, choose_binaries
+from harmony_pulumi.orchestration.roles import leads, levels
 from harmony_pulumi.orchestration.wait import wait_for
 
 _CERTIFICATES = ("ca", "server", "replication", "source-client")
@@ -543,9 +544,11 @@ class HostPostgreSQL:
         """Return the server, if its site was told that it is to be active."""
         server, marker = self._both()
         roles = self._told(server)
-        if roles is None or roles["active"] != roles["me"]:
-            known = f"{roles['active']} is active at epoch {roles['epoch']}" if roles else "nothing of its pair"
-            msg = f"{server.connection.name}: {self._root} is not {what}: it was told that {known}"
+        if roles is None or not leads(roles):
+            others = (level for level in levels(roles) if level["active"] != level["me"])
+            known = [f"{other['active']} is active at epoch {other['epoch']} in {other['pair']}" for other in others]
+            told = known[0] if known else "nothing of its pair"
+            msg = f"{server.connection.name}: {self._root} is not {what}: it was told that {told}"
             raise SiteError(msg)
         return server, marker
 
