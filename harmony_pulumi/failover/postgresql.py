@@ -68,7 +68,7 @@ class FailoverPostgreSQL(Failover[T]):
         whole = PostgreSQLPlan.joined([*plans.values(), *_plans_of_endpoints(name, endpoints)])
         resource_name = f"{cast('Any', self).name}-{name}"
         roles, role_problems = declared_active(resource_name, active)
-        whole = replace(whole, problems=(*whole.problems, *role_problems))
+        whole = replace(whole, problems=(*whole.problems, *role_problems, *_problems_of_nesting(config, plans)))
         insist(f"PostgreSQL {name!r} on {cast('Any', self).name!r}", whole, config)
         outer = replication or Replication()
         primary = self.primary.deploy_postgresql(
@@ -148,6 +148,17 @@ def _by_role(config: PostgreSQLConfig) -> Mapping[str, PostgreSQLConfig]:
     return {"primary": config, "replica": config.model_copy(update={"adopt": None})}
 
 
+def _problems_of_nesting(config: PostgreSQLConfig, plans: Mapping[str, PostgreSQLPlan]) -> list[Problem]:
+    """Return what a pair of pairs cannot do."""
+    if config.replication != "synchronous" or all(len(plan.members) == 1 for plan in plans.values()):
+        return []
+    message = (
+        "'synchronous' is not possible in a pair of pairs, whose primary would have to wait for its own standby and for "
+        "the other pair at once; use 'asynchronous', or a pair of two servers"
+    )
+    return [Problem("replication", message)]
+
+
 def _plans_of_endpoints(name: str, endpoints: Sequence[EndpointConfig]) -> list[PostgreSQLPlan]:
     """Return the problems and claims of endpoints, their paths below `endpoints`."""
     plans: list[PostgreSQLPlan] = []
@@ -210,6 +221,13 @@ def _of_active(active: pulumi.Output[str], values: Mapping[str, pulumi.Output[An
     return pulumi.Output.all(active, dict(values)).apply(lambda known: known[1][known[0]])
 
 
+def _servers(cluster: PostgreSQLCluster) -> list[PostgreSQLCluster]:
+    """Return the servers of a cluster, of a pair of pairs all four."""
+    if not isinstance(cluster, PostgreSQLPair):
+        return [cluster]
+    return [server for member in cluster.members.values() for server in _servers(member)]
+
+
 def _pair(
     name: str,
     config: PostgreSQLConfig,
@@ -221,7 +239,7 @@ def _pair(
 ) -> PostgreSQLPair:
     """Return the pair as a cluster: what a client needs spans both members, the rest is the active one's."""
     first = config.declared_databases[0]
-    addresses = [part.endpoint for part in endpoints or members.values()]
+    addresses = [part.endpoint for part in endpoints or [s for m in members.values() for s in _servers(m)]]
     authorities = [*(e.ca_certificate for e in endpoints), *(m.ca_certificate for m in members.values())]
 
     def joined_uri(known: Sequence[Any]) -> str:

@@ -1,0 +1,138 @@
+"""A pair of pairs: its roles move as those of a pair of servers do, and every pair in it stays whole."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Stack, eventually, postmaster, stacks, stop_postmaster, superuser
+from tests.e2e.history import Clients
+from tests.e2e.test_roles_cli import harmony
+
+pytestmark = pytest.mark.e2e
+
+PROGRAM = """
+east = FailoverTopology("east", primary=LinuxHostTopology("montreal"), replica=LinuxHostTopology("toronto"))
+west = FailoverTopology("west", primary=LinuxHostTopology("calgary"), replica=LinuxHostTopology("vancouver"))
+site = FailoverTopology("orders", primary=east, replica=west)
+database = site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"]{config}))
+for name in ("uri", "ca_certificate", "site", "active", "observed_active"):
+    pulumi.export(name, getattr(database, name))
+names = iter(["montreal", "toronto", "calgary", "vancouver"])
+for pair in database.members.values():
+    for server in pair.members.values():
+        pulumi.export(next(names), server.uri)
+"""
+EAST, WEST = ("montreal", "toronto"), ("calgary", "vancouver")
+_STREAMS = """
+SELECT coalesce(string_agg(application_name, ' ' ORDER BY application_name), '') FROM pg_stat_replication
+WHERE state = 'streaming'
+"""
+
+
+class Four:
+    """The servers of a pair of pairs, by their names."""
+
+    def __init__(self, stack: Stack, config: str = "") -> None:
+        self.stack = stack
+        stack.program(PROGRAM.replace("{config}", config))
+        stack.up()
+        self.homes = {root.name.removesuffix("-orders"): root for root, _ in stack.markers()}
+
+    def ask(self, name: str, sql: str, database: str = "postgres") -> str:
+        marker = json.loads((self.homes[name] / "harmony.json").read_text())
+        return superuser(self.homes[name], sql, marker["port"], database)
+
+    def roles(self) -> str:
+        """Return what each server is, and who streams from it."""
+        found: list[str] = []
+        for name in (*EAST, *WEST):
+            if postmaster(self.homes[name] / "data") is None:
+                found.append(f"{name} is down")
+                continue
+            role = {"t": "standby", "f": "primary"}[self.ask(name, "SELECT pg_is_in_recovery()")]
+            found.append(f"{name} {role} < {self.ask(name, _STREAMS)}".strip(" <"))
+        return "; ".join(found)
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            stop_postmaster(self.homes[name] / "data", signal.SIGKILL)
+
+    def clients(self) -> Clients:
+        outputs = self.stack.outputs()
+        ca = self.stack.folder / "clients-ca.crt"
+        ca.write_text(outputs["ca_certificate"])
+        return Clients([outputs["uri"]] * 2, ca, pause=0.01)
+
+    def insist(self, clients: Clients, leader: str, *, lossless: bool = True) -> None:
+        """Nothing was lost, and every server has it all."""
+        clients.stop()
+        account = None
+        for name in (*EAST, *WEST):
+            if name != leader:
+                found = clients.insist(self.uri(leader), self.uri(name), lossless=lossless)
+                assert account is None or str(found) == str(account)
+                account = found
+
+    def uri(self, name: str) -> str:
+        uri: str = self.stack.outputs()[name]
+        return uri
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Generator[Four]:
+    with stacks(tmp_path_factory) as make:
+        yield Four(make())
+
+
+AT_FIRST = "montreal primary < calgary toronto; toronto standby; calgary standby < vancouver; vancouver standby"
+SWITCHED = "montreal standby < toronto; toronto standby; calgary primary < montreal vancouver; vancouver standby"
+
+
+def test_a_switchover_of_a_pair_of_pairs_loses_nothing_and_is_taken_back(four: Four) -> None:
+    stack = four.stack
+    assert four.roles() == AT_FIRST
+    with four.clients() as clients:
+        clients.wait_until_served()
+        shown = harmony(stack, "plan")
+        assert "calgary streams from montreal" in shown
+        harmony(stack, "switchover", "--to", "calgary", "--yes")
+        clients.wait_until_served()
+        eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+        assert stack.outputs()["observed_active"] == "replica"
+        stack.up("--expect-no-changes")
+        assert "warning" not in stack.refresh()
+        stack.up("--expect-no-changes")
+        shown = harmony(stack, "revert", "--yes")
+        assert "differs" not in shown
+        clients.wait_until_served()
+        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist(clients, "montreal")
+    stack.up("--expect-no-changes")
+
+
+def test_a_pair_that_is_lost_is_failed_over_from_and_comes_back_whole(four: Four) -> None:
+    stack = four.stack
+    assert four.roles() == AT_FIRST
+    with four.clients() as clients:
+        clients.wait_until_served()
+        four.kill("toronto", "montreal")
+        shown = harmony(stack, "failover", "--to", "calgary", "--max-data-loss", "100000000", "--yes")
+        assert "calgary becomes the primary" in shown
+        clients.wait_until_served()
+        assert four.roles() == "montreal is down; toronto is down; calgary primary < vancouver; vancouver standby"
+        harmony(stack, "rejoin", "--yes")
+        eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+        shown = harmony(stack, "revert", "--yes")
+        assert "differs" not in shown
+        clients.wait_until_served()
+        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist(clients, "montreal", lossless=False)
+    stack.refresh()
+    stack.up()
+    stack.up("--expect-no-changes")
