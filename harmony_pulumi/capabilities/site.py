@@ -320,6 +320,10 @@ class RoleSite(PostgreSQLSite, Protocol):
         """Return the site's log of events: JSON, an object a line."""
         ...
 
+    def peers(self) -> list[Observation]:
+        """Look at the other servers of this database that the site knows of, in its own pair and around it."""
+        ...
+
     def tell(self, roles: Roles) -> None:
         """Keep what the pair's roles are, on disk, and refuse a lower epoch, or another pair's.
 

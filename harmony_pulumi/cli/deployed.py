@@ -56,6 +56,10 @@ class Database:
     """The topology that deployed it."""
     recorded_active: str = ""
     """Of a group: the role that was active when the stack last looked."""
+    inside: tuple[Database, ...] = ()
+    """The pairs that are its members, and theirs; each has the name of its resource."""
+    nested: bool = False
+    """Whether it is one of those."""
 
     @property
     def is_group(self) -> bool:
@@ -97,8 +101,7 @@ class Resources:
             )
             for urn, r, handle in self._handles()
         ]
-        inner = [handle for database in found for handle in _members_of(database.handle)]
-        return sorted(_distinctly_named([d for d in found if d.handle not in inner]), key=lambda d: (d.name, d.urn))
+        return sorted(_distinctly_named(_outermost(found)), key=lambda d: (d.name, d.urn))
 
     def server_outputs(self, handle: Handle) -> Mapping[str, Any]:
         """Return the outputs of the resource with a handle; nothing if there is none."""
@@ -136,9 +139,7 @@ def databases_in(document: object) -> list[Database]:
         values = [*cast("Mapping[str, Any]", document).values()]
     elif isinstance(document, list):
         values = document
-    found = [Database(str(value["name"]), value) for value in values if is_handle(value)]
-    inner = [handle for database in found for handle in _members_of(database.handle)]
-    return [database for database in found if database.handle not in inner]
+    return _outermost([Database(str(value["name"]), value) for value in values if is_handle(value)])
 
 
 def is_handle(value: Any) -> TypeGuard[Handle]:
@@ -179,6 +180,32 @@ def _members_of(handle: Handle) -> Iterator[Handle]:
         for inner in handle["members"].values():
             yield inner
             yield from _members_of(inner)
+
+
+def _outermost(found: Sequence[Database]) -> list[Database]:
+    """Return the databases that are no members of others, with the pairs that are theirs."""
+    inner = [handle for database in found for handle in _members_of(database.handle)]
+    deployed = {_pair_id(d.handle): d for d in found if "pair" in d.handle}
+    return [
+        replace(
+            database,
+            inside=tuple(
+                replace(
+                    deployed.get(_pair_id(handle), Database(str(handle["name"]), handle)),
+                    name=_pair_id(handle).rpartition("/")[2],
+                    nested=True,
+                )
+                for handle in _members_of(database.handle)
+                if "pair" in handle
+            ),
+        )
+        for database in found
+        if database.handle not in inner
+    ]
+
+
+def _pair_id(handle: Handle) -> str:
+    return str(handle.get("pair", ""))
 
 
 def _distinctly_named(databases: Sequence[Database]) -> list[Database]:

@@ -34,8 +34,9 @@ def pair_in(subject: Subject, name: str | None) -> Database:
     from harmony_pulumi.orchestration.pair import has_roles
 
     pairs = [d for d in subject.databases if d.is_group and has_roles(d.handle)]
-    wanted = [d for d in pairs if name in (None, d.name)]
-    known = ", ".join(d.name for d in pairs) or "none"
+    inside = [inner for d in pairs for inner in d.inside]
+    wanted = [d for d in pairs if name in (None, d.name)] or [d for d in inside if name == d.name]
+    known = ", ".join(d.name for d in (*pairs, *inside)) or "none"
     if not wanted:
         refuse(f"there is no pair {name or ''} whose roles could be moved; there are: {known}".replace("  ", " "))
     if len(wanted) > 1:
@@ -128,7 +129,10 @@ def tell_stack(chosen: Database, role: str, epoch: int, cwd: Path, stack: str | 
     values = [f"{key}.member={role}", f"{key}.epoch={epoch}"]
     commands = (
         ["config", "set-all", "--path", *(word for value in values for word in ("--plaintext", value))],
-        ["up", "--yes", "--skip-preview", "--non-interactive", "--target", chosen.urn],
+        [
+            *("up", "--yes", "--skip-preview", "--non-interactive", "--target", chosen.urn),
+            *(["--target-dependents"] if chosen.nested else []),  # The pair around it follows its new leader.
+        ],
     )
     with progress("telling the stack"):
         for command in commands:

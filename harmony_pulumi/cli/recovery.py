@@ -33,11 +33,12 @@ def failover(
         ),
     ] = False,
     fenced_by_me: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--fenced-by-me",
             metavar="NAME",
-            help="The old primary, if it cannot be asked: you have made certain that it accepts no writes.",
+            help="The old primary, if it cannot be asked: you have made certain that it accepts no writes. In a pair "
+            "of pairs, also those of the other pair; once for each.",
         ),
     ] = None,
     to: To = None,
@@ -64,9 +65,12 @@ def failover(
         known = told(seen)
         role = target_of(pair, known, to)
         source, name = pair.names[other_than(pair, role)], pair.names[role]
-        if fenced_by_me not in {None, source}:
-            refuse(f"--fenced-by-me {fenced_by_me}: the member to be fenced is {source}; nothing was touched")
-        fenced = f"--fenced-by-me {source}: an operator vouches for it" if fenced_by_me else ""
+        vouched = fenced_by_me or []
+        others = [name for name in vouched if name != source]
+        if others and not (known and known["outer"]):
+            names = " and ".join(others)
+            refuse(f"--fenced-by-me {names}: the member to be fenced is {source}; nothing was touched")
+        fenced = f"--fenced-by-me {source}: an operator vouches for it" if source in vouched else ""
         terms = Terms(max_data_loss=max_data_loss, accept_unknown_loss=accept_unknown_loss, fenced=fenced)
         if known and known["active"] == role and not known["operation"] and seen[role]["role"] == "primary":
             console().print(f"{name} is active already")
@@ -74,7 +78,7 @@ def failover(
                 tell_stack(chosen, role, known["epoch"], cwd, stack)
             return
         try:
-            checks = failover_preflight(pair, role, seen, terms)
+            checks = failover_preflight(pair, role, seen, terms, vouched)
         except SiteError as error:
             refuse(str(error), status=1)
     show_checks(checks)
@@ -83,9 +87,10 @@ def failover(
             console().print(f"{'  ' if number else ''}{step}", markup=False)
         ask(f"Fail {pair.name} over to {name} now?")
     again = f"harmony failover --to {name} --max-data-loss {max_data_loss}"
-    again += (" --accept-unknown-loss" if accept_unknown_loss else "") + (f" --fenced-by-me {source}" if fenced else "")
+    again += " --accept-unknown-loss" if accept_unknown_loss else ""
+    again += "".join(f" --fenced-by-me {name}" for name in vouched)
     with acting(pair, "failover", role, again=again) as (journal, by):
-        epoch = fail_over(pair, role, terms, journal, by=by)
+        epoch = fail_over(pair, role, terms, journal, by=by, vouched=vouched)
     tell_stack(chosen, role, epoch, cwd, stack)
 
 

@@ -153,8 +153,8 @@ def _problems_of_nesting(config: PostgreSQLConfig, plans: Mapping[str, PostgreSQ
     if config.replication != "synchronous" or all(len(plan.members) == 1 for plan in plans.values()):
         return []
     message = (
-        "'synchronous' is not possible in a pair of pairs, whose primary would have to wait for its own standby and for "
-        "the other pair at once; use 'asynchronous', or a pair of two servers"
+        "'synchronous' is not possible in a pair of pairs, whose primary would have to wait for its own standby and "
+        "for the other pair at once; use 'asynchronous', or a pair of two servers"
     )
     return [Problem("replication", message)]
 
@@ -239,7 +239,8 @@ def _pair(
 ) -> PostgreSQLPair:
     """Return the pair as a cluster: what a client needs spans both members, the rest is the active one's."""
     first = config.declared_databases[0]
-    addresses = [part.endpoint for part in endpoints or [s for m in members.values() for s in _servers(m)]]
+    servers = [server for member in members.values() for server in _servers(member)]
+    addresses = [part.endpoint for part in endpoints or servers]
     authorities = [*(e.ca_certificate for e in endpoints), *(m.ca_certificate for m in members.values())]
 
     def joined_uri(known: Sequence[Any]) -> str:

@@ -6,13 +6,14 @@ may be lost than was accepted. What is lost is what the old primary wrote and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Terms
+from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.preflight import Check, certificates
+from harmony_pulumi.orchestration.roles import latest, levels
 from harmony_pulumi.orchestration.switchover import (
     Facts,
     Step,
@@ -139,6 +140,34 @@ def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:
         f"off, or its network cut for good), then add --fenced-by-me {old}; it stays marked until it has rejoined"
     )
     return Check("fencing", "problem", found)
+
+
+def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[str]) -> Check:
+    """Return whether a pair, a member of which is to take over, is certainly still active in the pair around it.
+
+    Args:
+        outer: what the pair was told of the one around it.
+        heard: by name, what the servers outside the pair were told; None of those that do not answer.
+        vouched: those of them of whom an operator has made certain that they accept no writes.
+    """
+    told = {name: level for name, roles in heard.items() for level in levels(roles) if level["pair"] == outer["pair"]}
+    newest = latest({"": outer, **told}) or outer
+    if newest["active"] != outer["me"]:
+        found = (
+            f"its {newest['active']} is active at epoch {newest['epoch']}, and not this pair: have this one rejoin it"
+        )
+        return Check(outer["pair"], "problem", found)
+    if any(level["me"] != outer["me"] for level in told.values()):
+        return Check(outer["pair"], "ok", f"this pair is the active one there, as {' and '.join(told)} know it, too")
+    silent = [name for name in heard if name not in told]
+    words = " and ".join(silent)
+    if not set(silent) - set(vouched):
+        return Check(outer["pair"], "warning", f"--fenced-by-me {words}: an operator vouches that they take no writes")
+    found = (
+        f"{words} do not answer, and may have been made active there. Make certain that they accept no writes, then "
+        f"add {' '.join(f'--fenced-by-me {name}' for name in silent)}"
+    )
+    return Check(outer["pair"], "problem", found)
 
 
 def next_step(operation: Operation, source: Facts, target: Facts) -> Step:

@@ -154,9 +154,17 @@ class PairSite:
                 mine = seen[role]["roles"] or roles_for(self.pair, role, deployed, None)
                 members[role].movable.tell({**mine, "outer": roles})
 
+    def peers(self) -> list[Observation]:
+        """Look at the servers that the active member knows of."""
+        return self._leader.movable.peers()
+
     def prepare(self, follower: str) -> None:
-        """Keep WAL from here on."""
+        """Keep WAL from here on with the active member; no longer with one that was it before, once it is not used."""
         self._leader.movable.prepare(follower)
+        for other in self._others:
+            seen = other.site.observe()
+            if seen["state"] == "running" and any(s["name"] == follower and not s["active"] for s in seen["slots"]):
+                other.movable.forget(follower)
 
     def ease(self) -> None:
         """Get ready to step down fast."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -33,8 +33,8 @@ from harmony_pulumi.orchestration.operation import Run
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
 from harmony_pulumi.orchestration.rejoin import fork_of
-from harmony_pulumi.orchestration.replication import Member, establish, missing
-from harmony_pulumi.orchestration.roles import Desired, command, last_epoch, moves
+from harmony_pulumi.orchestration.replication import Group, Member, establish, missing
+from harmony_pulumi.orchestration.roles import Desired, command, last_epoch, levels, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING, host_answers
 
 _COPIED_PER_SECOND = 100 * 10**6
@@ -56,6 +56,8 @@ def active_now(pair: Pair) -> str | None:
 
 def preflight(pair: Pair, target: str, seen: Mapping[str, Observation]) -> list[Check]:
     """Look at everything that a switchover to a member depends on. Changes nothing."""
+    if why := _why_it_stays(pair, told(seen)):
+        return [Check(pair.name, "problem", why)]
     roles = (other_than(pair, target), target)
     surveys: tuple[Survey, Survey] | None = None
     if all(seen[role]["state"] == "running" for role in roles):
@@ -120,6 +122,8 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
         deadline=pair.deadline,
         journal=journal,
     )
+    if isinstance(pair.members[active].site, Group):  # A member of it that led before may keep WAL, too.
+        pair.members[active].movable.prepare(pair.members[other_than(pair, active)].slot)
     serve(pair, active, journal)
     seen = {role: leader if role == active else member.site.observe() for role, member in pair.members.items()}
     if active == ORIGINAL:
@@ -214,13 +218,36 @@ def _refuse_to_forget(pair: Pair, known: Roles | None) -> None:
         raise SiteError(msg)
 
 
-def failover_preflight(pair: Pair, target: str, seen: Mapping[str, Observation], terms: Terms) -> list[Check]:
-    """Look at everything that a failover to a member depends on. Changes nothing."""
+def failover_preflight(
+    pair: Pair, target: str, seen: Mapping[str, Observation], terms: Terms, vouched: Collection[str] = ()
+) -> list[Check]:
+    """Look at everything that a failover to a member depends on. Changes nothing.
+
+    Args:
+        pair: whose primary is lost.
+        target: the role of the member that is to take over.
+        seen: by role.
+        terms: what is accepted.
+        vouched: in a pair of pairs, the servers outside the pair that certainly accept no writes.
+    """
+    if why := _why_it_stays(pair, told(seen)):
+        return [Check(pair.name, "problem", why)]
     source = other_than(pair, target)
     found = estimated_loss(pair, target, seen)
     can_fence = source in pair.fence_commands
     now = datetime.now(UTC)
-    return [*failover.checks(seen[source], seen[target], found, terms, can_fence=can_fence, now=now)]
+    found_here = failover.checks(seen[source], seen[target], found, terms, can_fence=can_fence, now=now)
+    return [*found_here, *_around(pair, target, told(seen), vouched)]
+
+
+def _around(pair: Pair, target: str, known: Roles | None, vouched: Collection[str]) -> list[Check]:
+    """Ask the servers outside a pair that is in another one whether it is still the active one there."""
+    outer = known["outer"] if known else None
+    if outer is None:
+        return []
+    mine = pair.names.values()
+    heard = {s["name"]: s["roles"] for s in pair.members[target].movable.peers() if s["name"] not in mine}
+    return [failover.around(level, heard, vouched) for level in levels(outer)]
 
 
 def rejoin_preflight(pair: Pair, active: str, seen: Mapping[str, Observation]) -> list[Check]:
@@ -281,10 +308,12 @@ def failover_epoch(known: Roles | None, target: str, *, answers: bool) -> int:
     return epoch_after(known) + (_LEAP if blind else 0)
 
 
-def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: str) -> int:
+def fail_over(
+    pair: Pair, target: str, terms: Terms, journal: Journal, *, by: str, vouched: Collection[str] = ()
+) -> int:
     """Have a member take over from one that is dead or cannot be reached; return the epoch.
 
-    An operation that is under way and cannot be finished is replaced.
+    An operation that is under way and cannot be finished is replaced. The arguments are those of `failover_preflight`.
 
     Raises:
         SiteError: it was refused, or could not be done; the message says how the pair was left.
@@ -305,7 +334,7 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             journal.note(f"going on with the failover begun by {under_way['operator']}", step="resume")
             under_way = Operation({**under_way, "terms": terms})
-        elif found := problems(failover_preflight(pair, target, seen, terms)):
+        elif found := problems(failover_preflight(pair, target, seen, terms, vouched)):
             lines = "".join(f"\n  - {problem}" for problem in found)
             msg = f"{pair.name}: no failover to {pair.names[target]}; nothing was touched{lines}"
             raise SiteError(msg)
@@ -386,6 +415,9 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
             msg = f"{pair.name}: expected exactly one primary, and every member to answer; {found}. Nothing was changed"
             raise SiteError(msg)
         (active,) = primaries
+        if around := problems(_around(pair, active, known, ())):
+            msg = f"{pair.name}: {'; '.join(around)}. Nothing was changed"
+            raise SiteError(msg)
         if known and known["active"] == active and not _contradict(pair, seen):
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
@@ -458,15 +490,18 @@ def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation],
         raise SiteError(msg)
 
 
+def _why_it_stays(pair: Pair, known: Roles | None) -> str:
+    """Return why no role can be moved in a pair that follows another one: none of its members could be a primary."""
+    if not follows(pair, known):
+        return ""
+    outer = known["outer"] if known else None
+    around = f", as {outer['active']} is active in {outer['pair']}" if outer else ""
+    return f"its roles cannot be moved while it follows another cluster{around}; make the pair itself active first"
+
+
 def _refuse_where_it_follows(pair: Pair, known: Roles | None) -> None:
-    """Refuse to move roles in a pair that follows another one: none of its members could be a primary."""
-    if follows(pair, known):
-        outer = known["outer"] if known else None
-        around = f", as {outer['active']} is active in {outer['pair']}" if outer else ""
-        msg = (
-            f"{pair.name}: its roles cannot be moved while it follows another cluster{around}; nothing was touched. "
-            f"Make the pair itself active first"
-        )
+    if why := _why_it_stays(pair, known):
+        msg = f"{pair.name}: {why}. Nothing was touched"
         raise SiteError(msg)
 
 
@@ -554,6 +589,7 @@ def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation
         offer = pair.members[desired.active].movable.offer()
         for role, member in pair.members.items():
             if role != desired.active and seen[role]["role"] == "standby":
+                pair.members[desired.active].movable.prepare(member.slot)
                 member.movable.follow(offer)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Generator
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator
 
 import pytest
 
@@ -131,6 +129,39 @@ def test_a_pair_that_is_lost_is_failed_over_from_and_comes_back_whole(four: Four
         shown = harmony(stack, "revert", "--yes")
         assert "differs" not in shown
         clients.wait_until_served()
+        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist(clients, "montreal", lossless=False)
+    stack.refresh()
+    stack.up()
+    stack.up("--expect-no-changes")
+
+
+MOVED = "montreal standby; toronto primary < calgary montreal; calgary standby < vancouver; vancouver standby"
+
+
+def test_the_pair_around_follows_a_role_change_in_its_active_pair(four: Four) -> None:
+    stack = four.stack
+    assert four.roles() == AT_FIRST
+    with four.clients() as clients:
+        clients.wait_until_served()
+        assert "there are: orders, east-orders, west-orders" in harmony(stack, "plan", "nowhere", expect=2)
+        harmony(stack, "switchover", "east-orders", "--to", "toronto", "--yes")
+        clients.wait_until_served()
+        eventually(lambda: four.roles() == MOVED, MOVED)
+        assert four.ask("montreal", "SELECT count(*) FROM pg_replication_slots") == "0"
+        four.insist(clients, "toronto")
+    stack.up()
+    stack.up("--expect-no-changes")
+    refused = harmony(stack, "switchover", "west-orders", "--to", "vancouver", "--yes", expect=1)
+    assert "its roles cannot be moved while it follows another cluster" in refused
+
+    with four.clients() as clients:
+        clients.wait_until_served()
+        four.kill("toronto")
+        harmony(stack, "failover", "east-orders", "--to", "montreal", "--max-data-loss", "100000000", "--yes")
+        clients.wait_until_served()
+        eventually(lambda: "calgary" in four.roles().partition(";")[0], "calgary to follow montreal")
+        harmony(stack, "rejoin", "east-orders", "--yes")
         eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
         four.insist(clients, "montreal", lossless=False)
     stack.refresh()

@@ -557,6 +557,12 @@ class MemorySite:
         self._query()
         return survey()
 
+    def peers(self) -> list[Observation]:
+        self._point("peers")
+        return [
+            MemorySite(self.world, other).observe() for other in self.world.servers.values() if other is not self.server
+        ]
+
     def tell(self, roles: Roles) -> None:
         self._point("tell: before")
         assert self.server.holder is not None, "must be called within `alone`"

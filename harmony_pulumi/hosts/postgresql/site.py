@@ -19,6 +19,7 @@ from harmony_pulumi.capabilities.site import (
     Rotation,
     Survey,
     Token,
+    load_site,
 )
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
@@ -280,6 +281,12 @@ class HostPostgreSQL:
         """Return the log of events."""
         server = self._existing()
         return server.connection.read_file(server.layout.events, server.user) or ""
+
+    def peers(self) -> list[Observation]:
+        """Look at the other servers, as this one is to ask them before it starts by itself."""
+        server = self._existing()
+        text = server.connection.read_file(server.layout.peers, server.user)
+        return [load_site(peer).observe() for peer in json.loads(text or "{}").get("peers", [])]
 
     def tell(self, roles: Roles) -> None:
         """Keep what the pair's roles are."""
