@@ -167,3 +167,46 @@ def test_the_pair_around_follows_a_role_change_in_its_active_pair(four: Four) ->
     stack.refresh()
     stack.up()
     stack.up("--expect-no-changes")
+
+
+def test_what_is_changed_while_the_other_pair_leads_reaches_all_four(four: Four) -> None:
+    stack = four.stack
+    harmony(stack, "switchover", "orders", "--to", "calgary", "--yes")
+    eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+    program = (stack.folder / "__main__.py").read_text()
+    stack.program(program.partition("\n\n")[2].replace('["orders"])', '["orders"], settings={"max_connections": 130})'))
+    stack.up()
+    eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+    assert {four.ask(name, "SHOW max_connections") for name in (*EAST, *WEST)} == {"130"}
+    stack.up("--expect-no-changes")
+    assert "warning" not in stack.refresh()
+    harmony(stack, "switchover", "orders", "--to", "montreal", "--yes")
+    eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+    stack.up("--expect-no-changes")
+
+
+def test_a_pair_that_was_failed_over_from_unawares_starts_no_primary(four: Four) -> None:
+    stack = four.stack
+    assert four.roles() == AT_FIRST
+    with four.clients() as clients:
+        clients.wait_until_served()
+        four.kill(*reversed(EAST))
+        for name in EAST:  # As if their disks were not there.
+            four.homes[name].rename(four.homes[name].with_suffix(".away"))
+        terms = ("--max-data-loss", "100000000", "--accept-unknown-loss", "--yes")
+        harmony(stack, "failover", "orders", "--to", "calgary", *terms)
+        clients.wait_until_served()
+        for name in EAST:
+            four.homes[name].with_suffix(".away").rename(four.homes[name])
+        refused = harmony(stack, "failover", "east-orders", "--to", "toronto", *terms, expect=1)
+        assert "a standby that runs is needed" in refused
+        assert "calgary is active at epoch" in harmony(stack, "start", str(four.homes["montreal"]))
+        harmony(stack, "start", str(four.homes["toronto"]))
+        assert "montreal standby" in four.roles()
+        refused = harmony(stack, "failover", "east-orders", "--to", "toronto", *terms, expect=1)
+        assert "its roles cannot be moved" in refused or "not this pair" in refused
+        harmony(stack, "rejoin", "orders", "--yes")
+        eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+        harmony(stack, "revert", "orders", "--yes")
+        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist(clients, "montreal", lossless=False)

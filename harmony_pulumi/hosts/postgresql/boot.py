@@ -24,7 +24,7 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, Show, operator
-from harmony_pulumi.orchestration.roles import last_epoch, latest, levels
+from harmony_pulumi.orchestration.roles import last_epoch, latest, leads, levels
 from harmony_pulumi.orchestration.wait import wait_for
 
 _START_DEADLINE = 600
@@ -174,8 +174,13 @@ def _leader(known: Roles | None, answers: Sequence[Answer]) -> str:
     if known is None or not last_epoch(known):
         return "it is declared a standby"
     other = next(level for level in levels(known) if level["active"] != level["me"])
-    names = {roles["me"]: name for name, roles in _of_pair(other, answers)}
-    return f"{names.get(other['active'], other['active'])} is active at epoch {other['epoch']}"
+    members = [
+        answer
+        for answer in answers
+        if any((level["pair"], level["me"]) == (other["pair"], other["active"]) for level in levels(answer.roles))
+    ]
+    leader = max(members, key=lambda answer: answer.roles is not None and leads(answer.roles), default=None)
+    return f"{leader.name if leader else other['active']} is active at epoch {other['epoch']}"
 
 
 def _two_primaries(rivals: Sequence[str]) -> str:
