@@ -478,10 +478,10 @@ def roles_of(site: PostgreSQLSite, name: str) -> RoleSite:
     """Return a site as one whose role can be moved.
 
     Raises:
-        SiteError: it is not one; a pair inside a pair is none yet.
+        SiteError: it is not one.
     """
     if not isinstance(site, RoleSite):
-        msg = f"the roles of {name} cannot be moved: it is a {type(site).__name__}, not a server"
+        msg = f"the roles of {name} cannot be moved: it is a {type(site).__name__}, which offers no role changes"
         raise SiteError(msg)
     return site
 

@@ -298,25 +298,45 @@ def _findings(database: Database, members: Sequence[MemberStatus]) -> list[Findi
 
 
 def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
-    """Find a role change that is under way, or was cut off."""
-    told = max((o["roles"] for o in seen if o.get("roles")), key=lambda roles: roles["epoch"], default=None)
-    names = {member.position: member.name for member in database.members}
-    operations = [(o.get("roles") or {}).get("operation") for o in seen]
-    for operation in [operation for operation in operations if operation][:1]:
-        target = names.get(operation["target"], operation["target"])
-        again = f"harmony {operation['kind']}" + (f" --to {target}" if operation["kind"] != "rejoin" else "")
-        message = (
-            f"a {operation['kind']} to {target} is under way, or was cut off: {operation['operator']}. If that has "
-            f"ended, run `{again}` to finish it"
-        )
-        yield Finding("problem", "unfinished", database.name, "", message)
-    if told and told["away"]:
-        left = told["away"]
-        message = (
-            f"was left behind by the failover of {left['since']} ({left['fenced']}); what it wrote from {left['fork']} "
-            f"on is not in this database. Run `harmony rejoin` once it is back: it puts that aside, and has it follow"
-        )
-        yield Finding("problem", "left_behind", database.name, names.get(left["member"]) or left["member"], message)
+    """Find a role change that is under way, or was cut off, and a member that one has left behind."""
+    for told in _told_by_pair(database, seen):
+        names = {member.position: member.name for member in database.members} | {
+            level["me"]: name for name, level in told if "me" in level
+        }
+        # A pair inside another one is to be named: it is not what a command acts on by itself.
+        which = f" {told[0][1]['pair'].rpartition('/')[2]}" if any(level.get("outer") for _, level in told) else ""
+        for operation in [level["operation"] for _, level in told if level.get("operation")][:1]:
+            target = names.get(operation["target"], operation["target"])
+            again = f"harmony {operation['kind']}{which}"
+            again += f" --to {target}" if operation["kind"] != "rejoin" else ""
+            message = (
+                f"a {operation['kind']} to {target} is under way, or was cut off: {operation['operator']}. If that has "
+                f"ended, run `{again}` to finish it"
+            )
+            yield Finding("problem", "unfinished", database.name, "", message)
+        if left := max((level for _, level in told), key=lambda level: int(level["epoch"]))["away"]:
+            message = (
+                f"was left behind by the failover of {left['since']} ({left['fenced']}); what it wrote from "
+                f"{left['fork']} on is not in this database. Run `harmony rejoin{which}` once it is back: it puts that "
+                f"aside, and has it follow"
+            )
+            yield Finding("problem", "left_behind", database.name, names.get(left["member"]) or left["member"], message)
+
+
+def _told_by_pair(database: Database, seen: Sequence[Seen]) -> list[list[tuple[str, Mapping[str, Any]]]]:
+    """Return what servers were told of each pair, with their names; last of each member of it the one that leads there.
+
+    A server in a pair of pairs was told of its own, and of the one around that.
+    """
+    found: dict[str, list[tuple[bool, str, Mapping[str, Any]]]] = {}
+    for member, observation in zip(database.members, seen, strict=True):
+        level: Mapping[str, Any] | None = observation.get("roles")
+        leads = True
+        while level:
+            found.setdefault(level.get("pair", ""), []).append((leads, member.name, level))
+            leads = leads and level.get("active") == level.get("me")
+            level = level.get("outer")
+    return [[(name, level) for _, name, level in sorted(told, key=lambda one: one[0])] for told in found.values()]
 
 
 def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Iterator[Finding]:

@@ -153,9 +153,7 @@ def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[
     told = {name: level for name, roles in heard.items() for level in levels(roles) if level["pair"] == outer["pair"]}
     newest = latest({"": outer, **told}) or outer
     if newest["active"] != outer["me"]:
-        found = (
-            f"its {newest['active']} is active at epoch {newest['epoch']}, and not this pair: have this one rejoin it"
-        )
+        found = f"its {newest['active']} is active at epoch {newest['epoch']}, not this pair: have this one rejoin it"
         return Check(outer["pair"], "problem", found)
     if any(level["me"] != outer["me"] for level in told.values()):
         return Check(outer["pair"], "ok", f"this pair is the active one there, as {' and '.join(told)} know it, too")

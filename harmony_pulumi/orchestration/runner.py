@@ -479,13 +479,15 @@ def _contradict(pair: Pair, seen: Mapping[str, Observation]) -> bool:
 def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation], known: Roles | None) -> None:
     """Refuse to go on where somebody else has moved the roles: that never moves a desired role."""
     primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
-    following = follows(pair, known)
-    if primaries and (following or primaries != [desired.active]):
-        names = " and ".join(pair.names[role] for role in primaries)
-        wanted = "the pair follows another one" if following else f"{pair.names[desired.active]} is to be active alone"
+    advice = "Look at `harmony status`; stop the one that is not to stay, and keep its data"
+    names = " and ".join(pair.names[role] for role in primaries)
+    if primaries and follows(pair, known):
+        msg = f"{pair.name}: {names} accepts writes, and the pair follows another cluster: promoted by hand? {advice}"
+        raise SiteError(msg)
+    if primaries and primaries != [desired.active]:
         msg = (
-            f"{pair.name}: {names} accepts writes, and {wanted}. Somebody promoted a member by hand. Look at `harmony "
-            f"status`; stop the one that is not to stay, and keep its data"
+            f"{pair.name}: {names} accepts writes, and {pair.names[desired.active]} is to be active alone. Somebody "
+            f"promoted a member by hand. {advice}"
         )
         raise SiteError(msg)
 

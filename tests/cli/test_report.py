@@ -181,6 +181,27 @@ def test_in_a_pair_of_pairs_each_standby_is_judged_by_the_member_it_streams_from
     assert judged.databases[0].observed_active == "primary/primary"
 
 
+def test_in_a_pair_of_pairs_what_is_left_open_is_told_of_the_pair_that_it_is_of() -> None:
+    operation = {"kind": "switchover", "target": "replica", "operator": "ada"}
+    away = {"member": "replica", "since": "today", "fenced": "off", "fork": "0/1"}
+    world = {"pair": "shop/prod/world-orders", "epoch": 1, "active": "primary", "operation": None, "away": away}
+    east = {"pair": "shop/prod/east-orders", "epoch": 3, "active": "replica", "operation": operation, "away": None}
+    montreal = {**east, "me": "primary", "outer": {**world, "me": "primary", "outer": None}}
+    toronto = {**east, "me": "replica", "outer": {**world, "me": "primary", "outer": None}}
+    dublin = {**world, "me": "replica", "outer": None}
+    judged = judge(
+        {**PRIMARY, "roles": montreal, "replicas": [replica("toronto"), replica("dublin")]},
+        {**STANDBY, "roles": toronto},
+        {**seen("dublin", "standby"), "roles": dublin},
+        resources=pair_of_pairs(),
+    )
+    said = {f.code: (f.member, f.message) for f in judged.findings}
+    assert set(said) == {"unfinished", "left_behind"}
+    assert "run `harmony switchover east-orders --to toronto` to finish it" in said["unfinished"][1]
+    assert said["left_behind"][0] == "dublin"
+    assert "Run `harmony rejoin` once it is back" in said["left_behind"][1]
+
+
 def test_a_site_of_another_package_may_leave_out_what_it_does_not_know() -> None:
     judged = judge({"name": "montreal", "state": "running", "role": "primary"}, STOPPED)
     assert judged.databases[0].members[0].timeline is None

@@ -204,3 +204,49 @@ def test_an_answer_is_the_host_s_and_not_the_server_s(state: str, told: Roles | 
     assert Answer.of(observation).came is came
     # Where a deployment makes the pair again, a folder that is gone is an answer, and silence is none.
     assert Answer.of(observation, made_again=True).came is (came or state == "absent")
+
+
+# -- in a pair of pairs ------------------------------------------------------------------------------------------------
+
+WORLD = "shop/prod/world"
+
+
+def inside(told: Roles, epoch: int, active: str, me: str = "primary") -> Roles:
+    return {**told, "outer": roles(epoch, active, me, pair=WORLD)}
+
+
+def west(epoch: int, active: str, name: str = "calgary") -> Answer:
+    return peer(inside(roles(0, "primary", pair="shop/prod/west"), epoch, active, "replica"), name=name)
+
+
+def test_one_leads_only_where_its_pair_is_the_active_one_as_far_as_anybody_knows() -> None:
+    mine, brother = inside(roles(0, "primary"), 1, "primary"), roles(0, "primary", "replica")
+    here = peer(inside(brother, 1, "primary"))
+    assert starts(mine, [here, west(1, "primary")]) is Start.LEAD
+    found = verdict(mine, [here, west(2, "replica")], None, "primary")
+    assert (found.start, found.why) == (Start.FOLLOW, "calgary is active at epoch 2")
+    assert found.learnt == inside(roles(0, "primary"), 2, "replica")
+    # What the other member of its own pair was told, it was to be told, too.
+    assert starts(mine, [peer(inside(brother, 2, "replica")), west(1, "primary")]) is Start.FOLLOW
+    assert starts(roles(0, "primary"), [peer(inside(brother, 2, "replica"))]) is Start.FOLLOW
+
+
+def test_one_whose_pair_is_active_waits_for_an_answer_from_each_other_side() -> None:
+    mine, brother = (
+        inside(roles(0, "primary"), 1, "primary"),
+        peer(inside(roles(0, "primary", "replica"), 1, "primary")),
+    )
+    assert starts(mine, [brother, silent("calgary"), silent("vancouver")]) is Start.WAIT
+    assert starts(mine, [brother, silent("calgary"), west(1, "primary", "vancouver")]) is Start.LEAD
+    assert starts(mine, [silent(), west(1, "primary")]) is Start.WAIT
+    apart = verdict(mine, [brother, west(1, "replica")], None, "primary")
+    assert apart.start is Start.WAIT
+    assert "different members as active at epoch 1" in apart.why
+
+
+def test_one_that_leads_by_a_role_change_around_its_pair_does_so_whatever_the_program_has_it_follow() -> None:
+    mine = inside(roles(0, "primary", pair="shop/prod/west"), 1, "replica", "replica")
+    brother = peer(inside(roles(0, "primary", "replica", pair="shop/prod/west"), 1, "replica", "replica"))
+    east = peer(inside(roles(0, "primary"), 1, "replica"), name="montreal")
+    assert starts(mine, [brother, east], SOURCE) is Start.LEAD
+    assert starts({**mine, "me": "replica"}, [brother, east], SOURCE) is Start.FOLLOW

@@ -100,3 +100,37 @@ def test_before_the_first_role_change_the_program_declares_who_leads() -> None:
     source = {"endpoint": {}}
     assert not is_to_lead(roles(epoch=0, active="primary", me="primary"), source)
     assert is_to_lead(roles(epoch=0, active="primary", me="replica"), None)
+
+
+def inside(told: Roles, **outer: Any) -> Roles:
+    """Return what a member of a pair inside another pair was told."""
+    return {**told, "outer": roles(pair="shop/prod/world", **outer)}
+
+
+def test_a_site_in_a_pair_inside_another_takes_what_is_newer_in_either() -> None:
+    known = inside(roles(4), epoch=2)
+    assert refusal(known, known) is None
+    assert refusal(roles(4), known) is None
+    assert refusal(known, inside(roles(5, "replica"), epoch=2)) is None
+    assert refusal(known, inside(roles(4), epoch=3, active="replica")) is None
+    assert refusal(known, inside(roles(3), epoch=3)) is not None
+    assert "it knows epoch 2, with primary active, and epoch 1 is older" in str(
+        refusal(known, inside(roles(9), epoch=1))
+    )
+    assert refusal(known, roles(9)) == "it is a member of the pair shop/prod/world, too, and nothing is told of that"
+
+
+def test_what_is_kept_of_the_pair_around_is_what_was_told() -> None:
+    told = inside(roles(4), epoch=2)
+    assert read(json.dumps(told)) == told
+
+
+def test_only_who_is_active_in_every_pair_leads() -> None:
+    source = {"endpoint": {}}
+    assert is_to_lead(inside(roles(0), epoch=1), source)
+    assert is_to_lead(inside(roles(1), epoch=0), source)
+    assert not is_to_lead(inside(roles(0), epoch=1, active="replica"), None)
+    assert not is_to_lead(inside(roles(0, "replica"), epoch=1), None)
+    assert not is_to_lead(inside(roles(1, "replica"), epoch=0), None)
+    assert not is_to_lead(inside(roles(0), epoch=0), source), "before the first role change the program says who leads"
+    assert is_to_lead(inside(roles(0), epoch=0), None)

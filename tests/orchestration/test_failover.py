@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harmony_pulumi.capabilities.site import Beyond, Observation
+from harmony_pulumi.capabilities.site import Beyond, Observation, Roles
 from harmony_pulumi.errors import SiteError
 from tests.orchestration.code import Code
 from tests.orchestration.sites import World, pair_site, roles, terms
@@ -265,3 +265,29 @@ def test_one_that_may_not_know_of_a_failover_takes_an_epoch_that_none_has_come_t
     for known, plain in ((roles(4, "replica"), 5), (None, 1)):
         assert (of(known, "replica", answers=answers) == plain) is answers
         assert of(known, "replica", answers=False) > plain + 50
+
+
+def test_whether_a_pair_inside_another_is_still_the_active_one_is_asked_around(code: Code) -> None:
+    outer = roles(2, "primary", "primary", pair="shop/prod/world")
+
+    def west(epoch: int, active: str) -> Roles:
+        return roles(0, "primary", outer=roles(epoch, active, "replica", pair="shop/prod/world"))
+
+    def found(*vouched: str, **heard: Roles | None) -> tuple[str, str]:
+        check = code.failover.around(outer, heard, vouched)
+        return check.verdict, check.found
+
+    assert found(calgary=west(2, "primary"))[0] == "ok"
+    assert found(calgary=None, vancouver=west(2, "primary"))[0] == "ok"
+    verdict, words = found(calgary=west(3, "replica"), vancouver=None)
+    assert verdict == "problem"
+    assert "its replica is active at epoch 3, not this pair" in words
+    verdict, words = found(calgary=None, vancouver=None)
+    assert verdict == "problem"
+    assert "add --fenced-by-me calgary --fenced-by-me vancouver" in words
+    assert found("calgary", calgary=None, vancouver=None)[0] == "problem"
+    assert found("calgary", "vancouver", calgary=None, vancouver=None)[0] == "warning"
+    elsewhere = roles(9, "replica", "replica", pair="shop/prod/others")
+    assert found(calgary=elsewhere)[0] == "problem", "it is of another pair, and has not answered for this"
+    brother = roles(0, "primary", "replica", outer=outer)
+    assert found(toronto=brother, calgary=None)[0] == "problem", "it is on the same side"

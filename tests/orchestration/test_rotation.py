@@ -320,6 +320,16 @@ def test_what_is_under_way_waits_for_a_member_that_is_away_and_is_no_reason_to_f
     assert not [label for label in world.labels if "alone" in label]
 
 
+def test_what_is_under_way_waits_while_the_pair_follows_another_one() -> None:
+    world = World(busy=False)
+    around = roles(1, "replica", pair="shop/prod/world")
+    for role, server in world.servers.items():
+        server.rotation, server.roles = rotation(), roles(0, "primary", role, outer=around)
+        server.in_recovery = True
+    assert run(world, None)
+    assert not any(server.renewals for server in world.servers.values())
+
+
 def test_roles_that_move_before_the_lock_is_held_are_noticed() -> None:
     world = watched()
     world.whenever = None
