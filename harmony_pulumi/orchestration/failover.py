@@ -151,7 +151,8 @@ def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[
         vouched: those of them of whom an operator has made certain that they accept no writes.
     """
     told = {name: level for name, roles in heard.items() for level in levels(roles) if level["pair"] == outer["pair"]}
-    newest = latest({"": outer, **told}) or outer
+    newest = latest({"": outer, **told})
+    assert newest is not None, "it is one of them itself"
     if newest["active"] != outer["me"]:
         found = f"its {newest['active']} is active at epoch {newest['epoch']}, not this pair: have this one rejoin it"
         return Check(outer["pair"], "problem", found)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Generator
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harmony_pulumi.capabilities.site import Terms
 from tests.e2e.conftest import Stack, eventually, postmaster, stacks, stop_postmaster, superuser
+from tests.e2e.driver import Kind
 from tests.e2e.history import Clients
 from tests.e2e.test_roles_cli import harmony
+from tests.e2e.test_switchover_faults import KILLED, LAST_STEPS, STATES, STEPS, Mover, act, other_than, sampled
 
 pytestmark = pytest.mark.e2e
 
@@ -27,6 +33,8 @@ for pair in database.members.values():
         pulumi.export(next(names), server.uri)
 """
 EAST, WEST = ("montreal", "toronto"), ("calgary", "vancouver")
+FIRST = {"primary": EAST[0], "replica": WEST[0]}
+TERMS = Terms(max_data_loss=10**8, accept_unknown_loss=False, fenced="")
 _STREAMS = """
 SELECT coalesce(string_agg(application_name, ' ' ORDER BY application_name), '') FROM pg_stat_replication
 WHERE state = 'streaming'
@@ -210,3 +218,64 @@ def test_a_pair_that_was_failed_over_from_unawares_starts_no_primary(four: Four)
         harmony(stack, "revert", "orders", "--yes")
         eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
         four.insist(clients, "montreal", lossless=False)
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+
+class Outer(Mover):
+    """The pair around both."""
+
+    def told(self, role: str) -> dict[str, Any]:
+        path = Path(self.handle["members"][role]["members"]["primary"]["root"]) / "roles.json"
+        outer = json.loads(path.read_text())["outer"]
+        return outer or {"epoch": 0, "active": "primary", "operation": None}
+
+    def killed_and_again(self, kind: Kind, target: str, at: str) -> None:
+        """Have whoever does this die at a boundary, then do it again."""
+        epoch = self.epoch + (kind == "switchover")
+        terms = TERMS if kind == "failover" else None
+        done = self.drive(target, epoch, [act(at)], kind=kind, terms=terms)
+        assert done.status == KILLED, done
+        again = self.drive(target, epoch, kind=kind, terms=terms)
+        assert again.status == 0, again.said
+
+
+@pytest.fixture
+def outer(four: Four) -> Outer:
+    eventually(lambda: four.roles() in (AT_FIRST, SWITCHED), "all four to be as one of them leads")
+    outputs = four.stack.outputs()
+    return Outer(four.stack, {**outputs["site"], "deadline": 60}, outputs, Path())
+
+
+@pytest.mark.parametrize("at", sampled([*STEPS, *LAST_STEPS], 2))
+def test_a_switchover_that_is_killed_is_finished_by_the_same_again(four: Four, outer: Outer, at: str) -> None:
+    target = other_than(outer.leader)
+    with four.clients() as clients:
+        clients.wait_until_served()
+        outer.killed_and_again("switchover", target, at)
+        clients.wait_until_served()
+        as_wanted = AT_FIRST if target == "primary" else SWITCHED
+        eventually(lambda: four.roles() == as_wanted, as_wanted)
+        four.insist(clients, FIRST[target])
+
+
+FAILOVER = [f"{step}:{state}" for step, state in product(("fence", "elect", "promote", "settle"), STATES)]
+REJOIN = [f"{step}:{state}" for step, state in product(("retire", "archive", "rewind", "follow", "settle"), STATES)]
+
+
+@pytest.mark.parametrize(("first", "then"), sampled([*product(FAILOVER, REJOIN)], 1))
+def test_a_failover_and_a_rejoin_that_are_killed_are_finished_by_the_same_again(
+    four: Four, outer: Outer, first: str, then: str
+) -> None:
+    source = outer.leader
+    target = other_than(source)
+    with four.clients() as clients:
+        clients.wait_until_served()
+        four.kill(*reversed(EAST if source == "primary" else WEST))
+        outer.killed_and_again("failover", target, first)
+        clients.wait_until_served()
+        outer.killed_and_again("rejoin", target, then)
+        as_wanted = AT_FIRST if target == "primary" else SWITCHED
+        eventually(lambda: four.roles() == as_wanted, as_wanted)
+        four.insist(clients, FIRST[target], lossless=False)
