@@ -252,21 +252,20 @@ class PairSite:
         """Have the other member follow the active one, which follows a new source by now.
 
         One that runs goes on with it. One that was ahead of what the new source has is rewound to that, too; if it
-        cannot be, it is copied, and its data of before kept.
+        cannot be, or lacks WAL that the active one no longer has, it is copied, and its data of before kept.
         """
         site, leader = other.movable, self._leader.movable
-        if site.observe()["state"] == "running":
-            leader.prepare(other.slot)
-            site.follow(leader.offer())
-            if self._streams(other):
-                return
+        if site.observe()["role"] == "standby" and not self._why_not_following(other):
+            return
         site.retire()
-        if not self._is_rewound(site, source):
-            leader.forget(other.slot)
-            leader.prepare(other.slot)
-            site.clone(leader.offer(), lambda _: None)
+        if self._is_rewound(site, source) and not self._why_not_following(other):
+            return
+        site.retire()
+        leader.forget(other.slot)
         leader.prepare(other.slot)
-        site.follow(leader.offer())
+        site.clone(leader.offer(), lambda _: None)
+        if why := self._why_not_following(other):
+            raise SiteError(why)
 
     def _is_rewound(self, site: RoleSite, source: Mapping[str, Any]) -> bool:
         """Put aside what a member alone has, and have it be as the new source; tell whether that could be."""
@@ -280,18 +279,21 @@ class PairSite:
         except SiteError:  # Then its whole data directory is kept.
             return False
 
-    def _streams(self, other: Member) -> bool:
+    def _why_not_following(self, other: Member) -> str:
+        """Have the other member follow the active one; return why it does not stream, or nothing."""
+        self._leader.movable.prepare(other.slot)
+        other.movable.follow(self._leader.movable.offer())
         try:
             wait_for(
                 f"{other.name} streaming from {self._leader.name}",
                 self._leader.site.observe,
                 lambda seen: not missing(seen, [other.name]),
                 deadline=self.pair.deadline,
-                advice="",
+                advice=f"Look at the end of the log of {other.name}.",
             )
-        except SiteError:
-            return False
-        return True
+        except SiteError as error:
+            return str(error)
+        return ""
 
     # -- certificates --------------------------------------------------------------------------------------------
 

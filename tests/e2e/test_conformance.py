@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -22,9 +24,11 @@ from harmony_pulumi import (
     Replication,
 )
 from harmony_pulumi.capabilities.postgresql import ReplicationCerts
-from harmony_pulumi.testing import ConformanceError, check_postgresql
+from harmony_pulumi.orchestration.pair import pair_of
+from harmony_pulumi.orchestration.replication import Member
+from harmony_pulumi.testing import ConformanceError, check_postgresql, check_sites
 from harmony_pulumi.testing.sandbox import Sandbox
-from tests.e2e.conftest import base_folder, eventually, processes_about
+from tests.e2e.conftest import base_folder, eventually, processes_about, superuser
 
 pytestmark = pytest.mark.e2e
 
@@ -74,6 +78,34 @@ def test_every_implementation_here_keeps_the_contract(implementation: Callable[[
     report = check_postgresql(implementation)
     assert report.subject == implementation.__qualname__
     assert len(report.passed) == 17
+
+
+def test_the_sites_of_a_deployed_pair_keep_the_contract_by_which_roles_move() -> None:
+    def program() -> None:
+        site = FailoverTopology("kit", primary=LinuxHostTopology("kit-one"), replica=LinuxHostTopology("kit-two"))
+        database = site.deploy_postgresql("kit", PostgreSQLConfig(databases=["kit"], on_destroy="delete"))
+        pulumi.export("site", database.site)
+
+    with Sandbox() as sandbox:
+        sandbox.before_removal = program
+        outputs, _ = sandbox.up(program)
+        handle = json.loads(json.dumps(outputs["site"].value))
+
+        def ask(member: Member, sql: str) -> str:
+            root = Path(member.handle["root"])
+            return superuser(root, sql, json.loads((root / "harmony.json").read_text())["port"], "kit")
+
+        def commit(member: Member) -> None:
+            ask(member, "CREATE TABLE IF NOT EXISTS commits (); INSERT INTO commits DEFAULT VALUES")
+
+        def count(member: Member) -> int:
+            there = ask(member, "SELECT to_regclass('commits')")
+            return int(ask(member, "SELECT count(*) FROM commits")) if there else 0
+
+        report = check_sites(lambda: pair_of(handle), commit, count)
+        assert (report.subject, len(report.passed)) == ("HostPostgreSQL", 12)
+        for aside in (base_folder() / sandbox.project).glob("*/*/kept/*"):
+            shutil.rmtree(aside)
 
 
 class Careless(LinuxHostTopology):

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.capabilities.site import Terms
+from harmony_pulumi.orchestration.pair import pair_of
+from harmony_pulumi.orchestration.replication import Member
+from harmony_pulumi.orchestration.wait import wait_for
+from harmony_pulumi.testing import check_sites
 from tests.e2e.conftest import Stack, eventually, postmaster, stacks, stop_postmaster, superuser
 from tests.e2e.driver import Kind
 from tests.e2e.history import Clients
@@ -65,6 +69,9 @@ class Four:
             found.append(f"{name} {role} < {self.ask(name, _STREAMS)}".strip(" <"))
         return "; ".join(found)
 
+    def insist_on(self, roles: str) -> None:
+        wait_for(f"expected {roles}", self.roles, lambda found: found == roles, deadline=60, advice="See their logs.")
+
     def kill(self, *names: str) -> None:
         for name in names:
             stop_postmaster(self.homes[name] / "data", signal.SIGKILL)
@@ -84,6 +91,13 @@ class Four:
                 found = clients.insist(self.uri(leader), self.uri(name), lossless=lossless)
                 assert account is None or str(found) == str(account)
                 account = found
+
+    def commit(self, member: Member) -> None:
+        self.ask(member.name, "CREATE TABLE IF NOT EXISTS commits (); INSERT INTO commits DEFAULT VALUES", "orders")
+
+    def count(self, member: Member) -> int:
+        there = self.ask(member.name, "SELECT to_regclass('commits')", "orders")
+        return int(self.ask(member.name, "SELECT count(*) FROM commits", "orders")) if there else 0
 
     def uri(self, name: str) -> str:
         uri: str = self.stack.outputs()[name]
@@ -109,7 +123,7 @@ def test_a_switchover_of_a_pair_of_pairs_loses_nothing_and_is_taken_back(four: F
         assert "calgary streams from montreal" in shown
         harmony(stack, "switchover", "--to", "calgary", "--yes")
         clients.wait_until_served()
-        eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+        four.insist_on(SWITCHED)
         assert stack.outputs()["observed_active"] == "replica"
         stack.up("--expect-no-changes")
         assert "warning" not in stack.refresh()
@@ -117,7 +131,7 @@ def test_a_switchover_of_a_pair_of_pairs_loses_nothing_and_is_taken_back(four: F
         shown = harmony(stack, "revert", "--yes")
         assert "differs" not in shown
         clients.wait_until_served()
-        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist_on(AT_FIRST)
         four.insist(clients, "montreal")
     stack.up("--expect-no-changes")
 
@@ -133,11 +147,11 @@ def test_a_pair_that_is_lost_is_failed_over_from_and_comes_back_whole(four: Four
         clients.wait_until_served()
         assert four.roles() == "montreal is down; toronto is down; calgary primary < vancouver; vancouver standby"
         harmony(stack, "rejoin", "--yes")
-        eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+        four.insist_on(SWITCHED)
         shown = harmony(stack, "revert", "--yes")
         assert "differs" not in shown
         clients.wait_until_served()
-        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist_on(AT_FIRST)
         four.insist(clients, "montreal", lossless=False)
     stack.refresh()
     stack.up()
@@ -155,7 +169,7 @@ def test_the_pair_around_follows_a_role_change_in_its_active_pair(four: Four) ->
         assert "there are: orders, east-orders, west-orders" in harmony(stack, "plan", "nowhere", expect=2)
         harmony(stack, "switchover", "east-orders", "--to", "toronto", "--yes")
         clients.wait_until_served()
-        eventually(lambda: four.roles() == MOVED, MOVED)
+        four.insist_on(MOVED)
         assert four.ask("montreal", "SELECT count(*) FROM pg_replication_slots") == "0"
         four.insist(clients, "toronto")
     stack.up()
@@ -170,7 +184,7 @@ def test_the_pair_around_follows_a_role_change_in_its_active_pair(four: Four) ->
         clients.wait_until_served()
         eventually(lambda: "calgary" in four.roles().partition(";")[0], "calgary to follow montreal")
         harmony(stack, "rejoin", "east-orders", "--yes")
-        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist_on(AT_FIRST)
         four.insist(clients, "montreal", lossless=False)
     stack.refresh()
     stack.up()
@@ -180,16 +194,16 @@ def test_the_pair_around_follows_a_role_change_in_its_active_pair(four: Four) ->
 def test_what_is_changed_while_the_other_pair_leads_reaches_all_four(four: Four) -> None:
     stack = four.stack
     harmony(stack, "switchover", "orders", "--to", "calgary", "--yes")
-    eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+    four.insist_on(SWITCHED)
     program = (stack.folder / "__main__.py").read_text()
     stack.program(program.partition("\n\n")[2].replace('["orders"])', '["orders"], settings={"max_connections": 130})'))
     stack.up()
-    eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+    four.insist_on(SWITCHED)
     assert {four.ask(name, "SHOW max_connections") for name in (*EAST, *WEST)} == {"130"}
     stack.up("--expect-no-changes")
     assert "warning" not in stack.refresh()
     harmony(stack, "switchover", "orders", "--to", "montreal", "--yes")
-    eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+    four.insist_on(AT_FIRST)
     stack.up("--expect-no-changes")
 
 
@@ -214,9 +228,9 @@ def test_a_pair_that_was_failed_over_from_unawares_starts_no_primary(four: Four)
         refused = harmony(stack, "failover", "east-orders", "--to", "toronto", *terms, expect=1)
         assert "its roles cannot be moved" in refused or "not this pair" in refused
         harmony(stack, "rejoin", "orders", "--yes")
-        eventually(lambda: four.roles() == SWITCHED, SWITCHED)
+        four.insist_on(SWITCHED)
         harmony(stack, "revert", "orders", "--yes")
-        eventually(lambda: four.roles() == AT_FIRST, AT_FIRST)
+        four.insist_on(AT_FIRST)
         four.insist(clients, "montreal", lossless=False)
 
 
@@ -256,7 +270,7 @@ def test_a_switchover_that_is_killed_is_finished_by_the_same_again(four: Four, o
         outer.killed_and_again("switchover", target, at)
         clients.wait_until_served()
         as_wanted = AT_FIRST if target == "primary" else SWITCHED
-        eventually(lambda: four.roles() == as_wanted, as_wanted)
+        four.insist_on(as_wanted)
         four.insist(clients, FIRST[target])
 
 
@@ -277,5 +291,12 @@ def test_a_failover_and_a_rejoin_that_are_killed_are_finished_by_the_same_again(
         clients.wait_until_served()
         outer.killed_and_again("rejoin", target, then)
         as_wanted = AT_FIRST if target == "primary" else SWITCHED
-        eventually(lambda: four.roles() == as_wanted, as_wanted)
+        four.insist_on(as_wanted)
         four.insist(clients, FIRST[target], lossless=False)
+
+
+def test_a_pair_as_a_site_keeps_the_contract_of_one(four: Four) -> None:
+    handle = {**four.stack.outputs()["site"], "deadline": 60}
+    report = check_sites(lambda: pair_of(handle), four.commit, four.count)
+    assert (report.subject, len(report.passed)) == ("PairSite", 12)
+    four.insist_on(AT_FIRST)

@@ -507,6 +507,8 @@ class MemorySite:
             seen |= {"received": lsn(len(server.wal)), "heard_at": LONG_AGO}
         if self.world.connected(server):
             seen |= {"receiver": "streaming", "heard_lsn": lsn(len(self.world.servers[server.source].wal))}
+        slot = {"active": False, "retained_bytes": 0, "bound_bytes": None, "wal_status": "reserved"}
+        seen["slots"] = [{"name": name, **slot} for name in sorted(server.slots)]
         seen["waits_for"] = ", ".join(server.waits_for) if server.leads else ""
         kept = {"active": True, "retained_bytes": 0, "bound_bytes": None, "wal_status": "reserved"}
         seen["slots"] = [{"name": name, **kept} for name in sorted(server.slots)]
