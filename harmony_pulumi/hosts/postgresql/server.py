@@ -44,12 +44,48 @@ SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('m
   'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
 """
 _CHECKPOINT_DEADLINE = 600
-_LEFT_BEHIND = re.compile("Is another postmaster .* running in data directory|pre-existing shared memory block")
+_LEFT_BEHIND = re.compile('lock file "([^"]+)" (?:already exists|is empty)|pre-existing shared memory block')
 """What PostgreSQL says, untranslated, while there is something left of a server that was killed: its children, say."""
 _LEFT_BEHIND_DEADLINE = 30
 _ANSWERED = "harmony: answered"
+# Of a process that had the pid a moment ago, and may have ended since.
+_SIGNAL = '[ "/proc/$1/cwd" -ef "$2" ] && kill -s "$3" "$1"'
+_NOBODY = 2**31 - 1
+"""No process has this pid: the greatest of Linux is 2**22."""
+# To PostgreSQL, every process of its OS user that has the pid in a lock file of a killed server is that server, for as
+# long as it lives. Only the pid is taken out, and only where nothing of this user works in the data directory: PostgreSQL
+# still looks by itself whether anything is attached to the shared memory of before, which the file names.
+_TAKE_OUT_PID = """
+data=$1 lock=$2 nobody=$3
+uid=$(id -u)
+for process in /proc/[0-9]*; do
+  state= owner=
+  while read -r key value _; do
+    case $key in State:) state=$value ;; Uid:) owner=$value; break ;; esac
+  done 2>/dev/null <"$process/status"
+  [ "$owner" = "$uid" ] && [ "$state" != Z ] || continue
+  if [ "$process/cwd" -ef "$data" ]; then
+    echo "process ${process#/proc/} works in the data directory"; exit 1
+  fi
+  if ! readlink "$process/cwd" >/dev/null && [ -d "$process" ]; then
+    echo "it cannot be told where process ${process#/proc/} works"; exit 1
+  fi
+done
+pid= place=
+{ read -r pid; read -r place; } <"$lock"
+case $lock in
+  "$data/postmaster.pid") ;;
+  *) [ "$place" -ef "$data" ] || { echo "$lock is of another server, in $place"; exit 1; } ;;
+esac
+umask 077
+{ echo "$nobody"; tail -n +2 "$lock"; } >"$lock.new" || exit 1
+now=
+read -r now <"$lock"
+[ "$now" = "$pid" ] || { rm -f "$lock.new"; echo "somebody has written $lock just now"; exit 1; }
+mv -fT -- "$lock.new" "$lock" && echo "${pid:-none}"
+"""
 _STOP = """
-kill -INT "$1" || exit 0
+[ "/proc/$1/cwd" -ef "$4" ] && kill -INT "$1" || exit 0
 left=$3
 while [ -e "$2" ] && kill -0 "$1" 2>/dev/null; do
   [ "$left" -gt 0 ] || { echo "the server (process $1) has not ended" >&2; exit 1; }
@@ -192,13 +228,35 @@ class Server:
         Raises:
             SiteError: something is left for longer.
         """
+
+
+        def start_without_strangers() -> str:
+            said = start()
+            match = _LEFT_BEHIND.search(said)
+            if match and match[1]:
+                said += f" ({self._take_out_pid(match[1])})"
+            return said
+
         return wait_for(
             f"{self.connection.name}: the end of what is left of the server in {self.layout.root}",
-            start,
+            start_without_strangers,
             lambda said: not _LEFT_BEHIND.search(said),
             deadline=_LEFT_BEHIND_DEADLINE,
             advice="Something still uses its data directory: see what, and end that.",
         )
+
+    def _take_out_pid(self, lock: str) -> str:
+        """Have a lock file name no process, if that is certainly another's than this server's; return what was done.
+
+        Args:
+            lock: as PostgreSQL names it, which works in the data directory.
+        """
+        path = lock if lock.startswith("/") else f"{self.layout.data}/{lock}"
+        argv = ["sh", "-c", _TAKE_OUT_PID, "sh", self.layout.data, path, str(_NOBODY)]
+        done = self.connection.run(argv, user=self.user)
+        if done.status:
+            return (done.stdout + done.stderr).strip()
+        return f"process {done.stdout.strip()} is no server of this data directory, so {path} names it no longer"
 
     def _try_to_start(self, deadline: float) -> str:
         """Start the server; return why it did not start, or nothing."""
@@ -216,7 +274,7 @@ class Server:
         if pid is not None:
             # As `pg_ctl stop -m fast` does, which looks ten times a second: clients may wait for this.
             file = f"{self.layout.data}/postmaster.pid"
-            argv = ["sh", "-c", _STOP, "sh", str(pid), file, str(int(deadline * 100))]
+            argv = ["sh", "-c", _STOP, "sh", str(pid), file, str(int(deadline * 100)), self.layout.data]
             self.connection.check(argv, user=self.user, timeout=deadline + 15)
 
     def kill(self, pid: int) -> None:
@@ -228,14 +286,26 @@ class Server:
         Raises:
             SiteError: it lives on.
         """
-        self.connection.run(["kill", "-KILL", str(pid)], user=self.user)
+        self._signal(pid, "KILL")
         if not self.ended_within(_LEFT_BEHIND_DEADLINE):
             msg = f"{self.connection.name}: the server in {self.layout.root} (process {pid}) cannot be killed"
             raise SiteError(msg)
 
     def reload(self) -> None:
-        """Have the server read its files again."""
-        self.connection.check([self.program("pg_ctl"), "reload", "-D", self.layout.data, "-s"], user=self.user)
+        """Have the server read its files again.
+
+        Raises:
+            SiteError: it does not run. `pg_ctl reload` would signal whatever process has the pid of one that was killed.
+        """
+        pid = self.running_pid()
+        if pid is None or not self._signal(pid, "HUP"):
+            msg = f"{self.connection.name}: the server in {self.layout.root} does not run, so it cannot reload"
+            raise SiteError(msg)
+
+    def _signal(self, pid: int, name: str) -> bool:
+        """Send a signal to the server, and to no process that has its pid meanwhile; tell whether it was there."""
+        argv = ["sh", "-c", _SIGNAL, "sh", str(pid), self.layout.data, name]
+        return self.connection.run(argv, user=self.user).status == 0
 
     def take_over_files(self, port: int) -> None:
         """Have the server, which listens on `port`, read its files again, and wait until it has.
