@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Set-up shared by scripts/test and scripts/demo: `source` it, then call setup_python,
-# setup_postgresql, setup_pulumi, setup_redis, setup_pgbouncer, setup_network_tools as needed. Each does nothing where
-# nothing is missing.
+# setup_postgresql, setup_pulumi, setup_redis, setup_pgbouncer, setup_network_tools, setup_faketime as needed. Each does
+# nothing where nothing is missing.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -299,4 +299,14 @@ setup_network_tools() {
 	PATH=$path command -v ip >/dev/null && PATH=$path command -v tc >/dev/null && PATH=$path command -v iptables >/dev/null && return
 	can_apt || fail "ip, tc or iptables was not found: $NETWORK_HINT"
 	step 'Install iproute2 and iptables with apt-get' 600 "$NETWORK_HINT" apt_install iproute2 iptables
+}
+
+# --- clocks of chosen processes that are wrong, for the tests of faults ------------------------------
+
+FAKETIME_HINT='install libfaketime (Debian, Ubuntu: apt-get install faketime)'
+
+setup_faketime() {
+	command -v faketime >/dev/null && return
+	can_apt || fail "no faketime was found: $FAKETIME_HINT"
+	step 'Install libfaketime with apt-get' 600 "$FAKETIME_HINT" apt_install faketime
 }

@@ -149,7 +149,7 @@ class Observation(TypedDict):
     heard_lsn: str
     """On a standby that is connected: up to where its source had written when it was last heard of; else empty."""
     heard_at: str
-    """On a standby: when its source was last heard of for certain, ISO 8601; empty if that is not known."""
+    """On a standby: when its source was last heard of for certain, by its own `clock`; empty if that is not known."""
     receiver: str
     """On a standby: the state of its connection to the source."""
     replayed_at: str
@@ -162,6 +162,10 @@ class Observation(TypedDict):
     """Of one that runs: those that its configuration files set, by name."""
     certificates: dict[str, str]
     """When each expires, ISO 8601, by the name of its file."""
+    flaws: Mapping[str, str]
+    """Of those that nobody trusts, whenever they expire: what is wrong with each, as the end of a sentence."""
+    clock: str
+    """Of one that runs: its time as it was looked at, ISO 8601; else empty."""
     left_as: str
     """Of one that is stopped: what it would start as, `primary` or `standby`; else empty."""
     ended_cleanly: bool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,16 +137,17 @@ def events(
     from rich.table import Table
 
     from harmony_pulumi.errors import SiteError
+    from harmony_pulumi.orchestration.journal import in_order
     from harmony_pulumi.orchestration.pair import pair_of
 
     pair = pair_of(pair_in(read_subject(site, cwd, stack), database).handle)
-    lines: dict[str, None] = {}  # What concerns both members is recorded by both.
+    records: list[list[str]] = []  # What concerns both members is recorded by both.
     for member in pair.members.values():
         try:
-            lines |= dict.fromkeys(member.movable.events().splitlines())
+            records.append(member.movable.events().splitlines())
         except SiteError as error:
             sys.stderr.write(f"warning: the record of {member.name} is not shown: {error}\n")
-    found = sorted(_events(lines), key=lambda event: event["time"])
+    found = [*_events(in_order(records))]
     if as_json:
         print_json(found)
         return
@@ -158,7 +159,7 @@ def events(
     console().print(table)
 
 
-def _events(lines: Mapping[str, None]) -> Iterator[dict[str, Any]]:
+def _events(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the events of lines; one that was cut off as its writer died is left out, and said so."""
     for line in lines:
         try:

@@ -7,7 +7,7 @@ may be lost than was accepted. What is lost is what the old primary wrote and th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
@@ -39,26 +39,33 @@ class Loss:
     transactions: int | None
     """So many are missing; None if that is not known."""
     heard_at: str
-    """When the old primary was last heard of, ISO 8601; empty if that is not known."""
+    """When the old primary was last heard of, ISO 8601, by the clock of the one that takes over; empty if not known."""
+    clock: str
+    """What that clock says now; empty if that is not known."""
     unknown: bool
     """Whether there may be more that nobody knows of, committed after `heard_at`."""
     unread: str = ""
     """Why what the old primary wrote could not be read, though it is stopped and its host answers."""
 
-    def words(self, source: str, target: str, now: datetime) -> str:
+    def words(self, source: str, target: str) -> str:
         """Return it in words."""
-        words = self._words(source, target, now)
+        words = self._words(source, target)
         return f"{words} (what {source} wrote cannot be read: {self.unread})" if self.unread else words
 
-    def _words(self, source: str, target: str, now: datetime) -> str:
+    def _words(self, source: str, target: str) -> str:
         if self.transactions is not None:
             return f"{self.bytes} bytes of WAL, {self.transactions} transactions, that {target} has not received"
         missing = f"{self.bytes} bytes of WAL that {target} is known to lack"
         if not self.unknown:
             return f"{missing}; commits waited for {target}, so none that counts is lost"
-        if not self.heard_at:
+        if not self.heard_at or not self.clock:
             return f"{missing}, and whatever {source} committed since it was last heard of, nobody knows when"
-        seconds = (now - datetime.fromisoformat(self.heard_at)).total_seconds()
+        seconds = (datetime.fromisoformat(self.clock) - datetime.fromisoformat(self.heard_at)).total_seconds()
+        if seconds < 0:
+            return (
+                f"{missing}, and whatever {source} committed since it was last heard of, nobody knows when: the clock "
+                f"of {target} was {-seconds:.0f} s later then than it is now"
+            )
         return f"{missing}, and whatever {source} committed in the {seconds:.0f} s since it was last heard of"
 
 
@@ -72,9 +79,10 @@ def loss(target: Observation, *, synchronous: bool, beyond: Beyond | None, unrea
         unread: why not, if that was tried.
     """
     if beyond is not None:
-        return Loss(beyond["bytes"], len(beyond["transactions"]), target["heard_at"], unknown=False)
+        return Loss(beyond["bytes"], len(beyond["transactions"]), target["heard_at"], target["clock"], unknown=False)
     received, heard = (lsn_bytes(target[key]) if target[key] else 0 for key in ("received", "heard_lsn"))
-    return Loss(max(heard - received, 0), None, target["heard_at"], unknown=not synchronous, unread=unread)
+    heard_at, clock = target["heard_at"], target["clock"]
+    return Loss(max(heard - received, 0), None, heard_at, clock, unknown=not synchronous, unread=unread)
 
 
 def loss_problem(found: Loss, terms: Terms) -> str | None:
@@ -118,10 +126,13 @@ def checks(
     yield Check(new, "ok", f"a running standby, with everything up to {target['received'] or target['lsn']}")
     yield fencing(source, terms, can_fence=can_fence)
     problem = loss_problem(found, terms)
-    words = found.words(old, new, now)
+    words = found.words(old, new)
     yield Check("loss", "problem" if problem else "warning" if found.bytes or found.unknown else "ok",
                 f"{words}: {problem}" if problem else words)  # fmt: skip
-    yield from certificates(target, now)
+    # No reason to have nobody lead. Until it leads, none can be made for it; then they can, for it alone.
+    for check in certificates(target, now):
+        late = check.verdict == "problem"
+        yield replace(check, verdict="warning", found=f"{check.found}, once {new} leads") if late else check
 
 
 def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:

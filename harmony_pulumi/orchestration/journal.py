@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +25,42 @@ def operator(operation: str) -> str:
     """Return who does this, for others who find it under way: operation, user, host, process and time."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return f"{operation} by {getpass.getuser()}@{platform.node()}, process {os.getpid()}, since {when}"
+
+
+def in_order(records: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of several records as one, each once, the oldest first. Pure.
+
+    Whoever wrote them may have had another clock than who wrote before: what a record has later is later. Only between
+    lines that no record has both of, their times decide.
+    """
+    order: list[str] = []
+    for record in records:
+        order = _merged(order, list(dict.fromkeys(record)))
+    return order
+
+
+def _merged(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    shared = set(one) & set(other)
+    found: dict[str, None] = {}
+    ends = [list(reversed(one)), list(reversed(other))]
+    while ends[0] and ends[1]:
+        first, second = ends[0][-1], ends[1][-1]
+        if first == second or first in found:
+            found[ends[0].pop()] = None
+        elif second in found:
+            ends[1].pop()
+        elif (first in shared) != (second in shared):  # What both have waits until both have come to it.
+            found[ends[first in shared].pop()] = None
+        else:
+            found[ends[_time(second) < _time(first)].pop()] = None
+    return [*dict.fromkeys([*found, *reversed(ends[0]), *reversed(ends[1])])]
+
+
+def _time(line: str) -> str:
+    try:
+        return str(json.loads(line)["time"])
+    except (ValueError, TypeError, KeyError):  # Its writer died as it wrote.
+        return ""
 
 
 class Journal:

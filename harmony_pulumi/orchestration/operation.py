@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
@@ -30,6 +29,7 @@ from harmony_pulumi.orchestration.members import (
     roles_for,
     serve,
 )
+from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.replication import Member, missing
 from harmony_pulumi.orchestration.roles import Desired, latest
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear, untold
@@ -270,7 +270,7 @@ class Run:
         """Have the target be the one that is to lead, if what is lost by that is accepted."""
         seen = self._look()
         found = estimated_loss(self.pair, self.operation["target"], seen)
-        words = found.words(self.source.name, self.target.name, datetime.now(UTC))
+        words = found.words(self.source.name, self.target.name)
         terms = self.operation["terms"]
         assert terms is not None, "a failover has its terms"
         if problem := failover.loss_problem(found, terms):
@@ -334,7 +334,8 @@ class Run:
         self._reached("rewinding")
         try:
             why = self.source.movable.rewind(self.target.movable.offer())
-        except UnreachableError:
+        except UnreachableError as error:
+            self._blame_certificates(error)
             raise
         except SiteError as error:
             why = str(error)
@@ -354,9 +355,16 @@ class Run:
                 advice=f"Look at the end of the log of {self.source.name}.",
             )
         except SiteError as error:
+            self._blame_certificates(error)
             if self.operation["clone"]:
                 raise
             self._copy_anew(f"rewound, it does not stream: {error}")
+
+    def _blame_certificates(self, error: SiteError) -> None:
+        """Say what cures it where the leader's certificates are why it cannot be reached: a copy could not, either."""
+        if advice := certificate_advice(self.target.site.observe()):
+            msg = f"{error}. {advice}"
+            raise type(error)(msg) from error
 
     def _copy_anew(self, why: str) -> None:
         self.journal.note(f"{self.source.name} is copied anew: {why}", step=Step.CLONE, state="warning")

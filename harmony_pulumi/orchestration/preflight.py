@@ -13,6 +13,8 @@ from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
 _MOST_LAG_BYTES = 64 * 1024 * 1024
 """More than this takes a replica seconds to replay, and clients would wait for it."""
 _LEAST_FREE_BYTES = 256 * 1024 * 1024
+_MOST_CLOCK_SKEW = 60
+"""Seconds. Members are looked at one after the other, which may take some."""
 _NEEDED = ("server", "replication")
 """The certificates without which clients, or the member that follows, could not connect to the new primary."""
 
@@ -39,10 +41,10 @@ def checks(
         source: of the member that is to step down.
         target: of the member that is to take over.
         surveys: of both, in this order; None where one does not run, which is a problem of its own.
-        now: aware, for certificates.
+        now: aware, for certificates of one that does not say what its clock says.
     """
     found = [*_states(source, target), *_history(source, target), *_streaming(source, target)]
-    found += [*certificates(target, now)]
+    found += [*_restart(source), *certificates(target, now), *_clocks(source, target)]
     if surveys is not None:
         found += [
             *_replay(surveys[1], target["name"]),
@@ -102,16 +104,52 @@ def _slots(source: Observation) -> Iterator[Check]:
 
 
 def certificates(target: Observation, now: datetime) -> Iterator[Check]:
-    """Return whether clients, and the member that follows, could connect to a member."""
+    """Return whether clients, and the member that follows, could connect to a member.
+
+    By its own clock: it judges those who connect by that, and whoever looks may have a wrong one.
+    """
+    now = datetime.fromisoformat(target["clock"]) if target["clock"] else now
     for name in _NEEDED:
         text = target["certificates"].get(name)
-        if text is None:
+        if flaw := target["flaws"].get(name):
+            found = f"{name!r} of {target['name']} {flaw}; `harmony rotate-certificates` makes a new one"
+            yield Check("certificate", "problem", found)
+        elif text is None:
             yield Check("certificate", "problem", f"{target['name']} has no certificate {name!r}; run `pulumi up`")
         elif datetime.fromisoformat(text) <= now.astimezone(UTC):
             found = f"{name!r} of {target['name']} expired {text}; `harmony rotate-certificates` makes a new one"
             yield Check("certificate", "problem", found)
         else:
             yield Check("certificate", "ok", f"{name!r} of {target['name']} is valid until {text[:10]}")
+
+
+def certificate_advice(seen: Observation) -> str:
+    """Return why nobody may be able to connect to a member, and what to do; empty if its certificates are good."""
+    return "; ".join(problems([*certificates(seen, datetime.now(UTC))]))
+
+
+def _restart(source: Observation) -> Iterator[Check]:
+    """Tell whether the member that steps down would start again: with some certificates, PostgreSQL only goes on."""
+    if flaw := source["flaws"].get("server"):
+        found = (
+            f"'server' of {source['name']} {flaw}, so it may not start again; `harmony rotate-certificates` makes a "
+            f"new one"
+        )
+        yield Check("certificate", "problem", found)
+
+
+def _clocks(source: Observation, target: Observation) -> Iterator[Check]:
+    """Tell whether the members' clocks agree, by which each judges the other's certificates."""
+    if not source["clock"] or not target["clock"]:
+        return
+    ahead = (datetime.fromisoformat(target["clock"]) - datetime.fromisoformat(source["clock"])).total_seconds()
+    if abs(ahead) > _MOST_CLOCK_SKEW:
+        first, second = (target, source) if ahead > 0 else (source, target)
+        found = (
+            f"that of {first['name']} is {abs(ahead):.0f} s ahead of that of {second['name']}: one may take the "
+            f"other's certificates for expired, or for not valid yet; set them right"
+        )
+        yield Check("clocks", "warning", found)
 
 
 def _replay(target: Survey, new: str) -> Iterator[Check]:

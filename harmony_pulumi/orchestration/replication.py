@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, RoleSite, load_site, roles_of
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.roles import last_epoch, latest, leads
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -93,7 +94,7 @@ def establish(
             source.observe,
             lambda observation: not missing(observation, names),
             deadline=deadline,
-            advice="Look at the members' logs.",
+            advice=lambda seen: certificate_advice(seen) or "Look at the members' logs.",
         )
     wanted = "standby" if follows else "primary"
     if seen["role"] != wanted:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 
 from harmony_pulumi.capabilities.site import Certificates, Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, follows, look, told
+from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -106,7 +108,9 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
     """
     if wanted is None and not _may_finish(pair):
         return True
-    leader = _leader(pair)
+    whole, (leader, others) = pair, _scope(pair)
+    if others:
+        pair = replace(pair, members={leader: pair.members[leader]})
     with ExitStack() as stack:
         writes = [stack.enter_context(member.movable.alone(by)) for member in pair.members.values()]
 
@@ -114,10 +118,16 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
             for write in writes:
                 write(lines)
 
-        if _leader(pair) != leader:
+        if _scope(whole) != (leader, others):
             msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
             raise SiteError(msg)
         with journal.writing_to(record):
+            for name in others:
+                text = (
+                    f"{pair.names[leader]} gets new certificates alone, as {name} could not come back with those of "
+                    f"now; once it has, run this again for its own"
+                )
+                journal.note(text, step="alone", state="warning")
             found = under_way(leader, _look(pair))
             if found:
                 journal.note(f"going on with the rotation begun by {found['operator']}", step="resume")
@@ -152,6 +162,27 @@ def _may_finish(pair: Pair) -> bool:
 
 def _look(pair: Pair) -> dict[str, Certificates]:
     return {role: member.movable.certificates() for role, member in pair.members.items()}
+
+
+def _scope(pair: Pair) -> tuple[str, list[str]]:
+    """Return the role of the leader, and the names of members without which it is rotated, alone.
+
+    Those that are not there, or were left behind, and could not come back: nobody can connect to the leader with its
+    certificates of now.
+
+    Raises:
+        SiteError: as `_leader`.
+    """
+    seen = look(pair)
+    known = told(seen)
+    leaders = [role for role in seen if seen[role]["role"] == "primary"]
+    under_way = known["operation"]["kind"] if known and known["operation"] else ""
+    gone = any(observation["state"] != "running" for observation in seen.values()) or (known and known["away"])
+    if len(leaders) == 1 and (under_way == "rejoin" or (gone and not under_way)):
+        leader = leaders[0]
+        if certificate_advice(seen[leader]):
+            return leader, [name for role, name in pair.names.items() if role != leader]
+    return _leader(pair), []
 
 
 def _leader(pair: Pair) -> str:

@@ -17,7 +17,7 @@ def wait_for(
     good: Callable[[V], bool],
     *,
     deadline: float,
-    advice: str,
+    advice: str | Callable[[V], str],
     interval: float = 0.05,
 ) -> V:
     """Look until what is seen is good, and return it.
@@ -27,7 +27,7 @@ def wait_for(
         look: returns what is to be seen now.
         good: tells whether that is what is waited for.
         deadline: seconds from now.
-        advice: what the reader of the failure should do next.
+        advice: what the reader of the failure should do next; or returns that for what was seen last.
         interval: seconds between the first looks; later ones are up to 1 s apart.
 
     Raises:
@@ -40,7 +40,8 @@ def wait_for(
             return seen
         left = end - time.monotonic()
         if left <= 0:
-            msg = f"{what}: not within {deadline:g} s; last seen: {seen}. {advice}"
+            words = advice if isinstance(advice, str) else advice(seen)
+            msg = f"{what}: not within {deadline:g} s; last seen: {seen}. {words}"
             raise SiteError(msg)
         time.sleep(min(interval, left))
         interval = min(interval * 1.3, 1.0)

@@ -1,22 +1,34 @@
-"""What hosts do to a pair: pids are used again, clocks are wrong, certificates expire, a rewind is cut off, ports are taken.
+"""What hosts do to a pair: pids are used again, clocks are wrong, certificates expire, a rewind is cut off.
 
 Clients write all the while; each test ends in the account of what they were told and what is there.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import re
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import as_os_user, eventually, postmaster, stacks
-from tests.e2e.driver import processes_in
+from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.capabilities.site import Terms
+from harmony_pulumi.hosts.postgresql import certificates
+from harmony_pulumi.orchestration.preflight import checks
+from tests.e2e.clocks import forget_the_dead, on_shifted_host, shifted
+from tests.e2e.conftest import as_os_user, eventually, postmaster, stacks, stop_postmaster
+from tests.e2e.driver import REFUSED, Kind, processes_in
 from tests.e2e.test_boot import RUNS, boot
-from tests.e2e.test_failover_faults import Pair
-from tests.e2e.test_switchover_faults import SEED, other_than
+from tests.e2e.test_failover_faults import ANYTHING, Pair, out_of_reach
+from tests.e2e.test_roles_cli import harmony
+from tests.e2e.test_switchover_faults import KILLED, SEED, act, other_than, sampled
 
 pytestmark = pytest.mark.e2e
 
@@ -49,7 +61,7 @@ def stranger(argv: Sequence[str], cwd: str = "/") -> Generator[int]:
     """Run a process that waits, and insist that nobody has ended it, or even signalled it, meanwhile."""
     with subprocess.Popen([*argv, "cat"], cwd=cwd, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
-            eventually(lambda: os.readlink(f"/proc/{process.pid}/exe").endswith("/cat"), "the process to be cat")
+            eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "the process to be cat")
             yield process.pid
             assert process.poll() is None, "the stranger was ended"
         finally:
@@ -77,6 +89,7 @@ def used_again(pair: Pair, *roles: str, whose: str) -> Generator[list[int]]:
         yield pids
 
 
+KINDS: list[Kind] = ["failover", "rejoin"]
 WHOSE = ["the same user", "another user"]
 
 
@@ -137,3 +150,245 @@ def test_nothing_is_started_while_something_of_the_server_may_live(pair: Pair) -
         status, said = boot(pair.root(follower))
         assert status == RUNS, said
         pair.insist(clients, leader)
+
+
+# -- certificates ------------------------------------------------------------------------------------------------------
+
+Spoil = Callable[[Path], None]
+
+
+def sign(tls: Path, authority: certificates.KeyPair, days: int) -> None:
+    """Have a server's certificates be of an authority, and of so many days."""
+    made = {
+        "server": certificates.make_server(authority, "localhost", days),
+        "replication": certificates.make_client(authority, REPLICATION_ROLE, days),
+    }
+    for name, (certificate, key) in made.items():
+        (tls / f"{name}.crt").write_text(certificate)
+        (tls / f"{name}.key").write_text(key)
+
+
+def expired(tls: Path) -> None:
+    sign(tls, certificates.KeyPair((tls / "ca.crt").read_text(), (tls / "ca.key").read_text()), 0)
+
+
+def of_another_authority(tls: Path) -> None:
+    sign(tls, certificates.make_authority("somebody else"), 365)
+
+
+def with_keys_of_others(tls: Path) -> None:
+    texts = [(tls / f"{name}.key").read_text() for name in ("server", "replication")]
+    for name, text in zip(("replication", "server"), texts, strict=True):
+        (tls / f"{name}.key").write_text(text)
+
+
+SPOILT: list[tuple[Spoil, str]] = [
+    (expired, "expired"),
+    (of_another_authority, "was signed by no authority that is trusted there"),
+    (with_keys_of_others, "does not belong to its key"),
+]
+
+
+def spoil(pair: Pair, role: str, how: Spoil) -> None:
+    """Spoil a member's certificates, as somebody does who restores the wrong files, and have its server read them."""
+    how(pair.root(role) / "tls")
+    if postmaster(pair.data(role)):
+        pair.ask(role, "SELECT pg_reload_conf()")
+
+
+def rotate(pair: Pair) -> str:
+    return harmony(pair.stack, "rotate-certificates", "--yes", "--site", str(site_file(pair)))
+
+
+def site_file(pair: Pair) -> Path:
+    path = pair.stack.folder / "sites.json"
+    path.write_text(json.dumps(pair.handle))
+    return path
+
+
+@pytest.mark.parametrize(("how", "said"), SPOILT)
+def test_a_switchover_to_a_member_whose_certificates_are_bad_is_refused_until_they_are_rotated(
+    pair: Pair, how: Spoil, said: str
+) -> None:
+    source, epoch = pair.leader, pair.epoch
+    target = other_than(source)
+    with pair.clients() as clients:
+        spoil(pair, target, how)
+        refused = pair.drive(target, epoch + 1)
+        assert refused.status == REFUSED, refused.said
+        assert "nothing was touched" in refused.said
+        for name in ("server", "replication"):
+            words = rf"certificate: '{name}' of \w+ {said}.*; `harmony rotate-certificates` makes a new one"
+            assert re.search(words, refused.said), refused.said
+        assert pair.epoch == epoch
+        rotate(pair)
+        done = pair.drive(target, epoch + 1)
+        assert done.status == 0, done.said
+        pair.insist(clients, target)
+
+
+def test_a_primary_that_could_not_start_again_does_not_step_down(pair: Pair) -> None:
+    source, epoch = pair.leader, pair.epoch
+    target = other_than(source)
+    with pair.clients() as clients:
+        spoil(pair, source, with_keys_of_others)
+        refused = pair.drive(target, epoch + 1)
+        assert refused.status == REFUSED, refused.said
+        assert "does not belong to its key, so it may not start again; `harmony rotate-certificates`" in refused.said
+        rotate(pair)
+        done = pair.drive(target, epoch + 1)
+        assert done.status == 0, done.said
+        pair.insist(clients, target)
+
+
+@pytest.mark.parametrize("how", [expired, of_another_authority])
+def test_certificates_that_go_bad_during_a_switchover_are_rotated_and_the_same_again_ends_it(
+    pair: Pair, how: Spoil
+) -> None:
+    source, epoch = pair.leader, pair.epoch + 1
+    target = other_than(source)
+    pair.handle["deadline"] = 10
+    try:
+        with pair.clients() as clients:
+            cut_off = pair.drive(target, epoch, [act("verify:done")])
+            assert cut_off.status == KILLED, cut_off
+            spoil(pair, target, how)
+            failed = pair.drive(target, epoch)
+            assert failed.status == REFUSED, failed.said
+            assert "harmony rotate-certificates" in failed.said, failed.said
+            assert pair.leader == target, "promoted, and not followed"
+            rotate(pair)
+            done = pair.drive(target, epoch)
+            assert done.status == 0, done.said
+            pair.insist(clients, target)
+    finally:
+        pair.handle["deadline"] = 60
+
+
+@pytest.mark.parametrize(("how", "said"), SPOILT)
+def test_a_failover_to_a_member_whose_certificates_are_bad_warns_and_a_rotation_lets_the_old_one_back(
+    pair: Pair, how: Spoil, said: str
+) -> None:
+    source = pair.leader
+    target = other_than(source)
+    with pair.clients() as clients:
+        spoil(pair, target, how)
+        pair.lose(source, clients)
+        done = pair.do("failover", target)
+        assert done.status == 0, done.said
+        failed = pair.do("rejoin", target)
+        assert failed.status == REFUSED, failed.said
+        assert "harmony rotate-certificates" in failed.said, failed.said
+        assert "alone, as" in rotate(pair)
+        done = pair.do("rejoin", target)
+        assert done.status == 0, done.said
+        rotate(pair)
+        pair.account(clients, target)
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+HOURS = [-24, -1, 1, 24]
+
+
+def seconds_unheard(said: str) -> int:
+    """Return how long ago the old primary was last heard of, as a failover says that is refused for that."""
+    found = re.search(r"committed in the (-?\d+) s since it was last heard of", said)
+    assert found, said
+    return int(found[1])
+
+
+def cannot_be_asked(pair: Pair, role: str) -> Pair:
+    return replace(out_of_reach(pair, role), environment=pair.environment)
+
+
+def lose_and_come_back(pair: Pair) -> None:
+    """Lose the primary, see what is said of the loss, fail over, and rejoin."""
+    source = pair.leader
+    target = other_than(source)
+    with pair.clients() as clients:
+        pair.lose(source, clients)
+        vouched = {**ANYTHING, "fenced": "an operator vouches"}
+        refused = cannot_be_asked(pair, source).do("failover", target, terms=Terms(**vouched))
+        assert refused.status == REFUSED, refused.said
+        assert 0 <= seconds_unheard(refused.said) < 120, refused.said
+        for kind in KINDS:
+            done = pair.do(kind, target)
+            assert done.status == 0, done.said
+        pair.account(clients, target)
+
+
+def switch_over(pair: Pair) -> None:
+    target = other_than(pair.leader)
+    with pair.clients() as clients:
+        began = time.monotonic()
+        done = pair.drive(target, pair.epoch + 1)
+        assert done.status == 0, done.said
+        assert time.monotonic() - began < 60
+        pair.insist(clients, target)
+
+
+@pytest.mark.parametrize("hours", sampled(HOURS, 2))
+def test_an_operator_whose_clock_is_wrong_moves_roles_and_renews_certificates_as_any_other(
+    pair: Pair, hours: int
+) -> None:
+    pair.environment = shifted(hours)
+    before = dict(pair.stack.env)
+    pair.stack.env |= pair.environment
+    try:
+        switch_over(pair)
+        with pair.clients() as clients:
+            rotate(pair)
+            pair.insist(clients, pair.leader)
+        lose_and_come_back(pair)
+        pair.environment = {}
+        pair.stack.env = before
+        switch_over(pair)
+    finally:
+        pair.environment = {}
+        pair.stack.env = before
+        forget_the_dead()
+    events = json.loads(harmony(pair.stack, "events", "--json", "--site", str(site_file(pair))))
+    done = [event["step"] for event in events if event["state"] == "done"]
+    last = {step: number for number, step in enumerate(done)}
+    order = [last[step] for step in ("archive", "prepare", "demote", "verify", "promote", "follow")]
+    assert order == sorted(order), last
+
+
+@contextmanager
+def on_a_host_whose_clock_is_wrong(pair: Pair, role: str, hours: int) -> Generator[Pair]:
+    """Have a member's server, and all that is run beside it, have a wrong clock."""
+    there = replace(pair, handle=on_shifted_host(pair.handle, role, hours))
+
+    def restart(env: dict[str, str]) -> None:
+        stop_postmaster(pair.data(role), signal.SIGINT)
+        there.start(role, env)
+        eventually(there.healthy, "the standby to stream")
+
+    try:
+        restart(shifted(hours))
+        yield there
+    finally:
+        if other_than(role) != pair.leader:
+            there.drive(other_than(role), pair.epoch + 1)
+        restart({})
+        forget_the_dead()
+
+
+@pytest.mark.parametrize("hours", sampled([-24, 24], 1))
+def test_a_member_whose_clock_is_wrong_takes_over_and_comes_back_as_any_other(pair: Pair, hours: int) -> None:
+    role = other_than(pair.leader)
+    with on_a_host_whose_clock_is_wrong(pair, role, hours) as there:
+        clocks = {name: datetime.fromisoformat(seen["clock"]) for name, seen in there.look().items()}
+        ahead = (clocks[role] - clocks[other_than(role)]).total_seconds()
+        assert abs(ahead - hours * 3600) < 60
+        seen = there.look()
+        found = checks(seen[other_than(role)], seen[role], None, now=datetime.now(UTC))
+        (warning,) = [check for check in found if check.verdict != "ok"]
+        assert (warning.name, warning.verdict) == ("clocks", "warning")
+        switch_over(there)
+        lose_and_come_back(there)  # The one with the wrong clock is lost,
+        lose_and_come_back(there)  # and the other one.
+        with there.clients() as clients:
+            rotate(there)
+            there.insist(clients, there.leader)

@@ -7,7 +7,7 @@ HARMONY_TEST_ALL=1 visits all.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -43,9 +43,9 @@ class ApartPair(Pair):
         self.network = Network.of(self.handle)
         self.handle["deadline"] = STREAMS_WITHIN
 
-    def start(self, role: str) -> None:
+    def start(self, role: str, env: Mapping[str, str] | None = None) -> None:
         with within(self.network.namespaces[role]):
-            super().start(role)
+            super().start(role, env)
 
     def clients(self) -> Clients:
         return Clients([self.outputs["uri"] + CLIENT] * 2, self.ca, pause=0.01)

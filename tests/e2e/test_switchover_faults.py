@@ -14,9 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -76,6 +76,8 @@ class Mover:
     handle: dict[str, Any]
     outputs: dict[str, Any]
     ca: Path
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+    """What whoever moves the roles has in its environment, beside ours."""
 
     @classmethod
     def deployed(cls, stack: Stack, config: str = "") -> Self:
@@ -124,14 +126,17 @@ class Mover:
         done = all(self.told(role)["operation"] is None for role in seen)
         return done and len(streaming) == 1 and sorted(o["role"] for o in seen.values()) == ["primary", "standby"]
 
-    def start(self, role: str) -> None:
+    def start(self, role: str, env: Mapping[str, str] | None = None) -> None:
         """Start a server as whoever runs it would: again, while there are children left of one that was killed."""
         root = self.root(role)
+        variables = [f"{name}={value}" for name, value in (env or {}).items()]
         argv = [f"{found_postgresql().path}/pg_ctl", "start", "-sw", "-D", f"{root}/config"]
         argv += ["-l", f"{root}/log/postgresql.log"]
 
         def starts() -> bool:
-            done = subprocess.run(as_os_user(*argv), check=False, timeout=60, cwd="/", stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                as_os_user("env", *variables, *argv), check=False, timeout=60, cwd="/", stdin=subprocess.DEVNULL
+            )
             return done.returncode == 0
 
         eventually(starts, f"the server in {root} to start")
@@ -161,6 +166,7 @@ class Mover:
         done = subprocess.run(
             [sys.executable, "-m", "tests.e2e.driver"],
             cwd=ROOT,
+            env={**os.environ, **self.environment},
             input=json.dumps(plan),
             capture_output=True,
             text=True,

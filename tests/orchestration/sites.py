@@ -31,6 +31,7 @@ PAIR = "shop/prod/orders"
 NAMES = {"primary": "montreal", "replica": "toronto"}
 FAR = "2100-01-01T00:00:00+00:00"
 LONG_AGO = "2020-01-01T00:00:00+00:00"
+NOW_THERE = "2030-01-01T12:00:00+00:00"
 PROMOTION_TAKES = 40
 """Points from the request of a promotion to its end, if nobody waits for it."""
 
@@ -97,6 +98,8 @@ class Server:
     authority: int = 0
     """How often it was replaced."""
     trusted: set[int] = field(default_factory=lambda: {0})
+    expires: str = FAR
+    """When its certificates do."""
     renewals: list[str] = field(default_factory=list[str])
     """The rotations that it made certificates for."""
     held: tuple[int, str] = (0, "")
@@ -490,7 +493,9 @@ class MemorySite:
             "replicas": [],
             "slots": [],
             "settings": {},
-            "certificates": {} if cut_off else {"server": FAR, "replication": FAR},
+            "certificates": {} if cut_off else {"server": server.expires, "replication": server.expires},
+            "flaws": {},
+            "clock": "",
             "left_as": "",
             "ended_cleanly": False,
             "roles": None if cut_off else server.roles,
@@ -505,6 +510,7 @@ class MemorySite:
         seen["lsn"] = lsn(server.replayed)
         if not server.leads:
             seen |= {"received": lsn(len(server.wal)), "heard_at": LONG_AGO}
+        seen["clock"] = NOW_THERE
         if self.world.connected(server):
             seen |= {"receiver": "streaming", "heard_lsn": lsn(len(self.world.servers[server.source].wal))}
         slot = {"active": False, "retained_bytes": 0, "bound_bytes": None, "wal_status": "reserved"}

@@ -47,31 +47,47 @@ def test_what_could_be_read_is_what_is_lost_and_nothing_is_unknown(code: Code) -
     for synchronous in (False, True):
         found = code.failover.loss(standby(heard_lsn="0/900"), synchronous=synchronous, beyond=beyond(48, 3))
         assert (found.bytes, found.transactions, found.unknown) == (48, 3, False)
-        assert found.words("m", "t", NOW) == "48 bytes of WAL, 3 transactions, that t has not received"
+        assert found.words("m", "t") == "48 bytes of WAL, 3 transactions, that t has not received"
 
 
 def test_what_could_not_be_read_is_known_up_to_where_the_source_was_heard_of(code: Code) -> None:
     for heard, missing in (("0/140", 0x40), ("0/100", 0), ("0/80", 0), ("", 0)):
         found = code.failover.loss(standby(heard_lsn=heard), synchronous=False, beyond=None)
         assert (found.bytes, found.transactions, found.unknown) == (missing, None, True)
-        said = found.words("m", "t", NOW)
+        said = found.words("m", "t")
         assert said == (
             f"{missing} bytes of WAL that t is known to lack, and whatever m committed in the 30 s since it was last "
             f"heard of"
         )
     nothing = code.failover.loss(standby(received="", heard_at=""), synchronous=False, beyond=None)
-    assert nothing.words("m", "t", NOW).endswith("since it was last heard of, nobody knows when")
+    assert nothing.words("m", "t").endswith("since it was last heard of, nobody knows when")
+
+
+def test_since_when_nothing_was_heard_is_told_by_the_clock_that_told_when(code: Code) -> None:
+    for clock, end in (
+        ("2030-01-01T11:59:30+00:00", " committed in the 0 s since it was last heard of"),
+        ("2030-01-01T13:00:00+01:00", " committed in the 30 s since it was last heard of"),
+        (
+            "2030-01-01T10:59:30+00:00",
+            ", nobody knows when: the clock of t was 3600 s later then than it is now",
+        ),
+        ("", " committed since it was last heard of, nobody knows when"),
+    ):
+        found = code.failover.loss(standby(clock=clock), synchronous=False, beyond=None)
+        assert found.words("m", "t").endswith(end)
+    read = code.failover.loss(standby(), synchronous=False, beyond=beyond(48, 3))
+    assert (read.heard_at, read.clock) == ("2030-01-01T11:59:30+00:00", "2030-01-01T12:00:00+00:00")
 
 
 def test_where_commits_waited_nothing_is_unknown(code: Code) -> None:
     found = code.failover.loss(standby(heard_lsn="0/140"), synchronous=True, beyond=None)
     assert (found.bytes, found.unknown) == (0x40, False)
-    assert found.words("m", "t", NOW).endswith("; commits waited for t, so none that counts is lost")
+    assert found.words("m", "t").endswith("; commits waited for t, so none that counts is lost")
 
 
 def test_a_loss_is_accepted_up_to_its_bound_and_unknown_only_if_that_was_said(code: Code) -> None:
     for size, most, unknown, accepted in product((0, 1, 16), (0, 1, 15, 16), (False, True), (False, True)):
-        found = code.failover.Loss(size, None, "", unknown=unknown)
+        found = code.failover.Loss(size, None, "", "", unknown=unknown)
         said = code.failover.loss_problem(found, terms(most, accept_unknown_loss=accepted))
         if size > most:
             assert said == f"{size} bytes would be lost, and at most {most} are accepted (--max-data-loss)"
@@ -121,6 +137,17 @@ def test_a_failover_from_a_dead_primary_that_answers_depends_on_the_loss_alone(c
     assert [check.verdict for check in told if check.name == "loss"] == ["warning"]
     assert by_name["loss"].verdict == "ok"
     assert by_name["montreal"].found == "stopped"
+
+
+def test_certificates_that_have_expired_are_no_reason_to_have_nobody_lead(code: Code) -> None:
+    expired = standby(certificates={"server": "2030-01-01T12:00:00+00:00", "replication": "2031-01-01T12:00:00+00:00"})
+    found = code.failover.loss(expired, synchronous=False, beyond=beyond(0, 0))
+    made = code.failover.checks(seen("primary", **STOPPED), expired, found, terms(), can_fence=False, now=NOW)
+    rotate = "`harmony rotate-certificates` makes a new one"
+    assert [(check.verdict, check.found) for check in made if check.name == "certificate"] == [
+        ("warning", f"'server' of toronto expired {NOW.isoformat()}; {rotate}, once toronto leads"),
+        ("ok", "'replication' of toronto is valid until 2031-01-01"),
+    ]
 
 
 def test_a_primary_that_runs_and_answers_is_switched_over_from(code: Code) -> None:

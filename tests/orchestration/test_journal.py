@@ -7,7 +7,7 @@ import json
 import pytest
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.journal import Journal, in_order
 
 
 class Log:
@@ -67,3 +67,21 @@ def test_a_record_that_cannot_be_written_stops_nothing_and_is_written_later() ->
     log.full = False
     journal.note("there is space again")
     assert log.events == [("demote", "started"), ("demote", "done"), ("note", "note")]
+
+
+def line(name: str, hour: int) -> str:
+    return json.dumps({"time": f"2030-01-01T{hour:02}:00:00", "step": name})
+
+
+def test_records_are_read_as_one_in_the_order_in_which_each_was_written_whatever_the_clocks_said() -> None:
+    ahead, both, later, here, there = line("a", 20), line("b", 9), line("c", 10), line("h", 8), line("t", 7)
+    assert in_order([[here], [there]]) == [there, here]
+    assert in_order([[ahead, both, later], [both, later]]) == [ahead, both, later]
+    assert in_order([[both, later], [ahead, both, later]]) == [ahead, both, later]
+    assert in_order([[here, both, later], [there, both]]) == [there, here, both, later]
+    assert in_order([[both, ahead], [both, there]]) == [both, there, ahead]
+    assert in_order([[both, later], [later, both]]) in ([both, later], [later, both])
+    assert in_order([[here, "cut o"], [here, later]]) == [here, "cut o", later]
+    assert in_order([[here, here], [there]]) == [there, here]
+    assert in_order([[], [here]]) == [here]
+    assert in_order([]) == []

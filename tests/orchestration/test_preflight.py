@@ -70,6 +70,10 @@ OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
     ({"slots": [slot("lost")]}, ["slot: for_toronto is lost; its replica must be cloned anew"]),
     ({"slots": [slot("unreserved")]}, ["slot: for_toronto is unreserved; its replica must be cloned anew"]),
     ({"slots": [slot("extended")]}, []),
+    (
+        {"flaws": {"server": "does not belong to its key", "replication": "was signed by nobody"}},
+        ["certificate: 'server' of montreal does not belong to its key, so it may not start again; `harmony"],
+    ),
 ]
 
 OF_THE_TARGET: list[tuple[dict[str, Any], list[str]]] = [
@@ -87,7 +91,36 @@ OF_THE_TARGET: list[tuple[dict[str, Any], list[str]]] = [
         ],
     ),
     ({"certificates": {"server": ALMOST, "replication": ALMOST, "ca": EXPIRED}}, []),
+    (
+        {"flaws": {"replication": "was signed by nobody", "ca": "is not asked for"}},
+        ["certificate: 'replication' of toronto was signed by nobody; `harmony rotate-certificates` makes a new one"],
+    ),
+    (
+        {"clock": "2030-01-01T12:00:01+00:00", "certificates": {"server": ALMOST, "replication": ALMOST}},
+        ["certificate: 'server' of toronto expired", "certificate: 'replication' of toronto expired"],
+    ),
+    ({"clock": "2030-01-01T11:00:00+00:00", "certificates": {"server": EXPIRED, "replication": EXPIRED}}, []),
+    (
+        {"clock": "", "certificates": {"server": EXPIRED, "replication": ALMOST}},
+        ["certificate: 'server' of toronto expired"],
+    ),
 ]
+CLOCKS = [
+    ("2030-01-01T12:01:00+00:00", []),
+    ("2030-01-01T11:59:00+00:00", []),
+    ("", []),
+    ("2030-01-01T12:01:01+00:00", ["that of toronto is 61 s ahead of that of montreal: one may take the other's "]),
+    ("2029-12-31T12:00:00+00:00", ["that of montreal is 86400 s ahead of that of toronto: one may take the other's "]),
+]
+
+
+@pytest.mark.parametrize(("clock", "expected"), CLOCKS)
+def test_clocks_that_differ_are_a_warning(clock: str, expected: list[str]) -> None:
+    found = looked_at(target=seen("replica", clock=clock))
+    assert problems(found) == []
+    warnings = [check.found for check in found if check.verdict == "warning"]
+    assert [warning[: len(start)] for warning, start in zip(warnings, expected, strict=True)] == expected
+    assert problems(looked_at(source=seen("primary", clock=""), target=seen("replica", clock=clock or EXPIRED))) == []
 
 
 @pytest.mark.parametrize(("changes", "expected"), OF_THE_SOURCE)

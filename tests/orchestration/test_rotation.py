@@ -20,7 +20,7 @@ from harmony_pulumi.orchestration.rotation import (
     under_way,
 )
 from tests.orchestration.code import REAL, pair_of, reach
-from tests.orchestration.sites import NAMES, Killed, World, roles
+from tests.orchestration.sites import FAR, LONG_AGO, NAMES, Killed, World, roles
 
 BY = "a test"
 LEADER, FOLLOWER = "primary", "replica"
@@ -306,6 +306,75 @@ def test_what_is_refused_touches_nothing(happens: Callable[[World], None], said:
         run(world, new_rotation(BY, authority=True))
     assert said in str(caught.value)
     assert [server.renewals for server in world.servers.values()] == [[], []]
+
+
+def begin_a_rejoin(world: World) -> None:
+    begin_a_switchover(world)
+    known = world.servers[LEADER].roles
+    assert known is not None
+    assert known["operation"] is not None
+    known["operation"]["kind"] = "rejoin"
+
+
+@pytest.mark.parametrize("authority", [False, True])
+@pytest.mark.parametrize("happens", [stop_toronto, cut_toronto_off, leave_toronto_behind, begin_a_rejoin])
+def test_a_leader_that_nobody_could_come_back_to_is_rotated_alone(
+    happens: Callable[[World], None], authority: bool
+) -> None:
+    world = World()
+    world.servers[LEADER].expires = LONG_AGO
+    happens(world)
+    # What is still connected with a certificate of the authority of before would be locked out without that.
+    ends = not authority or happens is stop_toronto
+    assert run(world, new_rotation(BY, authority=authority)) == ends
+    assert [len(world.servers[role].renewals) for role in (LEADER, FOLLOWER)] == [1, 0]
+    found = world.servers[LEADER].rotation
+    assert found is not None
+    assert found["ended"] == ends
+    assert any(
+        line.endswith(
+            "montreal gets new certificates alone, as toronto could not come back with those of now; once it has, run "
+            "this again for its own"
+        )
+        for line in world.shown
+    )
+    assert "alone" in world.servers[LEADER].events
+    assert not [label for label in world.labels if label.startswith("toronto.alone")]
+    world.servers[LEADER].expires = FAR
+    with pytest.raises(SiteError):
+        run(world, new_rotation(BY, authority=authority))
+
+
+def stop_montreal(world: World) -> None:
+    world.stop(world.servers[LEADER])
+
+
+def begin_a_switchover_and_stop_toronto(world: World) -> None:
+    begin_a_switchover(world)
+    stop_toronto(world)
+
+
+UNSURE = [begin_a_switchover, begin_a_switchover_and_stop_toronto, lose_the_primary, promote_toronto, stop_montreal]
+
+
+@pytest.mark.parametrize("happens", UNSURE)
+def test_a_leader_that_may_not_be_one_is_not_rotated_alone(happens: Callable[[World], None]) -> None:
+    world = World()
+    for server in world.servers.values():
+        server.expires = LONG_AGO
+    happens(world)
+    with pytest.raises(SiteError):
+        run(world, new_rotation(BY, authority=True))
+    assert [server.renewals for server in world.servers.values()] == [[], []]
+
+
+@pytest.mark.parametrize("active", [LEADER, FOLLOWER])
+def test_a_pair_that_is_whole_is_rotated_whole_though_its_certificates_have_expired(active: str) -> None:
+    world = watched(active=active)
+    for server in world.servers.values():
+        server.expires = LONG_AGO
+    assert run(world, new_rotation(BY, authority=False))
+    insist_on_rotated(world, active, authority=False)
 
 
 @pytest.mark.parametrize("happens", [stop_toronto, cut_toronto_off, leave_toronto_behind])

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -19,7 +20,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 
 _AUTHORITY_LIFETIME = timedelta(days=3650)
-_CLOCK_SKEW = timedelta(hours=1)
+_CLOCK_SKEW = timedelta(days=2)
+"""A certificate is valid from so long before it is made: the clocks of members, clients and its maker may be wrong."""
 _END = "-----END CERTIFICATE-----\n"
 _NO_USAGE = dict.fromkeys(
     (
@@ -84,9 +86,17 @@ def make_server(authority: KeyPair, address: str, lifetime_days: int) -> KeyPair
     )
 
 
-def make_client(authority: KeyPair, role: str, lifetime_days: int) -> KeyPair:
-    """Make a client's certificate; its common name is the role that it logs in as."""
-    return _issued(authority, role, lifetime_days, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+def make_client(authority: KeyPair, role: str, lifetime_days: int, *, before: str = "") -> KeyPair:
+    """Make a client's certificate; its common name is the role that it logs in as.
+
+    Args:
+        authority: signs it.
+        role: that it is for.
+        lifetime_days: for which it is valid.
+        before: the certificate whose place it takes, PEM: it `is_newer`, though whoever made that had another clock.
+    """
+    after = _loaded(before).not_valid_before_utc if serial(before) else None
+    return _issued(authority, role, lifetime_days, ExtendedKeyUsageOID.CLIENT_AUTH, None, after=after)
 
 
 def expires(certificate: str) -> datetime:
@@ -95,14 +105,45 @@ def expires(certificate: str) -> datetime:
 
 
 def lifetime_days(certificate: str) -> int:
-    """Return for how many days a PEM certificate was made, at least one."""
+    """Return for how many days a PEM certificate was made, at least one; a year if it is none."""
+    if not serial(certificate):
+        return 365
     found = _loaded(certificate)
     return max(1, round((found.not_valid_after_utc - found.not_valid_before_utc - _CLOCK_SKEW) / timedelta(days=1)))
 
 
 def serial(certificate: str) -> str:
-    """Return the serial number of a PEM certificate in decimal digits, as pg_stat_ssl shows it."""
-    return str(_loaded(certificate).serial_number)
+    """Return the serial number of a PEM certificate in decimal digits, as pg_stat_ssl shows it; empty if it is none."""
+    try:
+        return str(_loaded(certificate).serial_number)
+    except ValueError:
+        return ""
+
+
+def flaw(pair: KeyPair, authorities: str) -> str:
+    """Return what is wrong with a certificate, as the end of a sentence about it, whenever it expires; or nothing.
+
+    Args:
+        pair: the certificate and its key.
+        authorities: PEM, of which one is to have signed it.
+    """
+    try:
+        found, key = _loaded(pair.certificate), serialization.load_pem_private_key(pair.key.encode(), password=None)
+    except (ValueError, TypeError):
+        return "or its key cannot be read"
+    if found.public_key() != key.public_key():
+        return "does not belong to its key"
+    if not any(_has_signed(_loaded(authority), found) for authority in _each(authorities)):
+        return "was signed by no authority that is trusted there"
+    return ""
+
+
+def _has_signed(authority: x509.Certificate, found: x509.Certificate) -> bool:
+    try:
+        found.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def is_newer(one: str, other: str) -> bool:
@@ -133,7 +174,10 @@ def renewed(there: Mapping[str, str], address: str, days: int, *, authority: boo
     signer, cross = KeyPair(there["ca.crt"], there["ca.key"]), ""
     if authority:
         signer, cross = succeed(signer)
-    server, replication = make_server(signer, address, days), make_client(signer, REPLICATION_ROLE, days)
+    server, replication = (
+        make_server(signer, address, days),
+        make_client(signer, REPLICATION_ROLE, days, before=there["replication.crt"]),
+    )
     return {
         "trusted.crt": trusting(signer.certificate, there["trusted.crt"]),
         "ca.crt": signer.certificate,
@@ -163,12 +207,14 @@ def _issued(
     lifetime_days: int,
     purpose: x509.ObjectIdentifier,
     alternatives: x509.SubjectAlternativeName | None,
+    *,
+    after: datetime | None = None,
 ) -> KeyPair:
     issuer, signer = _loaded(authority.certificate), _key(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     lifetime = min(timedelta(days=lifetime_days), issuer.not_valid_after_utc - datetime.now(UTC))
     builder = (
-        _builder(common_name, key, lifetime)
+        _builder(common_name, key, lifetime, after)
         .issuer_name(issuer.subject)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(**{**_NO_USAGE, "digital_signature": True}), critical=True)
@@ -211,14 +257,19 @@ def _each(certificates: str) -> list[str]:
     return [part + _END for part in certificates.split(_END) if part.strip()]
 
 
-def _builder(common_name: str, key: ec.EllipticCurvePrivateKey, lifetime: timedelta) -> x509.CertificateBuilder:
+def _builder(
+    common_name: str, key: ec.EllipticCurvePrivateKey, lifetime: timedelta, after: datetime | None = None
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
+    begin = now - _CLOCK_SKEW
+    if after is not None:
+        begin = max(begin, min(after + timedelta(seconds=1), now))
     return (
         x509.CertificateBuilder()
         .subject_name(_name(common_name))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_before(begin)
         .not_valid_after(now + lifetime)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )

@@ -53,8 +53,8 @@ _SIGNAL = '[ "/proc/$1/cwd" -ef "$2" ] && kill -s "$3" "$1"'
 _NOBODY = 2**31 - 1
 """No process has this pid: the greatest of Linux is 2**22."""
 # To PostgreSQL, every process of its OS user that has the pid in a lock file of a killed server is that server, for as
-# long as it lives. Only the pid is taken out, and only where nothing of this user works in the data directory: PostgreSQL
-# still looks by itself whether anything is attached to the shared memory of before, which the file names.
+# long as it lives. Only the pid is taken out, and only where nothing of this user works in the data directory:
+# PostgreSQL still looks whether anything is attached to the shared memory of before, which the file names.
 _TAKE_OUT_PID = """
 data=$1 lock=$2 nobody=$3
 uid=$(id -u)
@@ -229,7 +229,6 @@ class Server:
             SiteError: something is left for longer.
         """
 
-
         def start_without_strangers() -> str:
             said = start()
             match = _LEFT_BEHIND.search(said)
@@ -295,7 +294,7 @@ class Server:
         """Have the server read its files again.
 
         Raises:
-            SiteError: it does not run. `pg_ctl reload` would signal whatever process has the pid of one that was killed.
+            SiteError: it does not run. `pg_ctl reload` would signal whatever has the pid of one that was killed.
         """
         pid = self.running_pid()
         if pid is None or not self._signal(pid, "HUP"):

@@ -33,6 +33,10 @@ from harmony_pulumi.orchestration.roles import leads, levels
 from harmony_pulumi.orchestration.wait import wait_for
 
 _CERTIFICATES = ("ca", "server", "replication", "source-client")
+_ISSUED = ("server", "replication")
+"""Those that a server's own authority has signed."""
+# When a source was last heard of is told by the standby's own clock, with which `clock` is compared: once it is not
+# connected any more, by the file that it last wrote what it received to.
 _LOOK = """
 SELECT json_build_object(
   'role', CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
@@ -44,8 +48,13 @@ SELECT json_build_object(
     THEN coalesce(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text, '') ELSE '' END,
   'heard_lsn', coalesce((SELECT latest_end_lsn::text FROM pg_stat_wal_receiver), ''),
   'heard_at', CASE WHEN pg_is_in_recovery() THEN coalesce(
-    (SELECT to_json(latest_end_time)#>>'{}' FROM pg_stat_wal_receiver),
-    to_json(pg_last_xact_replay_timestamp())#>>'{}', '') ELSE '' END,
+    (SELECT to_json(last_msg_receipt_time)#>>'{}' FROM pg_stat_wal_receiver),
+    (SELECT to_json(max(modification))#>>'{}' FROM pg_ls_waldir() WHERE length(name) = 24 AND right(name, 16) = (
+      SELECT upper(lpad(to_hex(segment / of_four_gb), 8, '0') || lpad(to_hex(segment % of_four_gb), 8, '0'))
+      FROM (SELECT div(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/1', size)::bigint,
+        4294967296 / size FROM (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') s (size)
+      ) place (segment, of_four_gb))), '') ELSE '' END,
+  'clock', to_json(clock_timestamp())#>>'{}',
   'receiver', coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
   'replayed_at', CASE WHEN pg_is_in_recovery()
     THEN coalesce(to_json(pg_last_xact_replay_timestamp())#>>'{}', '') ELSE '' END,
@@ -206,7 +215,7 @@ class HostPostgreSQL:
             seen["state"], seen["detail"] = "unreachable" if running else "stopped", str(error)
             return
         seen["version"] = server.binaries.version
-        seen["certificates"] = self._expiries(server)
+        seen["certificates"], seen["flaws"] = self._own_certificates(server)
         if running:
             try:
                 seen.update(server.look(_LOOK, port=marker.port))
@@ -584,10 +593,20 @@ class HostPostgreSQL:
         user = os_user(connection, self.handle["host"])
         return Server(connection, Layout(self._root, marker.data), choose_binaries(connection, marker.major), user)
 
-    def _expiries(self, server: Server) -> dict[str, str]:
-        texts = server.read(server.layout.tls, [f"{name}.crt" for name in _CERTIFICATES])
-        there = {name.removesuffix(".crt"): text for name, text in texts.items() if text}
-        return {name: certificates.expires(text).isoformat() for name, text in there.items()}
+    def _own_certificates(self, server: Server) -> tuple[dict[str, str], dict[str, str]]:
+        """Return when each certificate expires, and what else is wrong with those that others are to trust."""
+        names = [f"{name}.{suffix}" for name in _CERTIFICATES for suffix in ("crt", "key") if name != "ca"]
+        texts = server.read(server.layout.tls, ["ca.crt", "trusted.crt", *names])
+        there = {name: text for name in _CERTIFICATES if (text := texts[f"{name}.crt"])}
+        trusted = texts["trusted.crt"] or ""
+        flaws = {
+            name: certificates.flaw(certificates.KeyPair(there[name], texts[f"{name}.key"] or ""), trusted)
+            for name in _ISSUED
+            if name in there
+        }
+        readable = {name: text for name, text in there.items() if certificates.serial(text)}
+        expiries = {name: certificates.expires(text).isoformat() for name, text in readable.items()}
+        return expiries, {name: flaw for name, flaw in flaws.items() if flaw}
 
     # -- certificates --------------------------------------------------------------------------------------------
 
@@ -640,6 +659,8 @@ def _unseen(name: str, state: str, detail: str) -> Observation:
         "slots": [],
         "settings": {},
         "certificates": {},
+        "flaws": {},
+        "clock": "",
         "left_as": "",
         "ended_cleanly": False,
         "roles": None,
