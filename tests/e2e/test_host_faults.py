@@ -299,7 +299,9 @@ def seconds_unheard(said: str) -> int:
 
 
 def cannot_be_asked(pair: Pair, role: str) -> Pair:
-    return replace(out_of_reach(pair, role), environment=pair.environment)
+    away = replace(out_of_reach(pair, role), environment=pair.environment)
+    away.handle["members"][role]["host"]["connection"] = "local"  # Which asks for the machine-id.
+    return away
 
 
 def lose_and_come_back(pair: Pair) -> None:
