@@ -6,12 +6,14 @@ Clients write all the while; each test ends in the account of what they were tol
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +25,7 @@ from harmony_pulumi.capabilities.site import Terms
 from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.orchestration.preflight import checks
 from tests.e2e.clocks import forget_the_dead, on_shifted_host, shifted
-from tests.e2e.conftest import as_os_user, eventually, postmaster, stacks, stop_postmaster
+from tests.e2e.conftest import PAIR, Stack, as_os_user, eventually, postmaster, stacks, stop_postmaster
 from tests.e2e.driver import REFUSED, Kind, processes_in
 from tests.e2e.test_boot import RUNS, boot
 from tests.e2e.test_failover_faults import ANYTHING, Pair, out_of_reach
@@ -394,3 +396,125 @@ def test_a_member_whose_clock_is_wrong_takes_over_and_comes_back_as_any_other(pa
         with there.clients() as clients:
             rotate(there)
             there.insist(clients, there.leader)
+
+
+# -- ports -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def taken(port: int) -> Generator[None]:
+    """Have somebody else listen on a port, on every address that `localhost` has."""
+    addresses = {info[4][:2] for info in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)}
+    with ExitStack() as stack:
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in str(address[0]) else socket.AF_INET
+            stack.enter_context(closing(socket.create_server(address, family=family)))
+        yield
+
+
+def test_a_port_that_is_taken_as_the_old_primary_is_to_follow_is_told_and_the_same_again_ends_it(pair: Pair) -> None:
+    source, epoch = pair.leader, pair.epoch + 1
+    target, port = other_than(source), pair.port(source)
+    with pair.clients() as clients:
+        cut_off = pair.drive(target, epoch, [act("verify:done")])
+        assert cut_off.status == KILLED, cut_off
+        with taken(port):
+            failed = pair.drive(target, epoch)
+            assert failed.status == REFUSED, failed.said
+            assert re.search("did not start: .*could not bind", failed.said, re.DOTALL), failed.said
+            assert pair.leader == target
+            clients.wait_until_served()
+        done = pair.drive(target, epoch)
+        assert done.status == 0, done.said
+        pair.insist(clients, target)
+
+
+def test_a_port_that_is_taken_as_a_primary_is_to_be_back_is_told_and_the_same_again_ends_it(pair: Pair) -> None:
+    """It has stepped down, and cannot come back yet: nobody else has taken over, and the roles move as they were to."""
+    source, epoch = pair.leader, pair.epoch + 1
+    target = other_than(source)
+    with pair.clients() as clients:
+        cut_off = pair.drive(target, epoch, [act("demote:done")])
+        assert cut_off.status == KILLED, cut_off
+        with taken(pair.port(source)):
+            pair.kill(target)
+            failed = pair.drive(target, epoch)
+            assert failed.status == REFUSED, failed.said
+            assert pair.primaries() == []
+        pair.drive(target, epoch)
+        clients.wait_until_served()
+        leader = pair.leader
+        if postmaster(pair.data(other_than(leader))) is None:
+            pair.start(other_than(leader))
+        pair.insist(clients, leader)
+
+
+def test_a_port_that_is_taken_as_a_lost_primary_is_to_rejoin_is_told_and_the_same_again_ends_it(pair: Pair) -> None:
+    source = pair.leader
+    target, port = other_than(source), pair.port(source)
+    with pair.clients() as clients:
+        pair.lose(source, clients)
+        pair.killed_and_again("failover", target)
+        clients.wait_until_served()
+        with taken(port):
+            failed = pair.do("rejoin", target)
+            assert failed.status == REFUSED, failed.said
+            assert re.search("did not start: .*could not bind", failed.said, re.DOTALL), failed.said
+        pair.killed_and_again("rejoin", target)
+        assert not pair.kept(source, "data-*"), "it was rewound, and that is kept"
+        pair.account(clients, target)
+
+
+# -- the stack ---------------------------------------------------------------------------------------------------------
+
+
+def test_roles_move_by_command_while_another_run_has_locked_the_stack_and_that_changes_nothing(
+    make_stack: Callable[[], Stack],
+) -> None:
+    pair = Pair.deployed(make_stack())
+    stack, gate = pair.stack, pair.stack.folder / "gate"
+    os.mkfifo(gate)
+    stack.program(f"{PAIR.format(config='', active='None')}\nopen({str(gate)!r}).read()\n")
+    locks = stack.folder / "state/.pulumi/locks"
+    site = str(site_file(pair))
+    with pair.clients() as clients:
+        run = stack.start("up", "--yes", "--skip-preview")
+        try:
+            eventually(lambda: [*locks.rglob("*.json")], "the run to lock the stack")
+            said = harmony(stack, "switchover", "--to", "toronto", "--yes", expect=None)
+            assert "locked" in said, said
+            harmony(stack, "switchover", "--to", "toronto", "--yes", "--site", site)
+            assert pair.leader == "replica"
+            with gate.open("w"):
+                pass
+            run.wait(120)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.wait(30)
+        pair.insist(clients, "replica")
+
+
+def test_an_up_of_a_stale_checkout_after_a_failover_by_command_changes_nothing(
+    make_stack: Callable[[], Stack],
+) -> None:
+    pair = Pair.deployed(make_stack())
+    stack = pair.stack
+    old, site = stack.run("stack", "export"), str(site_file(pair))
+    with pair.clients() as clients:
+        pair.lose("primary", clients)
+        words = ["--to", "toronto", "--max-data-loss", str(2**40), "--yes"]
+        harmony(stack, "failover", *words)
+        clients.wait_until_served()
+        (stack.folder / "old.json").write_text(old)
+        stack.run("stack", "import", "--file", str(stack.folder / "old.json"))
+        stack.run("config", "rm", "harmony:active", expect=None)
+        told = pair.told("replica")
+        stack.pair()
+        for args in ([], ["--refresh"]):
+            stack.up(*args, expect=None)
+            assert pair.primaries() == ["replica"]
+            assert pair.told("replica") == told, "no role has moved"
+        assert "roles have moved since" in stack.up("--refresh", expect=1)
+        harmony(stack, "rejoin", "--yes", "--site", site)
+        pair.account(clients, "replica")
