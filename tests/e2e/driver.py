@@ -45,7 +45,7 @@ class Act(TypedDict):
     do: str
     """`die`, or `kill primary` or `kill replica`: SIGKILL for that member's postmaster; `kill it`: for the program.
 
-    Or `network <fault>`, of a pair in a network of its own.
+    Or `network <fault>`, of a pair in a network of its own; or `fill <path>`: a file takes all room on its disk.
     """
 
 
@@ -101,6 +101,14 @@ def running_with(word: str, below: Path) -> int:
     return 0
 
 
+def fill(path: Path) -> None:
+    """Take all the room that is left on a disk, however much that is by the end, by one file."""
+    with path.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(bytes(65536))
+            file.flush()
+
+
 class Boundaries:
     """Counts what is passed, shows it, and does what is planned there."""
 
@@ -145,6 +153,8 @@ class Boundaries:
             die()
         elif what == "kill it":
             os.kill(pid, signal.SIGKILL)
+        elif what.startswith("fill "):
+            fill(Path(what.removeprefix("fill ")))
         elif what.startswith("network "):
             Network.of(self.plan["handle"]).fault(what.removeprefix("network "))
         else:

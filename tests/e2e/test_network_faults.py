@@ -6,19 +6,24 @@ HARMONY_TEST_ALL=1 visits all.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from harmony_pulumi.capabilities.site import Terms
 from tests.e2e.conftest import PAIR, Stack, eventually, needs_root, stacks
-from tests.e2e.driver import REFUSED
+from tests.e2e.driver import REFUSED, running_with
 from tests.e2e.history import Clients
 from tests.e2e.network import ROOT, Network, missing_programs, network, within
-from tests.e2e.test_failover_faults import Pair
+from tests.e2e.test_failover_faults import Pair, on_a_small_disk
 from tests.e2e.test_switchover_faults import SEED, STEPS, act, other_than, sampled
 
 pytestmark = pytest.mark.e2e
@@ -281,3 +286,60 @@ def test_a_link_that_is_cut_during_a_copy_ends_it_and_the_next_run_copies_again(
         clients.insist(pair.outputs[f"{target}_uri"], pair.outputs[f"{source}_uri"], lossless=False)
     for folder in (gone, *pair.kept(source, "*-*Z")):
         shutil.rmtree(folder)
+
+
+def written_by(pid: int) -> int:
+    """Return how many bytes a process has written: proc(5)."""
+    return int(re.findall(r"wchar: (\d+)", Path(f"/proc/{pid}/io").read_text())[0])
+
+
+@pytest.mark.parametrize("what", sampled(["cut", "kill pg_rewind", "kill the source"], 1))
+def test_a_rewind_that_ends_half_way_is_followed_by_a_copy_and_all_is_accounted_for(pair: ApartPair, what: str) -> None:
+    with pair.clients() as clients:
+        source = lose_and_fail_over(pair, clients)
+        target = other_than(source)
+        pair.ask(target, f"DROP TABLE IF EXISTS bulk; {BULK.format(megabytes=20)}")
+        root = pair.root(source)
+        with pair.network.slow("20mbit"), ThreadPoolExecutor(1) as pool:
+            running = pool.submit(pair.do, "rejoin", target)
+            eventually(lambda: running.done() or running_with("--write-recovery-conf", root), "the rewind")
+            pid = running_with("--write-recovery-conf", root)
+            assert pid, running.result()
+            eventually(lambda: written_by(pid) > 2**21, "the rewind to have written something")
+            if what == "cut":
+                pair.network.fault("cut")
+            elif what == "kill pg_rewind":
+                os.kill(pid, signal.SIGKILL)
+            else:
+                pair.kill(target)
+            done = running.result(120)
+        if what != "kill pg_rewind":  # Which a copy is tried after, at once.
+            assert done.status == REFUSED, done.said
+        pair.network.fault("heal")
+        if not pair.primaries():
+            pair.start(target)
+        pair.killed_and_again("rejoin", target)
+        assert pair.kept(source, "data-*/PG_VERSION"), "the data that was half rewound"
+        assert pair.kept(source, "diverged-*/transactions.json")
+        pair.account(clients, target)
+
+
+def test_a_disk_that_fills_up_during_a_copy_ends_it_and_the_next_run_copies_again(pair: ApartPair) -> None:
+    with pair.clients() as clients:
+        source = lose_and_fail_over(pair, clients)
+        target = other_than(source)
+        pair.ask(target, f"DROP TABLE IF EXISTS bulk; {BULK.format(megabytes=20)}")
+        root = pair.root(source)
+        with on_a_small_disk(root, 900):
+            for file in (pair.data(source) / "pg_wal").glob("0*"):  # Without its WAL it cannot be rewound.
+                file.unlink()
+            with pair.network.slow("40mbit"):
+                done = pair.do("rejoin", target, [act("clone:progress", f"fill {root}/filler", times=2)])
+            assert done.status == REFUSED, done.said
+            assert "No space left on device" in done.said
+            clients.wait_until_served()
+            (root / "filler").unlink()
+            pair.killed_and_again("rejoin", target)
+            assert len(pair.kept(source, "data-*/PG_VERSION")) == 1, "the data of before"
+            eventually(pair.healthy, "the standby to stream")
+            clients.insist(pair.outputs[f"{target}_uri"], pair.outputs[f"{source}_uri"], lossless=False)
