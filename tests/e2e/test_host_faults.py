@@ -312,8 +312,8 @@ def lose_and_come_back(pair: Pair) -> None:
     target = other_than(source)
     with pair.clients() as clients:
         pair.lose(source, clients)
-        vouched = {**ANYTHING, "fenced": "an operator vouches"}
-        refused = cannot_be_asked(pair, source).do("failover", target, terms=Terms(**vouched))
+        vouched: Terms = {**ANYTHING, "fenced": "an operator vouches"}
+        refused = cannot_be_asked(pair, source).do("failover", target, terms=vouched)
         assert refused.status == REFUSED, refused.said
         assert 0 <= seconds_unheard(refused.said) < 120, refused.said
         for kind in KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
 
 from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.hosts.postgresql.certificates import KeyPair
@@ -56,7 +57,7 @@ def test_a_certificate_of_an_operator_with_a_wrong_clock_is_valid_now_and_newer(
     monkeypatch.setattr(Shifted, "by", timedelta(days=days))
     monkeypatch.setattr(certificates, "datetime", Shifted)
     made = certificates.make_client(OURS, "ada", 30, before=before.certificate)
-    found = certificates._loaded(made.certificate)
+    found = x509.load_pem_x509_certificate(made.certificate.encode())
     assert found.not_valid_before_utc <= datetime.now(UTC) - timedelta(hours=12)
     assert found.not_valid_after_utc >= datetime.now(UTC) + timedelta(days=28)
     assert certificates.is_newer(made.certificate, before.certificate)
@@ -69,5 +70,6 @@ def test_a_certificate_in_the_place_of_one_from_the_future_is_valid_now(monkeypa
     before = certificates.make_client(OURS, "ada", 30)
     monkeypatch.undo()
     made = certificates.make_client(OURS, "ada", 30, before=before.certificate)
-    assert certificates._loaded(made.certificate).not_valid_before_utc <= datetime.now(UTC)
+    found = x509.load_pem_x509_certificate(made.certificate.encode())
+    assert found.not_valid_before_utc <= datetime.now(UTC)
     assert certificates.make_client(OURS, "ada", 30, before="nonsense").certificate
