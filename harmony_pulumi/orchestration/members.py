@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address, is_same
 from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Operation, Roles
 from harmony_pulumi.errors import SiteError
@@ -134,7 +135,7 @@ def serve(pair: Pair, role: str, journal: Journal) -> None:
 
 def _lead(endpoint: EndpointSite, offer: Mapping[str, Any]) -> None:
     seen = endpoint.observe()
-    if seen["points_to"] != f"{offer['endpoint']['host']}:{int(offer['endpoint']['port'])}":
+    if not is_same(seen["points_to"], address(offer["endpoint"]["host"], offer["endpoint"]["port"])):
         endpoint.point(offer)
     if seen["paused"] or seen["state"] == "stopped":
         endpoint.resume()

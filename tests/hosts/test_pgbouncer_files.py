@@ -108,5 +108,5 @@ def test_answers_of_the_console_are_counted_without_its_own_connection() -> None
 
 
 def test_an_address_is_written_as_in_a_uri() -> None:
-    assert files.address({"host": "::1", "port": 5432.0}) == "[::1]:5432"
-    assert files.address(PRIMARY) == "a.example:5432"
+    assert files.address_of({"host": "::1", "port": 5432.0}) == "[::1]:5432"
+    assert files.address_of(PRIMARY) == "a.example:5432"

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address
+
 HEADER = ";; Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
 
 PREPARED_STATEMENTS_SINCE = (1, 21)
@@ -184,10 +186,9 @@ def clients_of(pools: Sequence[Mapping[str, str]]) -> int:
     return sum(int(pool[column]) for pool in pools if pool["database"] != "pgbouncer" for column in there)
 
 
-def address(server: Mapping[str, Any]) -> str:
-    """Return `host:port`."""
-    host = str(server["host"])
-    return f"[{host}]:{int(server['port'])}" if ":" in host else f"{host}:{int(server['port'])}"
+def address_of(server: Mapping[str, Any]) -> str:
+    """Return the address of a server of `host` and `port`."""
+    return address(server["host"], server["port"])
 
 
 def forwarded(
@@ -210,6 +211,6 @@ def forwarded(
         return declared[active]
     for known in (before, declared):
         for role, server in known.items():
-            if role in declared and address(server) == address(now):
+            if role in declared and address_of(server) == address_of(now):
                 return declared[role]
     return None

@@ -64,8 +64,8 @@ class HostPgBouncer:
         if marker is None:
             seen["state"], seen["detail"] = "absent", self._absence(pooler)
             return
-        kept = files.address(marker.server)
-        seen["address"] = files.address({"host": self.handle["host"]["address"], "port": marker.port})
+        kept = files.address_of(marker.server)
+        seen["address"] = files.address_of({"host": self.handle["host"]["address"], "port": marker.port})
         seen["points_to"] = kept
         if pooler.running_pid() is None:
             seen["state"], seen["detail"] = "stopped", f"no PgBouncer runs in {pooler.layout.root}"
@@ -73,7 +73,7 @@ class HostPgBouncer:
         seen["version"] = pooler.show("VERSION", marker.port)[0]["version"].removeprefix("PgBouncer ")
         databases = pooler.show("DATABASES", marker.port)
         # As it has it now: a run may have been cut off between writing its files and having it read them.
-        forwards = {files.address(database) for database in databases if database["name"] != "pgbouncer"}
+        forwards = {files.address_of(database) for database in databases if database["name"] != "pgbouncer"}
         seen["points_to"] = next(iter(sorted(forwards - {kept})), kept)
         seen["clients"] = files.clients_of(pooler.show("POOLS", marker.port))
         seen["paused"] = pooler.is_paused()
