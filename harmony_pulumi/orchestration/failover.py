@@ -6,10 +6,11 @@ may be lost than was accepted. What is lost is what the old primary wrote and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.preflight import Check, certificates
@@ -139,6 +140,37 @@ def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:
         f"off, or its network cut for good), then add --fenced-by-me {old}; it stays marked until it has rejoined"
     )
     return Check("fencing", "problem", found)
+
+
+def endpoint_checks(
+    seen: Mapping[str, EndpointObservation], source: Observation, terms: Terms, *, can_fence: bool
+) -> Iterator[Check]:
+    """Return of each endpoint whether it can be told to lead nobody to the old primary any more.
+
+    One that cannot counts as not fenced, unless it is certain otherwise that the old primary accepts no writes.
+
+    Args:
+        seen: of every endpoint, by its name.
+        source: the old primary.
+        terms: what is accepted.
+        can_fence: as in `checks`.
+    """
+    old = source["name"]
+    for name, endpoint in seen.items():
+        state = f"{endpoint['state']}: {endpoint['detail']}" if endpoint["detail"] else endpoint["state"]
+        untold = f"{name} cannot be told ({state}), and may lead clients to {old}"
+        if endpoint["state"] in {"running", "stopped"}:
+            yield Check("endpoint", "ok", f"{name} can be told ({endpoint['state']}): it leads away from {old} first")
+        elif terms["fenced"]:
+            yield Check("endpoint", "warning", f"{untold}: {terms['fenced']}")
+        elif can_fence and not host_answers(source):
+            yield Check("endpoint", "warning", f"{untold}, whose fence_command is run")
+        else:
+            found = (
+                f"{untold}, so that counts as not fenced. Have it answer, or make certain that {old} accepts no "
+                f"writes, then add --fenced-by-me {old}"
+            )
+            yield Check("endpoint", "problem", found)
 
 
 def next_step(operation: Operation, source: Facts, target: Facts) -> Step:

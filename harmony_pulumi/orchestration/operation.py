@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
@@ -93,6 +94,8 @@ class Run:
     """Whether the token is from the source itself, in this run."""
     covers: bool = False
     """Whether commits on the target are going to wait for the source, as this run has seen to."""
+    offered: Mapping[str, Any] | None = None
+    """What the target offers to those who connect to it, once it was asked."""
     insisted: bool = False
     """Whether it was interrupted after the point of no return, and went on."""
 
@@ -191,6 +194,7 @@ class Run:
 
     def _demote(self) -> None:
         if self.pair.endpoints:
+            self._offer()  # Where it has none, the way back is still open.
             with self.journal.step("pause", "clients of the endpoint wait"):
                 each_endpoint(self.pair, lambda endpoint: endpoint.pause(_PAUSE))
         # Kept with the assignment: until then, to demote again gives the same token.
@@ -373,11 +377,10 @@ class Run:
             self._leave_the_source()
         else:
             self._insist_on_the_token()
-        offer = self.target.movable.offer() if self.pair.endpoints else {}
         self.target.movable.promote()
 
         def let_go(endpoint: EndpointSite) -> None:
-            endpoint.point(offer)
+            endpoint.point(self._offer())
             endpoint.resume()
 
         try:
@@ -387,9 +390,17 @@ class Run:
 
     def _leave_the_source(self) -> None:
         """Have no endpoint lead to the old primary once there is a new one: that would be two writers."""
-        offer = self.target.movable.offer() if self.pair.endpoints else {}
+        if not self.pair.endpoints:
+            return
+        offer = self._offer()
         with self._unless_fenced():
             each_endpoint(self.pair, lambda endpoint: endpoint.point(offer))
+
+    def _offer(self) -> Mapping[str, Any]:
+        """Return what endpoints are to lead to: asked for once, as clients wait for it."""
+        if self.offered is None:
+            self.offered = self.target.movable.offer()
+        return self.offered
 
     @contextmanager
     def _unless_fenced(self) -> Generator[None]:

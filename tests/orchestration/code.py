@@ -14,7 +14,7 @@ from harmony_pulumi.hosts.postgresql import roles as host_roles
 from harmony_pulumi.orchestration import failover, members, operation, rejoin, roles, runner, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.replication import Member
-from tests.orchestration.sites import NAMES, PAIR, Killed, MemorySite, World, terms
+from tests.orchestration.sites import NAMES, PAIR, Killed, MemoryEndpoint, MemorySite, World, terms
 from tests.orchestration.sites import roles as roles_told
 
 
@@ -77,8 +77,9 @@ def pair_of(code: Code, world: World) -> Any:
         role: Member(role, MemorySite(world, server), {"name": server.name, "slot": server.slot})
         for role, server in world.servers.items()
     }
-    commands = world.fence_commands
-    return code.runner.Pair(PAIR, "orders", members, world.synchronous, deadline=5.0, fence_commands=commands)
+    endpoints = {name: MemoryEndpoint(world, endpoint) for name, endpoint in world.endpoints.items()}
+    ways = {"fence_commands": world.fence_commands, "endpoints": endpoints}
+    return code.runner.Pair(PAIR, "orders", members, world.synchronous, deadline=5.0, **ways)
 
 
 def reach(code: Code, world: World, active: str, epoch: int, *, by: str = "the first", log: str = "") -> None:
@@ -153,6 +154,12 @@ def active_member(world: World) -> str:
     return leader.name if world.connected(other) else f"{leader.name}, which {other.name} does not follow"
 
 
+def served(world: World, active: str) -> None:
+    """Assert that every endpoint leads to a member, and lets its clients through."""
+    for endpoint in world.endpoints.values():
+        assert (endpoint.points_to, endpoint.lets_through) == (active, True), endpoint
+
+
 def finished(code: Code, world: World, active: str, epoch: int) -> None:
     """Assert that the roles are what they are to be, and nothing is left of how that came about."""
     world.come_to_rest()
@@ -163,6 +170,7 @@ def finished(code: Code, world: World, active: str, epoch: int) -> None:
         assert server.holder is None
         slots = {other.slot for other in world.servers.values() if other is not server and role == active}
         assert server.slots == slots, f"{server.name} keeps WAL for {server.slots}"
+    served(world, active)
     leader = world.servers[active]
     assert world.commits(leader) == world.accounts[active]
     put_aside = {content for server in world.servers.values() for part in server.kept for _, content in part}

@@ -355,6 +355,33 @@ def test_nothing_begins_where_preflight_finds_a_problem(code: Code) -> None:
     assert not [label for label in world.labels if "tell" in label or "prepare" in label]
 
 
+def misled(world: World) -> None:
+    world.endpoints["kingston"].points_to = "replica"
+
+
+def out_of_reach(world: World) -> None:
+    world.endpoints["kingston"].unreachable = True
+
+
+def not_running(world: World) -> None:
+    world.endpoints["kingston"].crash()
+
+
+@pytest.mark.parametrize("state", [misled, out_of_reach, not_running])
+def test_a_switchover_does_not_begin_where_an_endpoint_could_not_go_along(
+    code: Code, state: Callable[[World], None]
+) -> None:
+    world = World(code.host, endpoints=("ottawa", "kingston"))
+    reach(code, world, "primary", 0)
+    state(world)
+    before, world.labels = repr(world.endpoints), []
+    ended = outcome(code, world, "replica", 1)
+    assert "no switchover to toronto; nothing was touched\n  - endpoint: kingston " in ended
+    assert "ottawa" not in ended
+    assert repr(world.endpoints) == before
+    assert not [label for label in world.labels if "tell" in label or "prepare" in label]
+
+
 def test_a_member_promoted_by_hand_is_drift_that_moves_no_role(code: Code) -> None:
     world = World(code.host, busy=False)
     world.servers["primary"].crash()
