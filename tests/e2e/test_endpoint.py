@@ -144,9 +144,17 @@ def test_clients_reach_the_active_member_by_one_address_over_tls(stack: Stack) -
             "points_to": address_of(outputs, "primary"),
             "paused": False,
             "clients": 1,
+            "waiting": 0,
+            "certificates": seen["certificates"],
             "version": seen["version"],
         }
+        assert seen["certificates"].keys() == {"ca", "server"}
         assert re.fullmatch(r"1\.\d+\.\d+", seen["version"])
+        status = json.loads(harmony(stack, "status", "--json"))
+        (shown_endpoint,) = status["databases"][0]["endpoints"]
+        assert (shown_endpoint["leads_to"], shown_endpoint["clients"]) == ("montreal", 1)
+        assert {c["name"]: c["days_left"] for c in shown_endpoint["certificates"]}["server"] in {364, 365}
+        assert f"localhost:{port_of(outputs['uri'])}" in harmony(stack, "status")
         (resource,) = stack.resources("PgBouncer")
         assert resource["outputs"]["prepared_statements"] == ("has no prepared statements" not in shown)
     root, pid = home(stack), process(stack)

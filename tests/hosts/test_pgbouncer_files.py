@@ -105,6 +105,7 @@ def test_answers_of_the_console_are_counted_without_its_own_connection() -> None
     assert pools[0]["database"] == "na,me"
     assert files.at_work(pools) == 4
     assert files.clients_of(pools) == 5
+    assert files.waiting_of(pools) == 1
 
 
 def test_an_address_is_written_as_in_a_uri() -> None:

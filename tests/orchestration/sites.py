@@ -891,6 +891,8 @@ class MemoryEndpoint:
             "points_to": "" if cut_off else address(f"{to}.example", 5432),
             "paused": endpoint.paused and not cut_off,
             "clients": 0 if cut_off else 1,
+            "waiting": 0,
+            "certificates": {} if cut_off else {"ca": FAR, "server": FAR},
             "version": "" if cut_off else "1.25.0",
         }
 

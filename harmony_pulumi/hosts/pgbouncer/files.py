@@ -186,6 +186,11 @@ def clients_of(pools: Sequence[Mapping[str, str]]) -> int:
     return sum(int(pool[column]) for pool in pools if pool["database"] != "pgbouncer" for column in there)
 
 
+def waiting_of(pools: Sequence[Mapping[str, str]]) -> int:
+    """Return how many clients wait for a server, of `SHOW POOLS`."""
+    return sum(int(pool["cl_waiting"]) for pool in pools if pool["database"] != "pgbouncer")
+
+
 def address_of(server: Mapping[str, Any]) -> str:
     """Return the address of a server of `host` and `port`."""
     return address(server["host"], server["port"])

@@ -12,6 +12,7 @@ from harmony_pulumi.hosts.connection import connect
 from harmony_pulumi.hosts.pgbouncer import files
 from harmony_pulumi.hosts.pgbouncer.files import Layout
 from harmony_pulumi.hosts.pgbouncer.pooler import Marker, Pooler
+from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.hosts.postgresql.home import os_user
 from harmony_pulumi.orchestration.journal import operator
 
@@ -51,6 +52,8 @@ class HostPgBouncer:
             "points_to": "",
             "paused": False,
             "clients": 0,
+            "waiting": 0,
+            "certificates": {},
             "version": "",
         }
         try:
@@ -67,6 +70,7 @@ class HostPgBouncer:
         kept = files.address_of(marker.server)
         seen["address"] = files.address_of({"host": self.handle["host"]["address"], "port": marker.port})
         seen["points_to"] = kept
+        seen["certificates"] = self._expiries(pooler)
         if pooler.running_pid() is None:
             seen["state"], seen["detail"] = "stopped", f"no PgBouncer runs in {pooler.layout.root}"
             return
@@ -75,9 +79,16 @@ class HostPgBouncer:
         # As it has it now: a run may have been cut off between writing its files and having it read them.
         forwards = {files.address_of(database) for database in databases if database["name"] != "pgbouncer"}
         seen["points_to"] = next(iter(sorted(forwards - {kept})), kept)
-        seen["clients"] = files.clients_of(pooler.show("POOLS", marker.port))
+        pools = pooler.show("POOLS", marker.port)
+        seen["clients"], seen["waiting"] = files.clients_of(pools), files.waiting_of(pools)
         seen["paused"] = pooler.is_paused()
         seen["state"] = "running"
+
+    def _expiries(self, pooler: Pooler) -> dict[str, str]:
+        paths = {name: f"{pooler.layout.tls}/{name}.crt" for name in ("ca", "server")}
+        texts = pooler.connection.read_files([*paths.values()], pooler.user)
+        there = {name: text for name, path in paths.items() if (text := texts[path])}
+        return {name: certificates.expires(text).isoformat() for name, text in there.items()}
 
     def pause(self, deadline: float) -> None:
         """Hold statements back: PgBouncer's PAUSE."""
