@@ -39,9 +39,9 @@ def view(report: Report, *, verdict_first: bool = False) -> RenderableType:
         verdict_first: for a display that may be cut off at its end.
     """
     now = datetime.fromisoformat(report.time)
-    tables: list[RenderableType] = [
-        part for database in report.databases for part in (_title(database), *_tables(database, now))
-    ]
+    tables: list[RenderableType] = []
+    for database in report.databases:
+        tables += [_title(database), *_tables(database, now)]
     return Group(_verdict(report), Text(), *tables) if verdict_first else Group(*tables, _verdict(report))
 
 

@@ -29,6 +29,11 @@ class Layout:
         return f"{self.root}/endpoint.json"
 
     @property
+    def sites(self) -> str:
+        """What it must know of its pair without the program: JSON, `boot.Sites`."""
+        return f"{self.root}/sites.json"
+
+    @property
     def config(self) -> str:
         """PgBouncer's configuration."""
         return f"{self.root}/config/pgbouncer.ini"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,24 @@ def site_of(host: Mapping[str, Any], owner: str, root: str) -> dict[str, Any]:
         "owner": owner,
         "root": root,
     }
+
+
+def forward(pooler: Pooler, marker: Marker, server: Mapping[str, Any]) -> bool:
+    """Write where to forward to from the next start or reload on, and tell whether that differs.
+
+    Args:
+        pooler: locked.
+        marker: of it, which is changed.
+        server: what `RoleSite.offer` of that server returns.
+    """
+    marker.server = {key: server["endpoint"][key] for key in ("host", "port")}
+    return pooler.write(
+        {
+            pooler.layout.server_authority: server["certs"]["ca_certificate"],
+            pooler.layout.databases: files.databases_config(marker.server),
+            pooler.layout.marker: marker.text(),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -92,36 +111,44 @@ class HostPgBouncer:
 
     def pause(self, deadline: float) -> None:
         """Hold statements back: PgBouncer's PAUSE."""
-        pooler, marker = self._existing()
+        pooler, marker = self.existing()
         pooler.pause(marker.port, deadline)
 
     def point(self, server: Mapping[str, Any]) -> None:
         """Forward to another server from now on."""
-        pooler = self._pooler()
-        who = operator("an operation on roles")
-        with pooler.connection.holding(pooler.layout.lock, who=who, user=pooler.user, deadline=_LOCK_DEADLINE):
-            marker = self._existing()[1]
-            marker.server = {key: server["endpoint"][key] for key in ("host", "port")}
-            pooler.write(
-                {
-                    pooler.layout.server_authority: server["certs"]["ca_certificate"],
-                    pooler.layout.databases: files.databases_config(marker.server),
-                    pooler.layout.marker: marker.text(),
-                }
-            )
+        with self.alone(operator("an operation on roles")) as (pooler, marker):
+            forward(pooler, marker, server)
             pooler.reload(marker.port)
 
     def resume(self) -> None:
         """Let statements go on: PgBouncer's RESUME. One that is stopped is started."""
-        pooler, marker = self._existing()
+        pooler, marker = self.existing()
         try:
             pooler.resume(marker.port)
         except SiteError:
             if pooler.running_pid() is not None:
                 raise
-            pooler.start(marker.port)
+            with self.alone(operator("an operation on roles")) as (pooler, marker):
+                if pooler.running_pid() is None:  # Whoever held the lock may have started it.
+                    pooler.start(marker.port)
 
-    def _existing(self) -> tuple[Pooler, Marker]:
+    @contextmanager
+    def alone(self, who: str) -> Generator[tuple[Pooler, Marker]]:
+        """Keep every other operation on this endpoint out.
+
+        Raises:
+            SiteError: somebody else is at work on it, or it is not there.
+        """
+        pooler = self._pooler()
+        with pooler.connection.holding(pooler.layout.lock, who=who, user=pooler.user, deadline=_LOCK_DEADLINE):
+            yield self.existing()
+
+    def existing(self) -> tuple[Pooler, Marker]:
+        """Return the endpoint's PgBouncer and its marker.
+
+        Raises:
+            SiteError: it is not there.
+        """
         pooler, marker = self._found()
         if marker is None:
             raise SiteError(self._absence(pooler))
