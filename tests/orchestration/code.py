@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.pgbouncer.boot import active_of
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 from harmony_pulumi.orchestration import failover, members, operation, rejoin, roles, runner, switchover
 from harmony_pulumi.orchestration.journal import Journal
@@ -128,6 +129,17 @@ def accept(code: Code, world: World, *, by: str = "an operator") -> str:
     world.dead = False
     journal = Journal("orders", "accept", world.shown.append)
     return ended(lambda: code.runner.take_as_it_is(pair_of(code, world), journal, by=by))
+
+
+def start_endpoints(world: World) -> None:
+    """Do what `harmony start` does on the hosts of the endpoints."""
+    world.dead = False
+    role, _ = active_of({role: MemorySite(world, server).observe() for role, server in world.servers.items()})
+    for endpoint in world.endpoints.values():
+        if not any(server.roles for server in world.servers.values()):
+            endpoint.start()  # As `pulumi up` does: nobody was told anything yet, so no role has moved.
+        if role:
+            endpoint.points_to, endpoint.state, endpoint.untold = role, "running", False
 
 
 def known(code: Code, world: World) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from tests.orchestration.code import (
     known,
     outcome,
     reach,
+    start_endpoints,
 )
 from tests.orchestration.sites import Killed, Record, World, roles
 
@@ -205,6 +206,16 @@ def lag(world: World, label: str) -> None:
     world.servers["replica"].replays = False
 
 
+def endpoint_stops(world: World, label: str) -> None:
+    for endpoint in list(world.endpoints.values())[:1]:
+        endpoint.crash()
+
+
+def endpoint_is_cut_off(world: World, label: str) -> None:
+    for endpoint in list(world.endpoints.values())[:1]:
+        endpoint.unreachable = True
+
+
 DISTURBANCES = {
     "the source crashes": crash("primary"),
     "the source restarts": restart("primary"),
@@ -216,6 +227,8 @@ DISTURBANCES = {
     "the target is cut off": cut_off("replica"),
     "the standby loses its connection": cut_link,
     "the standby replays nothing more": lag,
+    "an endpoint stops": endpoint_stops,
+    "an endpoint is cut off": endpoint_is_cut_off,
 }
 
 
@@ -224,6 +237,7 @@ def put_right(world: World) -> None:
     world.mend()
     for server in world.servers.values():
         server.start()
+    start_endpoints(world)
     world.come_to_rest()
 
 
