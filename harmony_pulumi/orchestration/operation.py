@@ -66,14 +66,15 @@ def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
         )
     except OSError as error:
         return error.strerror or "not started", ""
-    try:
-        said, _ = process.communicate(timeout=_FENCE_COMMAND)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        return f"not within {_FENCE_COMMAND} s", ""
+    with process:
+        try:
+            said, _ = process.communicate(timeout=_FENCE_COMMAND)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return f"not within {_FENCE_COMMAND} s", ""
     return process.returncode, said.strip() or "it said nothing"
 
 

@@ -27,6 +27,7 @@ class Code:
     switchover: types.ModuleType = switchover
     failover: types.ModuleType = failover
     rejoin: types.ModuleType = rejoin
+    members: types.ModuleType = members
     operation: types.ModuleType = operation
     runner: types.ModuleType = runner
     host: types.ModuleType = host_roles
@@ -67,6 +68,7 @@ def altered(module: types.ModuleType, source: Any) -> Code:
         switchover=now(switchover),
         failover=now(failover),
         rejoin=now(rejoin),
+        members=now(members),
         operation=now(operation),
         runner=now(runner),
         host=now(host_roles),
@@ -131,15 +133,20 @@ def accept(code: Code, world: World, *, by: str = "an operator") -> str:
     return ended(lambda: code.runner.take_as_it_is(pair_of(code, world), journal, by=by))
 
 
-def start_endpoints(world: World) -> None:
-    """Do what `harmony start` does on the hosts of the endpoints."""
+def start_endpoints(world: World) -> str:
+    """Do what `harmony start` does on the hosts of the endpoints; return how it ended."""
     world.dead = False
-    role, _ = active_of({role: MemorySite(world, server).observe() for role, server in world.servers.items()})
-    for endpoint in world.endpoints.values():
-        if not any(server.roles for server in world.servers.values()):
-            endpoint.start()  # As `pulumi up` does: nobody was told anything yet, so no role has moved.
-        if role:
-            endpoint.points_to, endpoint.state, endpoint.untold = role, "running", False
+
+    def start() -> None:
+        role, _ = active_of({role: MemorySite(world, server).observe() for role, server in world.servers.items()})
+        for endpoint in world.endpoints.values():
+            if not any(server.roles for server in world.servers.values()):
+                endpoint.start()  # As `pulumi up` does: nobody was told anything yet, so no role has moved.
+            if role:  # One that was left paused stays so: whoever acts on the pair next lets its clients go on.
+                endpoint.points_to, endpoint.state = role, "running"
+                endpoint.untold = endpoint.untold and endpoint.paused
+
+    return ended(start)
 
 
 def known(code: Code, world: World) -> Mapping[str, Any]:
