@@ -419,7 +419,7 @@ class Run:
             self.journal.note(str(error), step="endpoint", state="warning")
 
     def _insist_on_the_token(self) -> None:
-        if self.facts[0].state == "stopped" and self.facts[1].role != "primary":
+        if self.facts[0].state == "stopped":
             self._token()  # It may have been a primary once more since it was verified, by hand.
 
     def _token(self) -> Token:
@@ -436,8 +436,7 @@ class Run:
 
     def _assign(self, epoch: int, active: str, *, first: str) -> None:
         # One that takes over as planned has its commits wait for the other from the first one on.
-        planned = self.operation["kind"] == "switchover" and active == self.target.role
-        covered = self.covers and planned
+        covered = self.covers and active == self.target.role
         away = self._away()  # Until this is settled, whoever was left behind is.
         for role in sorted(self._to_tell(), key=lambda role: role != first):
             told_now = roles_for(
@@ -448,7 +447,8 @@ class Run:
 
     def _away(self) -> Away | None:
         known = latest(self.roles)
-        return known and known["away"]
+        assert known is not None, "every site was told something, or is to be"
+        return known["away"]
 
     def _to_tell(self) -> list[str]:
         """Return the roles of the members that must be told. In a failover, one that does not answer cannot be."""

@@ -14,11 +14,12 @@ import pytest
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
-from tests.orchestration.code import Code, fail_over, finished, known, outcome, pair_of, served
+from tests.orchestration.code import Code, bring_back, fail_over, finished, known, outcome, pair_of, served
 from tests.orchestration.sites import FAR, World, pair_site
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_failover_runs import crashed, failed_over, scene
-from tests.orchestration.test_runner import fail, kill
+from tests.orchestration.test_failover_runs import left_behind as away_from_its_pair
+from tests.orchestration.test_runner import fail, interrupt, kill, time_out
 from tests.orchestration.test_switchover import operation
 
 BOTH = ("kingston", "ottawa")
@@ -217,6 +218,43 @@ def test_one_that_answers_again_meanwhile_is_not_gone_on_without(code: Code) -> 
     assert not world.servers["replica"].leads
 
 
+# -- interrupted, or out of reach --------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_of_a_rejoin_leaves_it_open(code: Code) -> None:
+    world = away_from_its_pair(code, "as_it_is")
+    world.whenever = at("montreal.rewind: before", interrupt)
+    assert bring_back(code, world) == "interrupted"
+    assert known(code, world)["operation"]["kind"] == "rejoin"
+    assert bring_back(code, world) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_an_interrupt_as_a_switchover_is_taken_back_leaves_it_open(code: Code) -> None:
+    world = settled(code)
+
+    def give_up_and_be_interrupted(world: World, label: str) -> None:
+        world.whenever = at("montreal.reinstate: before", interrupt)
+        fail(world, label)
+
+    world.whenever = at("toronto.verify: before", give_up_and_be_interrupted)
+    assert outcome(code, world, "replica", 1) == "interrupted"
+    assert not any("there is no way back" in line for line in world.shown)
+    assert "given up" in outcome(code, world, "replica", 1)
+    served(world, "primary")
+
+
+def test_one_that_does_not_answer_is_not_copied_for_that(code: Code) -> None:
+    for act in ("archive", "rewind"):
+        world = away_from_its_pair(code, "as_it_is")
+        world.whenever = at(f"montreal.{act}: before", time_out)
+        assert bring_back(code, world) == f"no answer at montreal.{act}: before"
+        assert bring_back(code, world) == "done"
+        finished(code, world, "replica", 1)
+        # One whose rewind was begun may be half-way, and cannot be told from one that is not.
+        assert ("montreal.clone: before" in world.labels) == (act == "rewind")
+
+
 # -- the token, and whom an operation tells ----------------------------------------------------------------------------
 
 
@@ -233,6 +271,32 @@ def test_one_that_was_a_primary_once_more_by_hand_is_not_left_for_the_other(code
     said = outcome(code, world, "replica", 1)
     assert "orders: the token that was kept is not that of montreal: expected {" in said
     assert not world.servers["replica"].leads
+
+
+def test_a_switchover_that_is_withdrawn_says_of_nobody_that_commits_wait_for_it(code: Code) -> None:
+    world = settled(code)
+    world.synchronous = True
+    assert outcome(code, world, "primary", 0) == "done"
+
+    def fail_to_tell_the_second(world: World, label: str) -> None:
+        world.whenever = at("toronto.tell: before", fail)
+
+    world.whenever = at("toronto.verify: after", fail_to_tell_the_second)
+    said = outcome(code, world, "replica", 1)
+    assert "given up, and montreal is active" in said, said
+    assert known(code, world)["epoch"] == 2
+    assert [server.roles and server.roles["synchronous"] for server in world.servers.values()] == [False, False]
+    assert outcome(code, world, "primary", 2) == "done"
+    finished(code, world, "primary", 2)
+
+
+def test_one_that_was_started_as_a_standby_meanwhile_has_written_nothing(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: before", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.servers["primary"].start()
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
 
 
 def test_a_failover_alone_goes_on_without_telling_one_that_does_not_answer(code: Code) -> None:
