@@ -207,6 +207,8 @@ class World:
         """
         self.host = host
         self.busy = busy
+        self.limit = 2_000
+        """So many points are passed at most, or something does not come to an end."""
         first = Server("primary", NAMES["primary"], "for_montreal", slots={"for_toronto"})
         second = Server("replica", NAMES["replica"], "for_toronto", source="primary", signal=True, in_recovery=True)
         for server in (first, second):
@@ -247,7 +249,7 @@ class World:
         """Let the world go on, check it, and have happen what is to happen here."""
         if self.dead:
             raise Killed(label)
-        if self.count > (2_000 if self.busy else 100_000):
+        if self.count > self.limit:
             raise BrokenError("it does not come to an end")
         self.labels.append(label)
         self.go_on()

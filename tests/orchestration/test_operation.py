@@ -17,7 +17,7 @@ from harmony_pulumi.orchestration.journal import Journal
 from tests.orchestration.code import Code, bring_back, fail_over, finished, known, outcome, pair_of, served
 from tests.orchestration.sites import FAR, World, pair_site
 from tests.orchestration.sites import roles as told
-from tests.orchestration.test_failover_runs import crashed, failed_over, scene
+from tests.orchestration.test_failover_runs import crashed, failed_over, left, scene
 from tests.orchestration.test_failover_runs import left_behind as away_from_its_pair
 from tests.orchestration.test_runner import fail, interrupt, kill, time_out
 from tests.orchestration.test_switchover import operation
@@ -189,6 +189,24 @@ def test_a_fence_command_that_takes_too_long_ends_with_all_that_it_started(code:
 def test_an_interrupt_of_a_fence_command_is_one_of_the_operation(code: Code) -> None:
     with pytest.raises(Alarm), alarmed():
         code.operation._run_here(["sleep", "600"])
+
+
+def test_how_the_old_primary_was_fenced_is_kept_as_it_is_left_behind(code: Code) -> None:
+    for name, fenced in (("crashed", "its site was asked, and it was stopped"), ("gone", "ada said so")):
+        world, accepted = scene(code, name)
+        assert fail_over(code, world, **accepted) == "done"
+        assert left(world)["fenced"] == fenced
+
+
+def test_a_rejoin_says_where_what_the_member_alone_had_is(code: Code) -> None:
+    for state, said in (
+        ("as_it_is", "what montreal alone has is in diverged-1"),
+        ("torn", "what montreal alone has is in diverged-1"),
+    ):
+        world = away_from_its_pair(code, state)
+        assert bring_back(code, world) == "done"
+        assert any(said in line for line in world.shown), world.shown
+        assert not any("has nothing alone" in line for line in world.shown)
 
 
 def test_one_that_is_cut_off_as_it_is_to_be_fenced_is_not_taken_for_fenced(code: Code) -> None:

@@ -65,6 +65,7 @@ class Schedules(RuleBasedStateMachine):
     @initialize(first=MEMBERS)
     def deploy(self, first: str) -> None:
         self.world = World(busy=False, endpoints=ENDPOINTS)
+        self.world.limit = 100_000
         assert outcome(REAL, self.world, "primary", 0) == "done"
         if first == "replica":
             assert outcome(REAL, self.world, "replica", 1) == "done"
