@@ -418,6 +418,16 @@ def test_where_another_was_left_behind_says_nothing_of_what_a_member_has(code: C
     assert lost(code, world).transactions == 1
 
 
+def test_that_commits_waited_counts_only_for_those_of_the_member_that_was_active(code: Code) -> None:
+    for active, unknown in (("primary", False), ("replica", True)):
+        world = settled(code)
+        world.servers["primary"].waits_for = ["toronto"]
+        for role, server in world.servers.items():
+            server.roles = told(1, active, role, synchronous=True)
+        world.servers["primary"].unreachable = True
+        assert lost(code, world).unknown == unknown
+
+
 def test_two_endpoints_that_fail_are_both_named(code: Code) -> None:
     world = settled(code, endpoints=BOTH)
     said: list[str] = []
