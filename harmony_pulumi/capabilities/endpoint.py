@@ -37,6 +37,10 @@ class EndpointObservation(TypedDict):
     """Whether it was told to hold statements back, and not yet to let them go on."""
     clients: int
     """How many are connected."""
+    waiting: int
+    """How many of them wait for a statement to be forwarded."""
+    certificates: Mapping[str, str]
+    """When `ca` and `server` expire, ISO 8601."""
     version: str
     """Of what forwards, for instance `1.18.0`."""
 

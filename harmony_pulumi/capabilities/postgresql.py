@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pulumi
 
+from harmony_pulumi.capabilities.addresses import address
 from harmony_pulumi.capabilities.base import Capability
 from harmony_pulumi.errors import InputError, Problem
 
@@ -219,9 +220,7 @@ def uri(endpoints: Sequence[Endpoint], database: str, role: str, password: str, 
 
     With several hosts, a client finds the one that takes writes, unless they are `alike` and any will do.
     """
-    hosts = ",".join(
-        f"[{e['host']}]:{int(e['port'])}" if ":" in e["host"] else f"{e['host']}:{int(e['port'])}" for e in endpoints
-    )
+    hosts = ",".join(address(e["host"], e["port"]) for e in endpoints)
     attributes = "&target_session_attrs=read-write" if len(endpoints) > 1 and not alike else ""
     login = f"{quote(role, safe='')}:{quote(password, safe='')}"
     return f"postgresql://{login}@{hosts}/{quote(database, safe='')}?sslmode=verify-full{attributes}"

@@ -67,6 +67,11 @@ class Database:
         return is_group(self.handle)
 
     @property
+    def endpoints(self) -> list[Handle]:
+        """The handles of its endpoints: what forwards clients to its active member."""
+        return [*(self.handle.get("endpoints") or ())]
+
+    @property
     def members(self) -> list[Member]:
         """The servers, in the order of the handles."""
         return list(_leaves(self.handle, (), active=True))

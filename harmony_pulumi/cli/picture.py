@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address
 from harmony_pulumi.cli.deployed import (
     Database,
     Handle,
@@ -212,5 +213,4 @@ def _active_path(handle: Handle, path: tuple[str, ...]) -> tuple[str, ...]:
 def _address(endpoint: Any) -> str:
     if not (isinstance(endpoint, Mapping) and "host" in endpoint and "port" in endpoint):
         return ""
-    host = str(endpoint["host"])
-    return f"{f'[{host}]' if ':' in host else host}:{int(endpoint['port'])}"
+    return address(endpoint["host"], endpoint["port"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from harmony_pulumi.capabilities.addresses import is_same
 from harmony_pulumi.cli.deployed import Database, Handle, Member
 
 SCHEMA = 1
@@ -28,6 +29,7 @@ Code = Literal[
     "certificate",
     "commits_wait",
     "different_database",
+    "endpoint",
     "left_behind",
     "no_primary",
     "not_encrypted",
@@ -54,6 +56,8 @@ class Finding:
     """Empty if it is about the database as a whole."""
     message: str
     """What was found, and what to do."""
+    endpoint: str = ""
+    """The name of the endpoint that it is about, if it is."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,34 @@ class MemberStatus:
 
 
 @dataclass(frozen=True)
+class EndpointStatus:
+    """What forwards clients to the active member of a pair."""
+
+    name: str
+    """Of the topology that it is on."""
+    state: str
+    """As of a member."""
+    detail: str
+    """Why, if it is not running."""
+    address: str
+    """Where clients connect, `host:port`."""
+    points_to: str
+    """The server that it leads to, or would once it is started, `host:port`."""
+    leads_to: str
+    """The name of the member that has this address; empty if none is known to."""
+    paused: bool
+    """Whether it holds statements back, as it does while roles move."""
+    clients: int
+    """How many are connected."""
+    waiting: int
+    """How many of them wait for a statement to be forwarded."""
+    version: str
+    """Of its PgBouncer."""
+    certificates: list[CertificateStatus]
+    """`ca` and `server`."""
+
+
+@dataclass(frozen=True)
 class DatabaseStatus:
     """A pair, another group, or a server that stands alone."""
 
@@ -148,6 +180,7 @@ class DatabaseStatus:
     """The position of the running primary; empty if there is none, or more than one."""
     healthy: bool
     members: list[MemberStatus]
+    endpoints: list[EndpointStatus]
 
 
 @dataclass(frozen=True)
@@ -175,23 +208,31 @@ def unseen(handle: Handle, state: str, detail: str) -> dict[str, Any]:
 
 
 def report(
-    databases: Sequence[tuple[Database, Sequence[Seen]]], *, now: datetime, project: str = "", stack: str = ""
+    databases: Sequence[tuple[Database, Sequence[Seen]]],
+    *,
+    now: datetime,
+    endpoints: Sequence[Sequence[Seen]] = (),
+    project: str = "",
+    stack: str = "",
 ) -> Report:
     """Judge what was seen.
 
     Args:
         databases: each with the observations of its members, in their order.
         now: aware.
+        endpoints: the observations of the endpoints of each database, in their order; none if left out.
         project: of the stack, if the handles came from one.
         stack: its name.
     """
     findings: list[Finding] = []
     statuses: list[DatabaseStatus] = []
-    for database, seen in databases:
+    for (database, seen), seen_endpoints in zip(databases, endpoints or [()] * len(databases), strict=True):
         members = [_member(m, o, database.members, seen, now) for m, o in zip(database.members, seen, strict=True)]
-        found = [*_unfinished(database, seen), *_findings(database, members)]
+        forwarding = [_endpoint(o, members, now) for o in seen_endpoints]
+        found = [*_unfinished(database, seen), *_findings(database, members, forwarding)]
         findings += found
-        statuses.append(_database(database, members, healthy=all(f.severity != "problem" for f in found)))
+        healthy = all(f.severity != "problem" for f in found)
+        statuses.append(_database(database, members, forwarding, healthy=healthy))
     return Report(
         schema=SCHEMA,
         time=now.astimezone(UTC).isoformat(timespec="milliseconds"),
@@ -203,7 +244,9 @@ def report(
     )
 
 
-def _database(database: Database, members: Sequence[MemberStatus], *, healthy: bool) -> DatabaseStatus:
+def _database(
+    database: Database, members: Sequence[MemberStatus], endpoints: Sequence[EndpointStatus], *, healthy: bool
+) -> DatabaseStatus:
     active = [m.position for m in members if m.active]
     declared = [m.position for m in database.members if m.declared_active]
     return DatabaseStatus(
@@ -214,6 +257,27 @@ def _database(database: Database, members: Sequence[MemberStatus], *, healthy: b
         observed_active=active[0] if len(active) == 1 else "",
         healthy=healthy,
         members=list(members),
+        endpoints=list(endpoints),
+    )
+
+
+def _endpoint(seen: Seen, members: Sequence[MemberStatus], now: datetime) -> EndpointStatus:
+    def text(key: str) -> str:
+        return str(seen.get(key) or "")
+
+    to = text("points_to")
+    return EndpointStatus(
+        name=text("name"),
+        state=text("state"),
+        detail=text("detail"),
+        address=text("address"),
+        points_to=to,
+        leads_to=next((m.name for m in members if to and is_same(m.endpoint, to)), ""),
+        paused=bool(seen.get("paused")),
+        clients=int(seen.get("clients") or 0),
+        waiting=int(seen.get("waiting") or 0),
+        version=text("version"),
+        certificates=[_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()],
     )
 
 
@@ -285,7 +349,9 @@ def _in_utc(time: str) -> str:
 # -- judging -----------------------------------------------------------------------------------------------------------
 
 
-def _findings(database: Database, members: Sequence[MemberStatus]) -> list[Finding]:
+def _findings(
+    database: Database, members: Sequence[MemberStatus], endpoints: Sequence[EndpointStatus]
+) -> list[Finding]:
     found = list(_role_findings(database, members))
     for member, declared in zip(members, database.members, strict=True):
         if member.state != "running":
@@ -294,6 +360,9 @@ def _findings(database: Database, members: Sequence[MemberStatus]) -> list[Findi
             found += _standby_findings(database.name, member, declared.handle, members)
         found += _slot_findings(database.name, member)
         found += _certificate_findings(database.name, member)
+    active = [member for member in members if member.active]
+    for endpoint in endpoints:
+        found += _endpoint_findings(database.name, endpoint, active[0] if len(active) == 1 else None)
     return sorted(found, key=lambda f: f.severity != "problem")
 
 
@@ -446,11 +515,44 @@ def _certificate_findings(database: str, member: MemberStatus) -> Iterator[Findi
         severity = severity_of(left)
         if severity is None:
             continue
-        when = f"expires in {days(left)}" if left >= 0 else "has expired"
         command = "harmony rotate-certificates" + (" --authority" if certificate.name == "ca" else "")
-        which = f"{certificate.name!r}, which {when} ({certificate.expires[:10]})"
-        message = f"has the certificate {which}; `{command}` makes a new one"
+        message = f"has the certificate {_expiry(certificate)}; `{command}` makes a new one"
         yield Finding(severity, "certificate", database, member.name, message)
+
+
+def _expiry(certificate: CertificateStatus) -> str:
+    left = certificate.days_left
+    when = f"expires in {days(left)}" if left >= 0 else "has expired"
+    return f"{certificate.name!r}, which {when} ({certificate.expires[:10]})"
+
+
+def _endpoint_findings(database: str, endpoint: EndpointStatus, active: MemberStatus | None) -> Iterator[Finding]:
+    def finding(severity: Severity, code: Code, message: str) -> Finding:
+        return Finding(severity, code, database, "", f"the endpoint on {endpoint.name} {message}", endpoint.name)
+
+    detail = endpoint.detail or "no reason was given"
+    states = {
+        "stopped": f"is stopped: {detail}. `harmony start` on its host starts it, or `pulumi up --refresh`",
+        "absent": f"is gone: {detail}. `pulumi up --refresh` makes it anew",
+        "unreachable": f"is unreachable, so it may lead clients anywhere or nowhere: {detail}",
+    }
+    again = f"`harmony switchover --to {active.name if active else 'the active member'}`, which moves no role,"
+    if endpoint.state != "running":
+        yield finding("problem", "endpoint", states.get(endpoint.state, f"could not be looked at: {detail}"))
+    elif active and active.endpoint and endpoint.leads_to != active.name:
+        to = endpoint.leads_to or endpoint.points_to or "no server that is known"
+        yield finding("problem", "endpoint", f"leads to {to}, and {active.name} is active; {again} leads it there")
+    if endpoint.paused:
+        message = (
+            f"is paused, so {endpoint.waiting} of its {endpoint.clients} clients wait. That lasts as long as roles "
+            f"move; if they do not, {again} has them go on"
+        )
+        yield finding("problem", "endpoint", message)
+    for certificate in endpoint.certificates:
+        if severity := severity_of(certificate.days_left):
+            what = {"server": "changed `certificate_lifetime_days`", "ca": "changed `directory`"}
+            advice = f"a {what.get(certificate.name, 'change')} of the endpoint makes a new one at `pulumi up`"
+            yield finding(severity, "certificate", f"has the certificate {_expiry(certificate)}; {advice}")
 
 
 def severity_of(days_left: int) -> Severity | None:

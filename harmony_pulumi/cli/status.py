@@ -1,4 +1,4 @@
-"""`harmony status`: looks at every deployed server now. Thin: what it means is decided in `report`."""
+"""`harmony status`: looks at every deployed server and endpoint now. Thin: what it means is decided in `report`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def status(
 ) -> None:
     """Show how every database is right now: who is active, how far replicas are behind, what is wrong.
 
-    Asks each server itself, all at once, and waits for none longer than 20 seconds.
+    Asks each server and each endpoint itself, all at once, and waits for none longer than 20 seconds.
     """
     if seconds is not None and not watch:
         refuse(f"{seconds:g} goes with --watch; to name a stack, use --stack")
@@ -54,7 +54,8 @@ def status(
     if watch:
         _watch(subject, seconds or 2)
         return
-    with progress(f"asking {sum(len(database.members) for database in subject.databases)} servers"):
+    count = sum(len(database.members) + len(database.endpoints) for database in subject.databases)
+    with progress(f"asking {count} servers"):
         report = look(subject)
     if as_json:
         print_json(asdict(report))
@@ -70,18 +71,29 @@ def look(subject: Subject) -> Report:
     from harmony_pulumi.cli.background import run_all
     from harmony_pulumi.cli.report import report
 
-    members = [database.members for database in subject.databases]
-    calls: list[Callable[[], Seen]] = [_observation_of(m.handle) for group in members for m in group]
+    members = [[member.handle for member in database.members] for database in subject.databases]
+    endpoints = [database.endpoints for database in subject.databases]
+    calls = [_observation_of(handle) for group in members for handle in group]
+    calls += [_endpoint_of(handle) for group in endpoints for handle in group]
     answers = iter(run_all(calls, seconds=_SECONDS))
-    seen = [[_seen(next(answers), m.handle) for m in group] for group in members]
+    seen, of_endpoints = (
+        [[_seen(next(answers), handle) for handle in group] for group in groups] for groups in (members, endpoints)
+    )
     pairs = list(zip(subject.databases, seen, strict=True))
-    return report(pairs, now=datetime.now(UTC), project=subject.project, stack=subject.stack)
+    now = datetime.now(UTC)
+    return report(pairs, now=now, endpoints=of_endpoints, project=subject.project, stack=subject.stack)
 
 
 def _observation_of(handle: Handle) -> Callable[[], Seen]:
     from harmony_pulumi.capabilities.site import load_site
 
     return lambda: load_site(handle).observe()
+
+
+def _endpoint_of(handle: Handle) -> Callable[[], Seen]:
+    from harmony_pulumi.capabilities.endpoint import load_endpoint
+
+    return lambda: load_endpoint(handle).observe()
 
 
 def _seen(answer: Future[Seen], handle: Handle) -> Seen:

@@ -5,8 +5,9 @@ Members are columns, so that a pair fits 80 characters and two members can be co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from harmony_pulumi.cli.report import (
     DatabaseStatus,
+    EndpointStatus,
     MemberStatus,
     Report,
     SlotStatus,
@@ -23,6 +25,7 @@ from harmony_pulumi.cli.report import (
     size,
 )
 
+T = TypeVar("T")
 _STATE_STYLES = {"running": "green", "stopped": "red", "absent": "red"}
 _MARKS = {"problem": ("✗", "red"), "warning": ("!", "yellow")}
 _NONE = Text("-", "dim")
@@ -36,7 +39,9 @@ def view(report: Report, *, verdict_first: bool = False) -> RenderableType:
         verdict_first: for a display that may be cut off at its end.
     """
     now = datetime.fromisoformat(report.time)
-    tables = [part for database in report.databases for part in (_title(database), _table(database, now))]
+    tables: list[RenderableType] = []
+    for database in report.databases:
+        tables += [_title(database), *_tables(database, now)]
     return Group(_verdict(report), Text(), *tables) if verdict_first else Group(*tables, _verdict(report))
 
 
@@ -62,13 +67,22 @@ def _title(database: DatabaseStatus) -> Text:
     return Text.assemble(("✓ ", "green") if database.healthy else ("✗ ", "red"), (database.name, "bold"), on)
 
 
-def _table(database: DatabaseStatus, now: datetime) -> Table:
+def _tables(database: DatabaseStatus, now: datetime) -> Iterator[Table]:
+    yield _table("", [_heading(member) for member in database.members], database.members, _rows(now))
+    if database.endpoints:
+        names = [Text(endpoint.name, "bold") for endpoint in database.endpoints]
+        yield _table("endpoints", names, database.endpoints, _rows_of_endpoints())
+
+
+def _table(
+    title: str, headings: Sequence[Text], columns: Sequence[T], rows: Sequence[tuple[str, Callable[[T], Text]]]
+) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for member in database.members:
-        table.add_column(_heading(member), overflow="fold")
-    for label, cell in _rows(now):
-        cells = [cell(member) for member in database.members]
+    table.add_column(Text(title, "dim"))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for label, cell in rows:
+        cells = [cell(column) for column in columns]
         if any(c.plain for c in cells):
             table.add_row(Text(label, "dim"), *(c if c.plain else _NONE for c in cells))
     return table
@@ -95,6 +109,23 @@ def _rows(now: datetime) -> list[tuple[str, Callable[[MemberStatus], Text]]]:
         ("slots", lambda m: Text("\n").join(_slot(slot) for slot in m.slots)),
         ("certificates", _certificates),
     ]
+
+
+def _rows_of_endpoints() -> list[tuple[str, Callable[[EndpointStatus], Text]]]:
+    return [
+        ("state", _state_of_endpoint),
+        ("address", lambda e: Text(e.address)),
+        ("leads to", lambda e: Text(e.leads_to or e.points_to)),
+        ("clients", lambda e: Text(f"{e.clients}, {e.waiting} waiting" if e.state == "running" else "")),
+        ("PgBouncer", lambda e: Text(e.version)),
+        ("certificates", _certificates),
+    ]
+
+
+def _state_of_endpoint(endpoint: EndpointStatus) -> Text:
+    if endpoint.paused:
+        return Text(f"{endpoint.state}, paused", "yellow")
+    return Text(endpoint.state, _STATE_STYLES.get(endpoint.state, "yellow"))
 
 
 def _lsn(member: MemberStatus) -> Text:
@@ -130,7 +161,7 @@ def _slot(slot: SlotStatus) -> Text:
     return Text(f"{slot.name}\n  {kept}, {slot.wal_status}{'' if slot.active else ', not in use'}", style)
 
 
-def _certificates(member: MemberStatus) -> Text:
+def _certificates(member: MemberStatus | EndpointStatus) -> Text:
     lines: list[Text] = []
     for certificate in sorted(member.certificates, key=lambda c: c.days_left):
         severity = severity_of(certificate.days_left)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.preflight import Check, certificates
@@ -178,6 +179,37 @@ def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[
         f"add {' '.join(f'--fenced-by-me {name}' for name in silent)}"
     )
     return Check(outer["pair"], "problem", found)
+
+
+def endpoint_checks(
+    seen: Mapping[str, EndpointObservation], source: Observation, terms: Terms, *, can_fence: bool
+) -> Iterator[Check]:
+    """Return of each endpoint whether it can be told to lead nobody to the old primary any more.
+
+    One that cannot counts as not fenced, unless it is certain otherwise that the old primary accepts no writes.
+
+    Args:
+        seen: of every endpoint, by its name.
+        source: the old primary.
+        terms: what is accepted.
+        can_fence: as in `checks`.
+    """
+    old = source["name"]
+    for name, endpoint in seen.items():
+        state = f"{endpoint['state']}: {endpoint['detail']}" if endpoint["detail"] else endpoint["state"]
+        untold = f"{name} cannot be told ({state}), and may lead clients to {old}"
+        if endpoint["state"] in {"running", "stopped"}:
+            yield Check("endpoint", "ok", f"{name} can be told ({endpoint['state']}): it leads away from {old} first")
+        elif terms["fenced"]:
+            yield Check("endpoint", "warning", f"{untold}: {terms['fenced']}")
+        elif can_fence and not host_answers(source):
+            yield Check("endpoint", "warning", f"{untold}, whose fence_command is run")
+        else:
+            found = (
+                f"{untold}, so that counts as not fenced. Have it answer, or make certain that {old} accepts no "
+                f"writes, then add --fenced-by-me {old}"
+            )
+            yield Check("endpoint", "problem", found)
 
 
 def next_step(operation: Operation, source: Facts, target: Facts) -> Step:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from harmony_pulumi.capabilities.endpoint import EndpointSite
+from harmony_pulumi.capabilities.addresses import address, is_same
+from harmony_pulumi.capabilities.endpoint import EndpointObservation, EndpointSite
 from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Operation, Roles
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover
@@ -47,6 +48,11 @@ class Pair:
 def look(pair: Pair) -> dict[str, Observation]:
     """Observe every member, by role."""
     return {role: member.site.observe() for role, member in pair.members.items()}
+
+
+def look_at_endpoints(pair: Pair) -> dict[str, EndpointObservation]:
+    """Observe every endpoint, by name."""
+    return {name: endpoint.observe() for name, endpoint in pair.endpoints.items()}
 
 
 def told(seen: Mapping[str, Observation]) -> Roles | None:
@@ -151,7 +157,7 @@ def serve(pair: Pair, role: str, journal: Journal) -> None:
 
 def _lead(endpoint: EndpointSite, offer: Mapping[str, Any]) -> None:
     seen = endpoint.observe()
-    if seen["points_to"] != f"{offer['endpoint']['host']}:{int(offer['endpoint']['port'])}":
+    if not is_same(seen["points_to"], address(offer["endpoint"]["host"], offer["endpoint"]["port"])):
         endpoint.point(offer)
     if seen["paused"] or seen["state"] == "stopped":
         endpoint.resume()

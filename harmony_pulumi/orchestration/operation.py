@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
@@ -66,14 +67,15 @@ def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
         )
     except OSError as error:
         return error.strerror or "not started", ""
-    try:
-        said, _ = process.communicate(timeout=_FENCE_COMMAND)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        return f"not within {_FENCE_COMMAND} s", ""
+    with process:
+        try:
+            said, _ = process.communicate(timeout=_FENCE_COMMAND)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return f"not within {_FENCE_COMMAND} s", ""
     return process.returncode, said.strip() or "it said nothing"
 
 
@@ -94,6 +96,8 @@ class Run:
     """Whether the token is from the source itself, in this run."""
     covers: bool = False
     """Whether commits on the target are going to wait for the source, as this run has seen to."""
+    offered: Mapping[str, Any] | None = None
+    """What the target offers to those who connect to it, once it was asked."""
     insisted: bool = False
     """Whether it was interrupted after the point of no return, and went on."""
 
@@ -192,6 +196,7 @@ class Run:
 
     def _demote(self) -> None:
         if self.pair.endpoints:
+            self._offer()  # Where it has none, the way back is still open.
             with self.journal.step("pause", "clients of the endpoint wait"):
                 each_endpoint(self.pair, lambda endpoint: endpoint.pause(_PAUSE))
         # Kept with the assignment: until then, to demote again gives the same token.
@@ -384,11 +389,10 @@ class Run:
             self._leave_the_source()
         else:
             self._insist_on_the_token()
-        offer = self.target.movable.offer() if self.pair.endpoints else {}
         self.target.movable.promote()
 
         def let_go(endpoint: EndpointSite) -> None:
-            endpoint.point(offer)
+            endpoint.point(self._offer())
             endpoint.resume()
 
         try:
@@ -398,9 +402,17 @@ class Run:
 
     def _leave_the_source(self) -> None:
         """Have no endpoint lead to the old primary once there is a new one: that would be two writers."""
-        offer = self.target.movable.offer() if self.pair.endpoints else {}
+        if not self.pair.endpoints:
+            return
+        offer = self._offer()
         with self._unless_fenced():
             each_endpoint(self.pair, lambda endpoint: endpoint.point(offer))
+
+    def _offer(self) -> Mapping[str, Any]:
+        """Return what endpoints are to lead to: asked for once, as clients wait for it."""
+        if self.offered is None:
+            self.offered = self.target.movable.offer()
+        return self.offered
 
     @contextmanager
     def _unless_fenced(self) -> Generator[None]:
@@ -418,7 +430,7 @@ class Run:
             self.journal.note(str(error), step="endpoint", state="warning")
 
     def _insist_on_the_token(self) -> None:
-        if self.facts[0].state == "stopped" and self.facts[1].role != "primary":
+        if self.facts[0].state == "stopped":
             self._token()  # It may have been a primary once more since it was verified, by hand.
 
     def _token(self) -> Token:
@@ -435,8 +447,7 @@ class Run:
 
     def _assign(self, epoch: int, active: str, *, first: str) -> None:
         # One that takes over as planned has its commits wait for the other from the first one on.
-        planned = self.operation["kind"] == "switchover" and active == self.target.role
-        covered = self.covers and planned
+        covered = self.covers and active == self.target.role
         away = self._away()  # Until this is settled, whoever was left behind is.
         for role in sorted(self._to_tell(), key=lambda role: role != first):
             told_now = roles_for(
@@ -453,7 +464,8 @@ class Run:
 
     def _away(self) -> Away | None:
         known = latest(self.roles)
-        return known and known["away"]
+        assert known is not None, "every site was told something, or is to be"
+        return known["away"]
 
     def _to_tell(self) -> list[str]:
         """Return the roles of the members that must be told. In a failover, one that does not answer cannot be."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from harmony_pulumi.capabilities.addresses import is_same
+from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS
 from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
 
@@ -52,6 +54,43 @@ def checks(
             *_logical_slots(*surveys, target["name"]),
         ]
     return found
+
+
+def endpoint_checks(seen: Mapping[str, EndpointObservation], source: Observation) -> Iterator[Check]:
+    """Return of each endpoint whether its clients can be held back, and led from one member to the other.
+
+    Args:
+        seen: of every endpoint, by its name.
+        source: of the member that is to step down, to which they are to lead.
+    """
+    for name, endpoint in seen.items():
+        verdict, found = _endpoint(endpoint, source)
+        yield Check("endpoint", verdict, f"{name} {found}")
+
+
+def _endpoint(seen: EndpointObservation, source: Observation) -> tuple[Verdict, str]:
+    leader = source["name"]
+    if seen["state"] == "stopped":
+        return "problem", (
+            f"is stopped, so nobody gets through: {seen['detail']}; `harmony start` on its host starts it, or "
+            f"`pulumi up --refresh`"
+        )
+    if seen["state"] == "absent":
+        return "problem", f"is gone: {seen['detail']}; `pulumi up --refresh` makes it anew"
+    if seen["state"] != "running":
+        return "problem", (
+            f"does not answer, so its clients can be neither held back nor led on: {seen['detail']}; have it answer, "
+            f"or take it out of the program"
+        )
+    # Where the member itself does not answer, that is a problem of its own.
+    if source["endpoint"] and not is_same(seen["points_to"], source["endpoint"]):
+        return "problem", (
+            f"leads to {seen['points_to'] or 'no server that is known'}, and {leader}, at {source['endpoint']}, is "
+            f"active; `harmony switchover --to {leader}`, which moves no role, leads it there"
+        )
+    if seen["paused"]:
+        return "warning", f"is paused, and its {seen['clients']} clients wait until the switchover is over"
+    return "ok", f"leads to {leader}; {seen['clients']} clients"
 
 
 def problems(found: list[Check]) -> list[str]:

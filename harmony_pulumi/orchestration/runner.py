@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Survey, Terms
 from harmony_pulumi.errors import SiteError
@@ -23,6 +23,7 @@ from harmony_pulumi.orchestration.members import (
     follows,
     left_behind,
     look,
+    look_at_endpoints,
     other_than,
     refuse_newcomers,
     roles_for,
@@ -31,7 +32,7 @@ from harmony_pulumi.orchestration.members import (
 )
 from harmony_pulumi.orchestration.operation import Run
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
-from harmony_pulumi.orchestration.preflight import Check, checks, problems
+from harmony_pulumi.orchestration.preflight import Check, checks, endpoint_checks, problems
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Group, Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, last_epoch, levels, moves
@@ -62,7 +63,8 @@ def preflight(pair: Pair, target: str, seen: Mapping[str, Observation]) -> list[
     surveys: tuple[Survey, Survey] | None = None
     if all(seen[role]["state"] == "running" for role in roles):
         surveys = (pair.members[roles[0]].movable.survey(), pair.members[roles[1]].movable.survey())
-    return checks(seen[roles[0]], seen[roles[1]], surveys, now=datetime.now(UTC))
+    found = checks(seen[roles[0]], seen[roles[1]], surveys, now=datetime.now(UTC))
+    return [*found, *endpoint_checks(look_at_endpoints(pair), seen[roles[0]])]
 
 
 def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observation:
@@ -103,7 +105,9 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     if known and (away := known["away"]):
         text = f"{pair.names[away['member']]} was left behind by the failover of {away['since']}: `harmony rejoin`"
         journal.note(text, step="away", state="warning")
-        serve(pair, desired.active, journal)
+        if pair.endpoints:
+            with _alone_with(pair, desired.active, by):
+                serve(pair, desired.active, journal)
         return pair.members[desired.active].site.observe()
     return settle(pair, desired.active, journal, by=by)
 
@@ -124,17 +128,18 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
     )
     if isinstance(pair.members[active].site, Group):  # A member of it that led before may keep WAL, too.
         pair.members[active].movable.prepare(pair.members[other_than(pair, active)].slot)
-    serve(pair, active, journal)
     seen = {role: leader if role == active else member.site.observe() for role, member in pair.members.items()}
     if active == ORIGINAL:
         for member in pair.members.values():
             pictures = {**_remembered(member), pair.id: picture(seen)}
             member.movable.remember(json.dumps(pictures, indent=1) + "\n")
-    if pair.synchronous:  # Only now: a failover relies on it.
-        known = _all_told(pair, seen)
-        if not all(roles["synchronous"] for roles in known.values()):
-            with _alone(pair, seen, by):
-                _refuse_moved(pair, told(seen), _look_again(pair, seen))
+    # Only now: a failover relies on it.
+    untold = pair.synchronous and not all(roles["synchronous"] for roles in _all_told(pair, seen).values())
+    if untold or pair.endpoints:
+        with _alone_with(pair, active, by) as seen:
+            serve(pair, active, journal)
+            if untold:
+                known = _all_told(pair, seen)
                 # The active one first: it is where commits are to wait as long as the other may count on it.
                 order = sorted(known, key=lambda role: role != active)
                 _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
@@ -236,8 +241,11 @@ def failover_preflight(
     found = estimated_loss(pair, target, seen)
     can_fence = source in pair.fence_commands
     now = datetime.now(UTC)
-    found_here = failover.checks(seen[source], seen[target], found, terms, can_fence=can_fence, now=now)
-    return [*found_here, *_around(pair, target, told(seen), vouched)]
+    return [
+        *failover.checks(seen[source], seen[target], found, terms, can_fence=can_fence, now=now),
+        *failover.endpoint_checks(look_at_endpoints(pair), seen[source], terms, can_fence=can_fence),
+        *_around(pair, target, told(seen), vouched),
+    ]
 
 
 def _around(pair: Pair, target: str, known: Roles | None, vouched: Collection[str]) -> list[Check]:
@@ -569,8 +577,12 @@ def _look_again(pair: Pair, before: Mapping[str, Observation]) -> dict[str, Obse
 def _refuse_moved(pair: Pair, known: Roles | None, seen: Mapping[str, Observation]) -> None:
     """Refuse to tell what was found before the lock was taken, where somebody has told something else since."""
     if told(seen) != known:
-        msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
-        raise SiteError(msg)
+        _refuse_to_interfere(pair)
+
+
+def _refuse_to_interfere(pair: Pair) -> NoReturn:
+    msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
+    raise SiteError(msg)
 
 
 def _forget_leader(pair: Pair, active: str, seen: Mapping[str, Observation]) -> None:
@@ -610,6 +622,21 @@ def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> Generator[Wr
                 write(lines)
 
         yield record
+
+
+@contextmanager
+def _alone_with(pair: Pair, active: str, by: str) -> Generator[dict[str, Observation]]:
+    """Keep every other operation away, where a member is known as active and nothing is under way; give what is seen.
+
+    Raises:
+        SiteError: roles are being moved, or were a moment ago.
+    """
+    seen = look(pair)
+    with _alone(pair, seen, by):
+        seen = _look_again(pair, seen)
+        if _settled_active(told(seen)) != active:
+            _refuse_to_interfere(pair)
+        yield seen
 
 
 def steps_in_words(pair_names: Mapping[str, str], active: str, operation: str = "switchover") -> list[str]:

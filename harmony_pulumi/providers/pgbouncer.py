@@ -20,7 +20,7 @@ from harmony_pulumi.providers.postgresql_server import bound_machine, insist_on_
 if TYPE_CHECKING:
     from harmony_pulumi.capabilities.endpoint_config import EndpointConfig
 
-_SETTLED = ("active", "sites")
+_SETTLED = ("active",)
 """Inputs whose change asks for nothing: they are only looked at as an endpoint is made. Orchestration points it."""
 
 
@@ -34,7 +34,8 @@ class PgBouncerProvider(Provider):
 
         old, new = plain(_olds), plain(news)
         new["host"] = {**bound_machine(old), **new["host"]}
-        new["servers"] = _settled(old.get("servers") or {}, new["servers"])
+        for key in ("servers", "sites"):
+            new[key] = _settled(old.get(key) or {}, new[key])
         if old and not is_known(new["passwords"]):
             new["passwords"] = old["passwords"]
         failures = [CheckFailure(path, message) for path, message in deployment.value_problems(new)]
@@ -97,7 +98,7 @@ class PgBouncerProvider(Provider):
 
 
 def _settled(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what is forwarded to as it was while it is not known anew: an update of a server changes neither, mostly."""
+    """Keep what is known of members while it is not known anew: an update of a server mostly changes nothing of it."""
     return {role: server if is_known(server) else old.get(role, server) for role, server in new.items()}
 
 

@@ -47,6 +47,29 @@ def seen(name: str, role: str = "primary", **changes: Any) -> dict[str, Any]:
     }
 
 
+class ScriptedEndpoint(ScriptedSite):
+    def pause(self, deadline: float) -> None: ...
+    def point(self, server: Mapping[str, Any]) -> None: ...
+    def resume(self) -> None: ...
+
+
+def endpoint(name: str, **changes: Any) -> dict[str, Any]:
+    """Return the observation of a running endpoint that leads to montreal."""
+    return {
+        "name": name,
+        "state": "running",
+        "detail": "",
+        "address": f"{name}.example:6432",
+        "points_to": "montreal.example:5432",
+        "paused": False,
+        "clients": 3,
+        "waiting": 1,
+        "certificates": {"ca": "2039-01-01T12:00:00+00:00", "server": "2030-12-01T12:00:00+00:00"},
+        "version": "1.25.0",
+        **changes,
+    }
+
+
 def replica(name: str, **changes: Any) -> dict[str, Any]:
     """Return a replica as its source sees it."""
     lag = {"lag_bytes": 2048, "lag_seconds": 0.25}

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from harmony_pulumi.cli import status
 from harmony_pulumi.cli.main import app
 from harmony_pulumi.cli.stack import explained
-from tests.cli.sites import replica, seen
+from tests.cli.sites import endpoint, replica, seen
 from tests.cli.states import handle, pair_handle
 
 STOPPED = {"name": "toronto", "state": "stopped", "detail": "no server process"}
@@ -65,6 +65,24 @@ def test_a_site_that_fails_to_look_is_reported_and_does_not_hide_the_others() ->
     montreal, toronto = document["databases"][0]["members"]
     assert (montreal["state"], montreal["detail"]) == ("unknown", "the database system is starting up")
     assert toronto["state"] == "running"
+
+
+def test_status_looks_at_endpoints_too_and_none_hides_another() -> None:
+    pair = json.loads(HEALTHY)["site"]
+    kind = "tests.cli.sites:ScriptedEndpoint"
+    kingston = {"kind": kind, "name": "kingston", "seen": endpoint("kingston")}
+    ottawa = {"kind": kind, "name": "ottawa", "raises": "it cannot be said"}
+    result = harmony("status", "--json", "--site", "-", given=json.dumps({**pair, "endpoints": [kingston, ottawa]}))
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    first, second = document["databases"][0]["endpoints"]
+    assert (first["state"], first["leads_to"], first["waiting"]) == ("running", "montreal", 1)
+    assert (second["name"], second["state"], second["detail"]) == ("ottawa", "unknown", "it cannot be said")
+    assert [(finding["code"], finding["endpoint"]) for finding in document["findings"]] == [("endpoint", "ottawa")]
+    healthy = json.dumps({**pair, "endpoints": [kingston]})
+    shown = harmony("status", "--site", "-", given=healthy)
+    assert shown.exit_code == 0
+    assert "kingston.example:6432" in shown.stdout
 
 
 def test_a_site_whose_package_is_not_installed_is_reported_with_what_to_do() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from harmony_pulumi.cli.deployed import Database, Resources
 from harmony_pulumi.cli.report import Finding, Report, report, size
-from tests.cli.sites import replica, seen, slot
+from tests.cli.sites import endpoint, replica, seen, slot
 from tests.cli.states import handle, one_pair, pair_of_pairs
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -206,6 +206,69 @@ def test_a_site_of_another_package_may_leave_out_what_it_does_not_know() -> None
     judged = judge({"name": "montreal", "state": "running", "role": "primary"}, STOPPED)
     assert judged.databases[0].members[0].timeline is None
     assert only(judged).code == "stopped"
+
+
+def with_endpoints(*endpoints: dict[str, Any], members: Sequence[dict[str, Any]] = (PRIMARY, STANDBY)) -> Report:
+    (database,) = Resources.of(one_pair()).databases()
+    return report([(database, members)], now=NOW, endpoints=[endpoints])
+
+
+def test_an_endpoint_that_leads_to_the_active_member_is_healthy() -> None:
+    judged = with_endpoints(endpoint("kingston"), endpoint("ottawa"))
+    assert (judged.healthy, judged.findings) == (True, [])
+    kingston, ottawa = judged.databases[0].endpoints
+    assert (kingston.name, kingston.leads_to, kingston.points_to) == ("kingston", "montreal", "montreal.example:5432")
+    assert (ottawa.clients, ottawa.waiting, ottawa.paused, ottawa.version) == (3, 1, False, "1.25.0")
+    assert [(c.name, c.days_left) for c in ottawa.certificates] == [("ca", 3287), ("server", 334)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"state": "stopped", "detail": "no PgBouncer"},
+            "is stopped: no PgBouncer. `harmony start` on its host",
+        ),
+        ({"state": "absent", "detail": "nothing there"}, "is gone: nothing there. `pulumi up --refresh` makes it anew"),
+        ({"state": "unreachable", "detail": ""}, "is unreachable, so it may lead clients anywhere or nowhere: no rea"),
+        ({"state": "unknown", "detail": "oops"}, "could not be looked at: oops"),
+        ({"points_to": "toronto.example:5432"}, "leads to toronto, and montreal is active; `harmony switchover --to m"),
+        ({"points_to": "dublin.example:1"}, "leads to dublin.example:1, and montreal is active; `harmony switchover "),
+        ({"points_to": ""}, "leads to no server that is known, and montreal is active"),
+        (
+            {"paused": True},
+            "is paused, so 1 of its 3 clients wait. That lasts as long as roles move; if they do not",
+        ),
+    ],
+)
+def test_an_endpoint_that_does_not_serve_the_active_member_is_a_problem(changes: dict[str, Any], message: str) -> None:
+    judged = with_endpoints(endpoint("kingston", **changes), endpoint("ottawa"))
+    finding = only(judged)
+    assert (judged.healthy, finding.severity, finding.code) == (False, "problem", "endpoint")
+    assert (finding.member, finding.endpoint) == ("", "kingston")
+    assert finding.message.startswith(f"the endpoint on kingston {message}")
+
+
+def test_where_an_endpoint_leads_is_judged_only_where_one_member_is_known_to_be_active() -> None:
+    stopped = {**STOPPED, "name": "montreal"}
+    judged = with_endpoints(endpoint("kingston", points_to="toronto.example:5432"), members=(stopped, STANDBY))
+    assert "endpoint" not in {finding.code for finding in judged.findings}
+    assert judged.databases[0].endpoints[0].leads_to == "toronto"
+    ipv6 = seen("montreal", endpoint="0:0:0:0:0:0:0:1:5432", replicas=[replica("toronto")])
+    assert with_endpoints(endpoint("kingston", points_to="[::1]:5432"), members=(ipv6, STANDBY)).healthy
+    nowhere = {"name": "montreal", "state": "running", "role": "primary", "replicas": [replica("toronto")]}
+    assert with_endpoints(endpoint("kingston"), members=(nowhere, STANDBY)).healthy
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [("server", "certificate_lifetime_days"), ("ca", "directory"), ("other", "a change of")]
+)
+def test_a_certificate_of_an_endpoint_is_judged_by_the_days_it_has_left(name: str, changed: str) -> None:
+    for left, severity in ((31, []), (29, ["warning"]), (6, ["problem"])):
+        judged = with_endpoints(endpoint("kingston", certificates={name: (NOW + timedelta(left)).isoformat()}))
+        assert [finding.severity for finding in judged.findings] == severity
+        assert all((f.code, f.endpoint) == ("certificate", "kingston") for f in judged.findings)
+        assert all(changed in finding.message for finding in judged.findings)
 
 
 def test_the_json_document_has_iso_times_in_utc_and_plain_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -10,16 +11,16 @@ from rich.console import Console
 from harmony_pulumi.cli.deployed import Resources
 from harmony_pulumi.cli.report import Seen, report
 from harmony_pulumi.cli.status_view import view
-from tests.cli.sites import replica, seen, slot
+from tests.cli.sites import endpoint, replica, seen, slot
 from tests.cli.states import one_pair
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
-def shown(*observations: Seen, verdict_first: bool = False) -> str:
+def shown(*observations: Seen, verdict_first: bool = False, endpoints: Sequence[Seen] = ()) -> str:
     (database,) = Resources.of(one_pair()).databases()
     console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(view(report([(database, observations)], now=NOW), verdict_first=verdict_first))
+    console.print(view(report([(database, observations)], now=NOW, endpoints=[endpoints]), verdict_first=verdict_first))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip()
 
@@ -52,6 +53,28 @@ def test_a_healthy_pair_is_a_table_of_its_members_side_by_side() -> None:
         "montreal", replicas=[replica("toronto")], slots=[slot("harmony_toronto_orders", retained_bytes=2**24)]
     )
     assert shown(source, seen("toronto", "standby")) == HEALTHY
+
+
+ENDPOINTS = """\
+ endpoints      kingston                ottawa
+ ────────────────────────────────────────────────────────────
+  state          running, paused         stopped
+  address        kingston.example:6432   -
+  leads to       montreal                dublin.example:5432
+  clients        3, 1 waiting            -
+  PgBouncer      1.25.0                  -
+  certificates   server 334 days         -
+                 ca 3287 days
+"""
+
+
+def test_endpoints_are_a_table_of_their_own() -> None:
+    gone = {"name": "ottawa", "state": "stopped", "points_to": "dublin.example:5432"}
+    members = seen("montreal", replicas=[replica("toronto")]), seen("toronto", "standby")
+    text = shown(*members, endpoints=[endpoint("kingston", paused=True), gone])
+    print(text)
+    assert ENDPOINTS.strip() in text
+    assert "✗ orders: the endpoint on ottawa is stopped" in text
 
 
 def test_the_lag_of_a_stopped_replica_is_said_to_be_unknown_and_why() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.members import roles_for
 from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.roles import Desired
+from tests.e2e import test_endpoint as endpoints
 from tests.e2e.conftest import (
     Stack,
     as_os_user,
@@ -35,6 +36,7 @@ from tests.e2e.conftest import (
     with_mounts,
 )
 from tests.e2e.test_lifecycle import put_row, rows
+from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover_faults import KILLED, Mover, act, other_than, sampled
 
 pytestmark = pytest.mark.e2e
@@ -337,16 +339,93 @@ def test_all_servers_of_a_host_are_started_but_those_that_were_destroyed(stack: 
         f"mount --bind {stack.folder}/kept-in-view {place}/{stack.project}",
     )
     (stack.folder / "kept-in-view").mkdir()
-    stack.pair()
+    endpoints.pair(stack)
     stack.up()
+    os.kill(endpoints.process(stack), signal.SIGKILL)
     shown = insist(RUNS, boot(prefix=only))
     assert "montreal-orders: runs as a primary" in shown
     assert "toronto-orders: runs as a standby" in shown
+    assert "kingston-orders-endpoint: leads to montreal" in shown
     root = Path(stack.server("montreal")["root"])
     stack.destroy()
     assert "there is no server to start" in insist(2, boot(prefix=only))
     assert "its state is kept" in insist(NOT_STARTED, boot(root))
     assert "there is no /nowhere/peers.json" in insist(NOT_STARTED, boot(Path("/nowhere")))
+
+
+def test_an_endpoint_comes_back_leading_to_the_active_member(stack: Stack) -> None:
+    endpoints.pair(stack)
+    stack.up()
+    harmony(stack, "switchover", "--to", "toronto", "--yes")
+    outputs, home = stack.outputs(), endpoints.home(stack)
+    (endpoint,) = endpoints.endpoints_of(outputs)
+    roots = [root for root, _ in stack.markers()]
+    there, back = (endpoints.address_of(outputs, role) for role in ("replica", "primary"))
+    for root in roots:
+        stop_postmaster(root / "data", signal.SIGKILL)
+    os.kill(endpoints.process(stack), signal.SIGKILL)
+    # As PgBouncer's own pid is by chance the one of before, of a process that was paused.
+    (home / "run/paused").write_text(f"{endpoints.process(stack)}\n")
+    said = insist(RUNS, boot(home, *roots))
+    assert "kingston/orders endpoint: starting PgBouncer on port" in said
+    assert f"{home}: leads to toronto" in said
+    assert not (home / "run/paused").exists()
+    with closing(endpoints.connect(stack, outputs)) as client:
+        assert endpoints.server_of(client) == there
+        assert client.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+
+        # One that runs is left as it is, if it is right: its clients notice nothing.
+        pid = endpoints.process(stack)
+        assert f"{home}: leads to toronto" in insist(RUNS, boot(home))
+        assert (endpoints.process(stack), endpoints.server_of(client)) == (pid, there)
+        endpoint.point(endpoints.offer_of(outputs, "primary"))
+        assert endpoint.observe()["points_to"] == back
+        assert "leading to toronto from now on" in insist(RUNS, boot(home))
+        assert endpoint.observe()["points_to"] == there
+        assert endpoints.server_of(client) == there
+    assert '"operation":"start"' in (home / "log/events.jsonl").read_text().replace(" ", "")
+    eventually(lambda: harmony(stack, "status", expect=None).endswith("the database is healthy\n"), "all to be well")
+    stack.up("--expect-no-changes")
+
+
+def test_an_endpoint_serves_nobody_while_it_cannot_be_told_who_is_active(stack: Stack) -> None:
+    endpoints.pair(stack)
+    stack.up()
+    outputs, home = stack.outputs(), endpoints.home(stack)
+    (endpoint,) = endpoints.endpoints_of(outputs)
+    montreal, toronto = (Path(stack.server(name)["root"]) for name in ("montreal", "toronto"))
+    there = endpoints.address_of(outputs, "replica")
+
+    # The pair fails over while the endpoint's host is away, and the endpoint still knows the old primary.
+    os.kill(endpoints.process(stack), signal.SIGKILL)
+    stop_postmaster(montreal / "data", signal.SIGKILL)
+    with moved_away(home):
+        lose = ("failover", "--to", "toronto", "--max-data-loss", "0", "--yes")
+        assert "so that counts as not fenced" in harmony(stack, *lose, expect=1)
+        harmony(stack, *lose, "--fenced-by-me", "montreal")
+    assert endpoint.observe()["points_to"] == endpoints.address_of(outputs, "primary")
+    events = home / "log/events.jsonl"
+    with ThreadPoolExecutor(1) as pool:
+        with moved_away(toronto):
+            said = insist(WAITS, boot(home))
+            assert "not started: toronto does not answer" in said
+            assert f"{home}: serves nobody: it cannot be told who is active" in said
+            assert endpoint.observe()["state"] == "stopped"
+            waits = pool.submit(boot, home, wait=60)
+            eventually(lambda: events.read_text().count("not started") == 2, "it to have asked once more")
+        assert f"{home}: leads to toronto" in insist(RUNS, waits.result(90))
+    seen = endpoint.observe()
+    assert (seen["state"], seen["points_to"]) == ("running", there)
+    with closing(endpoints.connect(stack, outputs)) as client:
+        assert endpoints.server_of(client) == there
+
+    # One that runs is not stopped because a member is silent: whoever moves roles tells it.
+    pid = endpoints.process(stack)
+    with moved_away(montreal):
+        assert f"{home}: leads to where it did: it cannot be told who is active" in insist(WAITS, boot(home))
+    assert (endpoints.process(stack), endpoint.observe()["points_to"]) == (pid, there)
+    (home / "sites.json").write_text("{}")
+    assert "sites.json is not what this version of harmony writes" in insist(NOT_STARTED, boot(home))
 
 
 def test_up_starts_no_primary_whose_peer_does_not_answer_and_goes_on_once_it_does(stack: Stack) -> None:

@@ -67,8 +67,15 @@ def home(stack: Stack, host: str = "kingston") -> Path:
     return found
 
 
-def process(stack: Stack) -> int:
-    return int((home(stack) / "run/pgbouncer.pid").read_text())
+def process(stack: Stack, host: str = "kingston") -> int:
+    return int((home(stack, host) / "run/pgbouncer.pid").read_text())
+
+
+def superuser_says(stack: Stack, outputs: Outputs, role: str, query: str) -> str:
+    """Ask the server of a member past its endpoint."""
+    name = {"primary": "montreal", "replica": "toronto"}[role]
+    (root,) = (root for root, _ in stack.markers() if root.name == f"{name}-orders")
+    return superuser(root, query, port_of(outputs[f"{role}_uri"]))
 
 
 def console(stack: Stack, command: str) -> str:
@@ -137,9 +144,17 @@ def test_clients_reach_the_active_member_by_one_address_over_tls(stack: Stack) -
             "points_to": address_of(outputs, "primary"),
             "paused": False,
             "clients": 1,
+            "waiting": 0,
+            "certificates": seen["certificates"],
             "version": seen["version"],
         }
+        assert seen["certificates"].keys() == {"ca", "server"}
         assert re.fullmatch(r"1\.\d+\.\d+", seen["version"])
+        status = json.loads(harmony(stack, "status", "--json"))
+        (shown_endpoint,) = status["databases"][0]["endpoints"]
+        assert (shown_endpoint["leads_to"], shown_endpoint["clients"]) == ("montreal", 1)
+        assert {c["name"]: c["days_left"] for c in shown_endpoint["certificates"]}["server"] in {364, 365}
+        assert f"localhost:{port_of(outputs['uri'])}" in harmony(stack, "status")
         (resource,) = stack.resources("PgBouncer")
         assert resource["outputs"]["prepared_statements"] == ("has no prepared statements" not in shown)
     root, pid = home(stack), process(stack)
@@ -471,6 +486,83 @@ def test_a_planned_switchover_through_endpoints_fails_no_statement(stack: Stack)
     print(f"history: {found}")
     assert (found.failed, found.unknown) == (0, 0), running.errors
     assert not running.errors
+
+
+def endpoint_checks(stack: Stack, expect: int) -> list[tuple[str, str]]:
+    plan = json.loads(harmony(stack, "plan", "--json", expect=expect))
+    return [(check["verdict"], check["found"]) for check in plan["checks"] if check["name"] == "endpoint"]
+
+
+def test_a_switchover_is_refused_where_an_endpoint_could_not_go_along(stack: Stack) -> None:
+    pair(stack, endpoints=TWO)
+    stack.up()
+    outputs = stack.outputs()
+    kingston, ottawa = endpoints_of(outputs)
+
+    def refused(why: str) -> None:
+        before = [endpoint.observe() for endpoint in (kingston, ottawa)]
+        shown = harmony(stack, "switchover", "--to", "toronto", "--yes", expect=1)
+        assert why in shown
+        assert "refused; nothing was touched. montreal stays active" in shown
+        # By the program, too, whose preview does not look at sites.
+        pair(stack, roles=active("replica", 1), endpoints=TWO)
+        shown = stack.up(expect=1)
+        assert "no switchover to toronto; nothing was touched" in shown
+        assert f"endpoint: {why}" in shown
+        pair(stack, endpoints=TWO)
+        assert [endpoint.observe() for endpoint in (kingston, ottawa)] == before
+        assert superuser_says(stack, outputs, "primary", "SELECT pg_is_in_recovery()") == "f"
+
+    good = [("ok", f"{name} leads to montreal; 0 clients") for name in ("kingston", "ottawa")]
+    assert endpoint_checks(stack, 0) == good
+    kingston.point(offer_of(outputs, "replica"))
+    there = address_of(outputs, "replica")
+    refused(f"kingston leads to {there}, and montreal, at {address_of(outputs, 'primary')}, is active")
+    assert [verdict for verdict, _ in endpoint_checks(stack, 1)] == ["problem", "ok"]
+    assert "montreal is active already" in harmony(stack, "switchover", "--to", "montreal", "--yes")
+    assert endpoint_checks(stack, 0) == good
+
+    os.kill(process(stack), signal.SIGSTOP)
+    try:
+        plan = harmony(stack, "plan", expect=1)
+        assert "kingston does not answer, so its clients can be neither held back nor led on" in plan
+    finally:
+        os.kill(process(stack), signal.SIGCONT)
+    os.kill(process(stack), signal.SIGKILL)
+    eventually(lambda: kingston.observe()["state"] == "stopped", "its end")
+    refused("kingston is stopped, so nobody gets through")
+    # To reach what is reached already starts it, and nothing else.
+    harmony(stack, "switchover", "--to", "montreal", "--yes")
+    assert endpoint_checks(stack, 0) == good
+
+
+def test_an_endpoint_that_cannot_be_told_of_a_failover_counts_as_not_fenced(stack: Stack) -> None:
+    pair(stack, endpoints=TWO)
+    stack.up()
+    outputs = stack.outputs()
+    kingston, ottawa = endpoints_of(outputs)
+    there = address_of(outputs, "replica")
+    (montreal,) = (root for root, _ in stack.markers() if root.name == "montreal-orders")
+    stop_postmaster(montreal / "data", signal.SIGKILL)
+    os.kill(process(stack, "ottawa"), signal.SIGKILL)
+    os.kill(process(stack), signal.SIGSTOP)
+    try:
+        first, second = endpoint_checks(stack, 1)
+        assert first[0] == "problem"
+        assert "so that counts as not fenced" in first[1]
+        assert second == ("ok", "ottawa can be told (stopped): it leads away from montreal first")
+        lose = ("failover", "--to", "toronto", "--max-data-loss", "0", "--yes")
+        assert "so that counts as not fenced" in harmony(stack, *lose, expect=1)
+        assert ottawa.observe()["points_to"] == address_of(outputs, "primary")
+        shown = harmony(stack, *lose, "--fenced-by-me", "montreal")
+        assert "the endpoint on kingston: " in shown
+    finally:
+        os.kill(process(stack), signal.SIGCONT)
+    seen = ottawa.observe()
+    assert (seen["state"], seen["points_to"]) == ("running", there)
+    harmony(stack, "switchover", "--to", "toronto", "--yes")
+    seen = kingston.observe()
+    assert (seen["state"], seen["points_to"], seen["paused"]) == ("running", there, False)
 
 
 def test_a_transaction_that_lasts_too_long_ends_the_switchover_and_clients_go_on(stack: Stack) -> None:

@@ -105,8 +105,9 @@ def test_answers_of_the_console_are_counted_without_its_own_connection() -> None
     assert pools[0]["database"] == "na,me"
     assert files.at_work(pools) == 4
     assert files.clients_of(pools) == 5
+    assert files.waiting_of(pools) == 1
 
 
 def test_an_address_is_written_as_in_a_uri() -> None:
-    assert files.address({"host": "::1", "port": 5432.0}) == "[::1]:5432"
-    assert files.address(PRIMARY) == "a.example:5432"
+    assert files.address_of({"host": "::1", "port": 5432.0}) == "[::1]:5432"
+    assert files.address_of(PRIMARY) == "a.example:5432"

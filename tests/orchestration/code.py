@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.pgbouncer.boot import active_of
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 from harmony_pulumi.orchestration import failover, members, operation, rejoin, roles, runner, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.replication import Member
-from tests.orchestration.sites import NAMES, PAIR, Killed, MemorySite, World, terms
+from tests.orchestration.sites import NAMES, PAIR, Killed, MemoryEndpoint, MemorySite, World, terms
 from tests.orchestration.sites import roles as roles_told
 
 
@@ -26,6 +27,7 @@ class Code:
     switchover: types.ModuleType = switchover
     failover: types.ModuleType = failover
     rejoin: types.ModuleType = rejoin
+    members: types.ModuleType = members
     operation: types.ModuleType = operation
     runner: types.ModuleType = runner
     host: types.ModuleType = host_roles
@@ -66,6 +68,7 @@ def altered(module: types.ModuleType, source: Any) -> Code:
         switchover=now(switchover),
         failover=now(failover),
         rejoin=now(rejoin),
+        members=now(members),
         operation=now(operation),
         runner=now(runner),
         host=now(host_roles),
@@ -77,8 +80,9 @@ def pair_of(code: Code, world: World) -> Any:
         role: Member(role, MemorySite(world, server), {"name": server.name, "slot": server.slot})
         for role, server in world.servers.items()
     }
-    commands = world.fence_commands
-    return code.runner.Pair(PAIR, "orders", members, world.synchronous, deadline=5.0, fence_commands=commands)
+    endpoints = {name: MemoryEndpoint(world, endpoint) for name, endpoint in world.endpoints.items()}
+    ways = {"fence_commands": world.fence_commands, "endpoints": endpoints}
+    return code.runner.Pair(PAIR, "orders", members, world.synchronous, deadline=5.0, **ways)
 
 
 def reach(code: Code, world: World, active: str, epoch: int, *, by: str = "the first", log: str = "") -> None:
@@ -129,6 +133,22 @@ def accept(code: Code, world: World, *, by: str = "an operator") -> str:
     return ended(lambda: code.runner.take_as_it_is(pair_of(code, world), journal, by=by))
 
 
+def start_endpoints(world: World) -> str:
+    """Do what `harmony start` does on the hosts of the endpoints; return how it ended."""
+    world.dead = False
+
+    def start() -> None:
+        role, _ = active_of({role: MemorySite(world, server).observe() for role, server in world.servers.items()})
+        for endpoint in world.endpoints.values():
+            if not any(server.roles for server in world.servers.values()):
+                endpoint.start()  # As `pulumi up` does: nobody was told anything yet, so no role has moved.
+            if role:  # One that was left paused stays so: whoever acts on the pair next lets its clients go on.
+                endpoint.points_to, endpoint.state = role, "running"
+                endpoint.untold = endpoint.untold and endpoint.paused
+
+    return ended(start)
+
+
 def known(code: Code, world: World) -> Mapping[str, Any]:
     """Return what the sites were told last."""
     deployed = {"epoch": 0, "active": "primary", "operation": None}
@@ -153,6 +173,12 @@ def active_member(world: World) -> str:
     return leader.name if world.connected(other) else f"{leader.name}, which {other.name} does not follow"
 
 
+def served(world: World, active: str) -> None:
+    """Assert that every endpoint leads to a member, and lets its clients through."""
+    for endpoint in world.endpoints.values():
+        assert (endpoint.points_to, endpoint.lets_through) == (active, True), endpoint
+
+
 def finished(code: Code, world: World, active: str, epoch: int) -> None:
     """Assert that the roles are what they are to be, and nothing is left of how that came about."""
     world.come_to_rest()
@@ -163,6 +189,7 @@ def finished(code: Code, world: World, active: str, epoch: int) -> None:
         assert server.holder is None
         slots = {other.slot for other in world.servers.values() if other is not server and role == active}
         assert server.slots == slots, f"{server.name} keeps WAL for {server.slots}"
+    served(world, active)
     leader = world.servers[active]
     assert world.commits(leader) == world.accounts[active]
     put_aside = {content for server in world.servers.values() for part in server.kept for _, content in part}

@@ -7,11 +7,13 @@ WAL streams, a client commits, and the invariants are checked; and a test can ha
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address
+from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.site import (
     Beyond,
     Certificates,
@@ -162,6 +164,32 @@ class Server:
         ]
 
 
+@dataclass
+class Forwarder:
+    """What forwards clients to a server: an endpoint, and what its host keeps of it."""
+
+    name: str
+    points_to: str = "primary"
+    """The role of the member that it leads to."""
+    state: str = "running"
+    paused: bool = False
+    unreachable: bool = False
+    """Cut off from the orchestrator, not from clients."""
+    untold: bool = False
+    """Whether it could not be told what it was to be told last."""
+
+    @property
+    def lets_through(self) -> bool:
+        return self.state == "running" and not self.paused
+
+    def crash(self) -> None:
+        self.state, self.paused = "stopped", False
+
+    def start(self) -> None:
+        """Start as it was left: this is also what somebody does by hand."""
+        self.state = "running"
+
+
 def lsn(position: int) -> str:
     """Return the LSN of a position in WAL, whose records have one byte each."""
     return f"0/{position:X}"
@@ -170,21 +198,27 @@ def lsn(position: int) -> str:
 class World:
     """Both servers, their clients, and the process that orchestrates them."""
 
-    def __init__(self, host: types.ModuleType = host_roles, *, busy: bool = True) -> None:
+    def __init__(
+        self, host: types.ModuleType = host_roles, *, busy: bool = True, endpoints: Sequence[str] = ("kingston",)
+    ) -> None:
         """Make a pair that streams.
 
         Args:
             host: the module with what a site refuses.
             busy: whether a client commits at every point.
+            endpoints: their names.
         """
         self.host = host
         self.busy = busy
+        self.limit = 2_000
+        """So many points are passed at most, or something does not come to an end."""
         first = Server("primary", NAMES["primary"], "for_montreal", slots={"for_toronto"})
         second = Server("replica", NAMES["replica"], "for_toronto", source="primary", signal=True, in_recovery=True)
         for server in (first, second):
             server.wal, server.replayed = [(1, "initdb")], 1
         second.held, second.shown = first.issued, first.issued[1]
         self.servers = {"primary": first, "replica": second}
+        self.endpoints = {name: Forwarder(name) for name in endpoints}
         self.synchronous = False
         """Whether the pair is declared so."""
         self.fence_commands: dict[str, list[str]] = {}
@@ -218,7 +252,7 @@ class World:
         """Let the world go on, check it, and have happen what is to happen here."""
         if self.dead:
             raise Killed(label)
-        if self.count > (2_000 if self.busy else 100_000):
+        if self.count > self.limit:
             raise BrokenError("it does not come to an end")
         self.labels.append(label)
         self.go_on()
@@ -278,6 +312,8 @@ class World:
         if server.promotes_at is None and not by_hand:
             return
         server.promotes_at, server.in_recovery, server.signal = None, False, False
+        if not by_hand and (behind := [e.name for e in self.let_through if e.points_to != server.role]):
+            raise BrokenError(f"{server.name} took over while {behind} let clients through to another member")
         self._account_for(server, by_hand=by_hand)
         server.wal.append((server.timeline + 1, f"a timeline of {server.name} begins at point {self.count}"))
         server.replayed = len(server.wal)
@@ -340,6 +376,11 @@ class World:
     def primaries(self) -> list[Server]:
         return [server for server in self.servers.values() if server.leads]
 
+    @property
+    def let_through(self) -> list[Forwarder]:
+        """The endpoints that let clients through; but for those that could not be told not to."""
+        return [endpoint for endpoint in self.endpoints.values() if endpoint.lets_through and not endpoint.untold]
+
     def commits(self, server: Server) -> list[str]:
         return [content for _, content in server.wal if content.startswith("commit")]
 
@@ -353,6 +394,8 @@ class World:
         }
         if len(self.primaries) > 1 and not self.not_fenced:
             raise BrokenError("both are primaries")
+        if len({endpoint.points_to for endpoint in self.let_through if self.servers[endpoint.points_to].leads}) > 1:
+            raise BrokenError("there are two writers through the endpoints")
         for server in self.primaries:
             if self.commits(server) != self.accounts[server.role]:
                 raise BrokenError(f"{server.name} takes writes and lacks some, or has some twice")
@@ -391,12 +434,14 @@ class World:
 
     def picture(self) -> str:
         """Return everything that the servers and their hosts keep."""
-        return repr(self.servers)
+        return repr((self.servers, self.endpoints))
 
     def mend(self) -> None:
         """Put right what is outside of harmony: the links, the answers, and servers that were killed."""
         for server in self.servers.values():
             server.unreachable, server.linked, server.replays, server.holder = False, True, True, None
+        for endpoint in self.endpoints.values():
+            endpoint.unreachable = False
 
 
 @contextmanager
@@ -655,7 +700,9 @@ class MemorySite:
     def offer(self) -> Mapping[str, Any]:
         self._point("offer: before")
         server = self.server
-        return {"role": server.role, "system_identifier": server.system_identifier, "issued": server.issued}
+        endpoint = {"host": f"{server.name}.example", "port": 5432}
+        known = {"role": server.role, "system_identifier": server.system_identifier, "issued": server.issued}
+        return {**known, "endpoint": endpoint}
 
     def follow(self, source: Mapping[str, Any]) -> None:
         self._point("follow: before")
@@ -818,3 +865,61 @@ class MemorySite:
 def pair_site(world: World, role: str) -> MemorySite:
     """Return the site of a member."""
     return MemorySite.from_handle({"world": world, "role": role})
+
+
+class MemoryEndpoint:
+    """One endpoint of a world, as orchestration sees it."""
+
+    def __init__(self, world: World, endpoint: Forwarder) -> None:
+        self.world, self.endpoint = world, endpoint
+
+    @classmethod
+    def from_handle(cls, handle: Mapping[str, Any]) -> MemoryEndpoint:
+        world: World = handle["world"]
+        return cls(world, world.endpoints[handle["name"]])
+
+    @contextmanager
+    def _act(self, label: str) -> Generator[None]:
+        """Pass the points around an act, which is not done, and not known to be, if it fails at one."""
+        endpoint = self.endpoint
+        try:
+            self.world.point(f"{endpoint.name}.{label}: before")
+            if endpoint.unreachable:
+                raise UnreachableError(f"{endpoint.name} does not answer")
+            yield
+            self.world.point(f"{endpoint.name}.{label}: after")
+        except SiteError:
+            endpoint.untold = True
+            raise
+        endpoint.untold = False
+
+    def observe(self) -> EndpointObservation:
+        endpoint = self.endpoint
+        self.world.point(f"{endpoint.name}.observe")
+        cut_off = endpoint.unreachable
+        detail = "does not answer" if cut_off else "" if endpoint.state == "running" else "no PgBouncer runs"
+        to = self.world.servers[endpoint.points_to].name
+        return {
+            "name": endpoint.name,
+            "state": "unreachable" if cut_off else endpoint.state,
+            "detail": detail,
+            "address": "" if cut_off else f"{endpoint.name}.example:6432",
+            "points_to": "" if cut_off else address(f"{to}.example", 5432),
+            "paused": endpoint.paused and not cut_off,
+            "clients": 0 if cut_off else 1,
+            "waiting": 0,
+            "certificates": {} if cut_off else {"ca": FAR, "server": FAR},
+            "version": "" if cut_off else "1.25.0",
+        }
+
+    def pause(self, deadline: float) -> None:
+        with self._act("pause"):
+            self.endpoint.paused = self.endpoint.state == "running"
+
+    def point(self, server: Mapping[str, Any]) -> None:
+        with self._act("point"):
+            self.endpoint.points_to = server["role"]
+
+    def resume(self) -> None:
+        with self._act("resume"):
+            self.endpoint.state, self.endpoint.paused = "running", False

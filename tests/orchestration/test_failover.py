@@ -11,7 +11,7 @@ import pytest
 from harmony_pulumi.capabilities.site import Beyond, Observation, Roles
 from harmony_pulumi.errors import SiteError
 from tests.orchestration.code import Code
-from tests.orchestration.sites import World, pair_site, roles, terms
+from tests.orchestration.sites import MemoryEndpoint, World, pair_site, roles, terms
 from tests.orchestration.test_roles import operation
 from tests.orchestration.test_switchover import EPOCH, KINDS, NEW, NEWER, OLD, facts
 
@@ -194,6 +194,38 @@ def test_one_that_hangs_is_stopped_whoever_vouches_for_it(code: Code) -> None:
     hung, gone = (code.switchover.Facts.of(seen("primary", **source)) for source in (HUNG, UNREACHABLE))
     assert code.failover.next_step(begun, hung, target) == code.switchover.Step.FENCE
     assert code.failover.next_step(begun, gone, target) == code.switchover.Step.ELECT
+
+
+def test_an_endpoint_that_cannot_be_told_counts_as_not_fenced_unless_that_is_certain_otherwise(code: Code) -> None:
+    def of(state: str, source: dict[str, Any] = STOPPED, *, can_fence: bool = False, **accepted: Any) -> Any:
+        world = World(busy=False)
+        endpoint = MemoryEndpoint(world, world.endpoints["kingston"]).observe()
+        endpoint["state"], endpoint["detail"] = state, "" if state in {"running", "absent"} else "no answer"
+        old = seen("primary", **source)
+        (check,) = code.failover.endpoint_checks({"kingston": endpoint}, old, terms(**accepted), can_fence=can_fence)
+        assert check.name == "endpoint"
+        return check.verdict, check.found
+
+    for state, can_fence, fenced in product(("running", "stopped"), (False, True), ("", "ada said so")):
+        found = f"kingston can be told ({state}): it leads away from montreal first"
+        assert of(state, can_fence=can_fence, fenced=fenced) == ("ok", found)
+    untold = "kingston cannot be told (unreachable: no answer), and may lead clients to montreal"
+    refused = (
+        f"{untold}, so that counts as not fenced. Have it answer, or make certain that montreal accepts no writes, "
+        f"then add --fenced-by-me montreal"
+    )
+    gone = of("absent")
+    assert (gone[0], gone[1].partition(",")[0]) == ("problem", "kingston cannot be told (absent)")
+    for source in (STOPPED, HUNG, UNREACHABLE):
+        assert of("unreachable", source) == ("problem", refused)
+        for can_fence in (False, True):
+            vouched = of("unreachable", source, can_fence=can_fence, fenced="ada said so")
+            assert vouched == ("warning", f"{untold}: ada said so")
+    # Its command is run only for one whose host does not answer.
+    commanded = ("warning", f"{untold}, whose fence_command is run")
+    assert of("unreachable", UNREACHABLE, can_fence=True) == commanded
+    for source in (STOPPED, HUNG):
+        assert of("unreachable", source, can_fence=True) == ("problem", refused)
 
 
 # -- the next step -----------------------------------------------------------------------------------------------------

@@ -358,6 +358,26 @@ def test_a_failover_is_refused_where_nothing_is_certain_of_the_old_primary(code:
     assert world.picture() == before
 
 
+def test_an_endpoint_that_cannot_be_told_is_not_fenced_unless_somebody_vouches_for_that(code: Code) -> None:
+    world = World(code.host, endpoints=("kingston", "ottawa"))
+    assert outcome(code, world, "primary", 0) == "done"
+    accepted = crashed(world)
+    world.endpoints["kingston"].unreachable = True
+    world.endpoints["ottawa"].crash()
+    before, world.labels = world.picture(), []
+    said = fail_over(code, world, **accepted)
+    assert "no failover to toronto; nothing was touched\n  - endpoint: kingston cannot be told (unreachable" in said
+    assert "ottawa" not in said
+    assert not [label for label in world.labels if "tell" in label or "fence" in label]
+    assert world.picture() == before
+    assert fail_over(code, world, **accepted, fenced="ada said so") == "done"
+    failed_over(code, world)
+    assert [(e.points_to, e.lets_through) for e in world.endpoints.values()] == [("primary", True), ("replica", True)]
+    assert any("the endpoint on kingston: kingston does not answer" in line for line in world.shown)
+    world.endpoints["kingston"].unreachable = False
+    rejoined(code, world)
+
+
 def test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code: Code) -> None:
     for name in ("crashed", "alive_out_of_reach"):
         labels = labels_of(code, name)

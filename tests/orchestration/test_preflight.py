@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
-from harmony_pulumi.orchestration.preflight import Check, checks, problems
-from tests.orchestration.sites import World, pair_site, survey
+from harmony_pulumi.orchestration.preflight import Check, checks, endpoint_checks, problems
+from tests.orchestration.sites import MemoryEndpoint, World, pair_site, survey
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MB = 1024 * 1024
@@ -239,3 +240,63 @@ def test_limits_that_the_old_primary_must_be_given_are_a_warning() -> None:
     assert warnings == [
         "max_connections 101 on toronto, 100 on montreal: montreal gets those of toronto, since a standby needs no less"
     ]
+
+
+# -- endpoints ---------------------------------------------------------------------------------------------------------
+
+
+def endpoint(**changes: Any) -> EndpointObservation:
+    """Return what is seen of an endpoint that leads to the primary, with some of it changed."""
+    world = World(busy=False)
+    found = MemoryEndpoint(world, world.endpoints["kingston"]).observe()
+    return EndpointObservation(**{**found, **changes})  # type: ignore[typeddict-item]
+
+
+OF_AN_ENDPOINT: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "ok", "kingston leads to montreal; 1 clients"),
+    ({"paused": True}, "warning", "kingston is paused, and its 1 clients wait until the switchover is over"),
+    (
+        {"state": "stopped", "detail": "no PgBouncer runs in /srv"},
+        "problem",
+        "kingston is stopped, so nobody gets through: no PgBouncer runs in /srv; `harmony start` on its host starts",
+    ),
+    (
+        {"state": "absent", "detail": "no endpoint of shop in /srv"},
+        "problem",
+        "kingston is gone: no endpoint of shop in /srv; `pulumi up --refresh` makes it anew",
+    ),
+    (
+        {"state": "unreachable", "detail": "no answer", "points_to": ""},
+        "problem",
+        "kingston does not answer, so its clients can be neither held back nor led on: no answer; have it answer, or",
+    ),
+    (
+        {"points_to": "toronto.example:5432"},
+        "problem",
+        "kingston leads to toronto.example:5432, and montreal, at montreal.example:5432, is active; `harmony switch",
+    ),
+    ({"points_to": ""}, "problem", "kingston leads to no server that is known, and montreal, at montreal.example"),
+]
+
+
+@pytest.mark.parametrize(("changes", "verdict", "found"), OF_AN_ENDPOINT)
+def test_every_endpoint_is_to_lead_to_the_member_that_steps_down(
+    changes: dict[str, Any], verdict: str, found: str
+) -> None:
+    other = endpoint(name="ottawa")
+    one, second = endpoint_checks({"kingston": endpoint(**changes), "ottawa": other}, seen("primary"))
+    assert (one.name, one.verdict) == ("endpoint", verdict)
+    assert one.found.startswith(found)
+    assert (second.verdict, second.found) == ("ok", "ottawa leads to montreal; 1 clients")
+
+
+def test_an_address_of_the_member_that_is_written_in_another_way_is_its_address() -> None:
+    source = seen("primary", endpoint="[0:0:0:0:0:0:0:1]:5432")
+    (found,) = endpoint_checks({"kingston": endpoint(points_to="[::1]:5432")}, source)
+    assert found.verdict == "ok"
+
+
+def test_where_an_endpoint_is_to_lead_is_not_judged_while_that_member_does_not_answer() -> None:
+    silent = seen("primary", state="unreachable", role="", detail="no answer", endpoint="")
+    (found,) = endpoint_checks({"kingston": endpoint(points_to="toronto.example:5432")}, silent)
+    assert found.verdict == "ok"

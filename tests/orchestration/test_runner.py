@@ -20,6 +20,7 @@ from tests.orchestration.code import (
     known,
     outcome,
     reach,
+    start_endpoints,
 )
 from tests.orchestration.sites import Killed, Record, World, roles
 
@@ -205,6 +206,16 @@ def lag(world: World, label: str) -> None:
     world.servers["replica"].replays = False
 
 
+def endpoint_stops(world: World, label: str) -> None:
+    for endpoint in list(world.endpoints.values())[:1]:
+        endpoint.crash()
+
+
+def endpoint_is_cut_off(world: World, label: str) -> None:
+    for endpoint in list(world.endpoints.values())[:1]:
+        endpoint.unreachable = True
+
+
 DISTURBANCES = {
     "the source crashes": crash("primary"),
     "the source restarts": restart("primary"),
@@ -216,6 +227,8 @@ DISTURBANCES = {
     "the target is cut off": cut_off("replica"),
     "the standby loses its connection": cut_link,
     "the standby replays nothing more": lag,
+    "an endpoint stops": endpoint_stops,
+    "an endpoint is cut off": endpoint_is_cut_off,
 }
 
 
@@ -224,6 +237,7 @@ def put_right(world: World) -> None:
     world.mend()
     for server in world.servers.values():
         server.start()
+    start_endpoints(world)
     world.come_to_rest()
 
 
@@ -352,6 +366,33 @@ def test_nothing_begins_where_preflight_finds_a_problem(code: Code) -> None:
     world.servers["replica"].linked = False
     ended = outcome(code, world, "replica", 1)
     assert "no switchover to toronto; nothing was touched\n  - streaming: toronto is not connected" in ended
+    assert not [label for label in world.labels if "tell" in label or "prepare" in label]
+
+
+def misled(world: World) -> None:
+    world.endpoints["kingston"].points_to = "replica"
+
+
+def out_of_reach(world: World) -> None:
+    world.endpoints["kingston"].unreachable = True
+
+
+def not_running(world: World) -> None:
+    world.endpoints["kingston"].crash()
+
+
+@pytest.mark.parametrize("state", [misled, out_of_reach, not_running])
+def test_a_switchover_does_not_begin_where_an_endpoint_could_not_go_along(
+    code: Code, state: Callable[[World], None]
+) -> None:
+    world = World(code.host, endpoints=("ottawa", "kingston"))
+    reach(code, world, "primary", 0)
+    state(world)
+    before, world.labels = repr(world.endpoints), []
+    ended = outcome(code, world, "replica", 1)
+    assert "no switchover to toronto; nothing was touched\n  - endpoint: kingston " in ended
+    assert "ottawa" not in ended
+    assert repr(world.endpoints) == before
     assert not [label for label in world.labels if "tell" in label or "prepare" in label]
 
 

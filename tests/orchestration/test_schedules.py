@@ -21,7 +21,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.orchestration.code import REAL, accept, bring_back, command, fail_over, finished, known, outcome
+from tests.orchestration.code import (
+    REAL,
+    accept,
+    bring_back,
+    command,
+    fail_over,
+    finished,
+    known,
+    outcome,
+    start_endpoints,
+)
 from tests.orchestration.sites import World
 from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
 
@@ -29,6 +39,7 @@ WHOLE = bool(os.environ.get("HARMONY_TEST_ALL"))
 SEED = int(os.environ.get("HARMONY_TEST_SEED") or (random.SystemRandom().randrange(2**32) if WHOLE else 4))
 EXAMPLES = 20_000 if WHOLE else 250
 
+ENDPOINTS = ("kingston", "ottawa")
 MEMBERS = st.sampled_from(["primary", "replica"])
 ERRORS = {"killed": kill, "failed": fail, "timed out": time_out, "interrupted": interrupt}
 EVENTS = st.sampled_from([*ERRORS, *DISTURBANCES])
@@ -53,7 +64,8 @@ class Schedules(RuleBasedStateMachine):
 
     @initialize(first=MEMBERS)
     def deploy(self, first: str) -> None:
-        self.world = World(busy=False)
+        self.world = World(busy=False, endpoints=ENDPOINTS)
+        self.world.limit = 100_000
         assert outcome(REAL, self.world, "primary", 0) == "done"
         if first == "replica":
             assert outcome(REAL, self.world, "replica", 1) == "done"
@@ -73,12 +85,13 @@ class Schedules(RuleBasedStateMachine):
 
     @rule(to=MEMBERS)
     def switch_over(self, to: str) -> None:
-        self.ended = command(REAL, self.world, to)
+        self.led(command(REAL, self.world, to))
 
     @rule(to=MEMBERS, most=st.sampled_from([0, 3, 1000]), unknown=st.booleans(), fenced=st.booleans())
     def fail_over(self, to: str, most: int, *, unknown: bool, fenced: bool) -> None:
         why = "an operator said so" if fenced else ""
-        fail_over(REAL, self.world, to, max_data_loss=most, accept_unknown_loss=unknown, fenced=why)
+        ended = fail_over(REAL, self.world, to, max_data_loss=most, accept_unknown_loss=unknown, fenced=why)
+        self.led(ended)
 
     @rule()
     def rejoin(self) -> None:
@@ -86,7 +99,26 @@ class Schedules(RuleBasedStateMachine):
 
     @rule()
     def accept(self) -> None:
-        accept(REAL, self.world)
+        self.led(accept(REAL, self.world))
+
+    def led(self, ended: str) -> None:
+        """Insist that what is done has left no endpoint that could be told paused, or leading elsewhere."""
+        told = known(REAL, self.world)
+        if ended == "done" and told["operation"] is None:
+            for endpoint in self.world.endpoints.values():
+                assert endpoint.untold or (endpoint.points_to, endpoint.paused) == (told["active"], False)
+
+    @rule(name=st.sampled_from(ENDPOINTS), what=st.sampled_from(["stops", "is cut off", "answers again"]))
+    def an_endpoint(self, name: str, what: str) -> None:
+        endpoint = self.world.endpoints[name]
+        if what == "stops":
+            endpoint.crash()
+        else:
+            endpoint.unreachable = what == "is cut off"
+
+    @rule()
+    def hosts_of_endpoints_are_booted(self) -> None:
+        start_endpoints(self.world)
 
     @rule(synchronous=st.booleans())
     def it_is_declared(self, *, synchronous: bool) -> None:
@@ -113,6 +145,13 @@ class Schedules(RuleBasedStateMachine):
     @rule(role=MEMBERS)
     def a_server_is_started_by_hand(self, role: str) -> None:
         self.world.servers[role].start()
+
+    @precondition(lambda self: hasattr(self, "world"))
+    @invariant()
+    def no_endpoint_is_left_paused(self) -> None:
+        if known(REAL, self.world)["operation"] is None:
+            paused = [endpoint for endpoint in self.world.endpoints.values() if endpoint.paused and not endpoint.untold]
+            assert not paused
 
     @precondition(lambda self: hasattr(self, "world"))
     @invariant()

@@ -250,7 +250,7 @@ def test_what_is_elected_is_not_told_to_one_that_does_not_answer(code: Code) -> 
 
 def test_what_a_step_leaves_is_what_a_site_shows_after_it(code: Code) -> None:
     """The runner does not look between two steps, so what it expects must be true."""
-    world = World(code.host, busy=False)
+    world = World(code.host, busy=False, endpoints=())
     source, target = (pair_site(world, role) for role in ("primary", "replica"))
     begun = operation(epoch=1)
 

@@ -17,6 +17,7 @@ from harmony_pulumi.capabilities.site import load_site
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.pgbouncer import files
+from harmony_pulumi.hosts.pgbouncer.boot import Sites, sites_json
 from harmony_pulumi.hosts.pgbouncer.files import Layout
 from harmony_pulumi.hosts.pgbouncer.pooler import IN_USE, Marker, Pooler, find_program, find_psql
 from harmony_pulumi.hosts.pgbouncer.site import site_of
@@ -82,7 +83,9 @@ class Deployment:
             else:
                 self.pooler.tell("RELOAD", marker.port)
             marker.revision = secrets.token_hex(8)
-            self.pooler.write({self.layout.marker: marker.text()})
+            site = site_of(self.props["host"], self.props["owner"], self.layout.root)
+            sites = sites_json(Sites(site=site, members=self.props["sites"]))
+            self.pooler.write({self.layout.sites: sites, self.layout.marker: marker.text()})
         return self._outputs(marker, program.version)
 
     @contextmanager

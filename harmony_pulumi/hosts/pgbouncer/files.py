@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address
+
 HEADER = ";; Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
 
 PREPARED_STATEMENTS_SINCE = (1, 21)
@@ -25,6 +27,11 @@ class Layout:
     def marker(self) -> str:
         """Whose folder this is, its port, and the server that it forwards to: JSON, a `Marker`."""
         return f"{self.root}/endpoint.json"
+
+    @property
+    def sites(self) -> str:
+        """What it must know of its pair without the program: JSON, `boot.Sites`."""
+        return f"{self.root}/sites.json"
 
     @property
     def config(self) -> str:
@@ -184,10 +191,14 @@ def clients_of(pools: Sequence[Mapping[str, str]]) -> int:
     return sum(int(pool[column]) for pool in pools if pool["database"] != "pgbouncer" for column in there)
 
 
-def address(server: Mapping[str, Any]) -> str:
-    """Return `host:port`."""
-    host = str(server["host"])
-    return f"[{host}]:{int(server['port'])}" if ":" in host else f"{host}:{int(server['port'])}"
+def waiting_of(pools: Sequence[Mapping[str, str]]) -> int:
+    """Return how many clients wait for a server, of `SHOW POOLS`."""
+    return sum(int(pool["cl_waiting"]) for pool in pools if pool["database"] != "pgbouncer")
+
+
+def address_of(server: Mapping[str, Any]) -> str:
+    """Return the address of a server of `host` and `port`."""
+    return address(server["host"], server["port"])
 
 
 def forwarded(
@@ -210,6 +221,6 @@ def forwarded(
         return declared[active]
     for known in (before, declared):
         for role, server in known.items():
-            if role in declared and address(server) == address(now):
+            if role in declared and address_of(server) == address_of(now):
                 return declared[role]
     return None

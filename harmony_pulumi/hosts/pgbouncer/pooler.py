@@ -34,9 +34,10 @@ done
 _PROCESS = """
 read -r pid <"$1" && echo "$pid" && exec tr '\\0' '\\n' <"/proc/$pid/cmdline"
 """
-# A pid may be another process's after a crash or reboot, and PgBouncer would not start beside it.
+# A pid may be another process's after a crash or reboot, and PgBouncer would not start beside it; nor was a new one
+# paused that happens to have the number of one that was.
 _START = """
-rm -f -- "$2"
+rm -f -- "$2" "$4"
 ulimit -n "$(ulimit -Hn)" 2>/dev/null || :
 exec "$1" -d -q "$3"
 """
@@ -143,7 +144,7 @@ class Pooler:
         """
         program = find_program(self.connection)
         size = self._log_size()
-        argv = ["sh", "-c", _START, "sh", program.path, self.layout.pidfile, self.layout.config]
+        argv = ["sh", "-c", _START, "sh", program.path, self.layout.pidfile, self.layout.config, self.layout.paused]
         done = self.connection.run(argv, user=self.user)
         said = f"{done.stdout.strip()} {done.stderr.strip()}".strip()
         if not done.status:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address
 from harmony_pulumi.capabilities.postgresql_facts import MANAGED
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import files
@@ -70,7 +71,7 @@ class Following:
                     text = f"copied {done // 1024} of about {total // 1024} MB ({percent} %)"
                     self.journal.progress("clone", text, copied_kb=done, total_kb=total)
 
-        where = f"{self._source['endpoint']['host']}:{int(self._source['endpoint']['port'])}"
+        where = address(self._source["endpoint"]["host"], self._source["endpoint"]["port"])
         with self.journal.step("clone", f"copying the data from {where} over TLS", slot=self._slot):
             self.server.base_backup(self._conninfo, self._slot, deadline=deadline, on_progress=progress)
             leave_a_standby(self.server, self.props["settings"])

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address
 from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS
 from harmony_pulumi.capabilities.site import (
     Beyond,
@@ -193,7 +194,7 @@ class HostPostgreSQL:
         if marker is None:
             return _unseen(name, "absent", f"{connection.name} has no server of {self.handle['owner']} in {self._root}")
         seen = _unseen(name, "stopped", f"no server process in {marker.data}")
-        seen["endpoint"] = f"{self.handle['host']['address']}:{marker.port}"
+        seen["endpoint"] = address(self.handle["host"]["address"], marker.port)
         seen["system_identifier"] = marker.system_identifier
         try:
             self._look(connection, marker, seen)

@@ -1,0 +1,28 @@
+"""Addresses as text, `host:port`, written in one way, so that two that are the same are equal. Pure."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any
+
+
+def address(host: object, port: Any) -> str:
+    """Return `host:port` as in a URI: an IPv6 address in brackets, and in its shortest form."""
+    name = str(host)
+    with suppress(ValueError):  # A name, or a form that only a resolver knows.
+        name = str(ip_address(name))
+    return f"[{name}]:{int(port)}" if ":" in name else f"{name}:{int(port)}"
+
+
+def is_same(one: str, other: str) -> bool:
+    """Tell whether two texts `host:port` are one address, however each of them writes it.
+
+    No name is resolved: one of a host and an address of it are two.
+    """
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    return address(host.removeprefix("[").removesuffix("]"), port) if port.isdecimal() else text

@@ -1,0 +1,441 @@
+"""What an operation does beside its steps: endpoints, fencing by command, whom it tells, what it refuses to go on with.
+
+Each of these has a part of `operation` or `members` that no run from one end to the other needs.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.orchestration.journal import Journal
+from tests.orchestration.code import Code, bring_back, fail_over, finished, known, outcome, pair_of, served
+from tests.orchestration.sites import FAR, World, pair_site
+from tests.orchestration.sites import roles as told
+from tests.orchestration.test_failover_runs import crashed, failed_over, left, scene
+from tests.orchestration.test_failover_runs import left_behind as away_from_its_pair
+from tests.orchestration.test_runner import fail, interrupt, kill, time_out
+from tests.orchestration.test_switchover import operation
+
+BOTH = ("kingston", "ottawa")
+
+
+def at(label: str, act: Callable[[World, str], None], *, times: int = 1) -> Callable[[World, str], None]:
+    """Return what has something happen whenever a point is passed, so many times."""
+    left = [times]
+
+    def happens(world: World, passed: str) -> None:
+        if passed == label and left[0]:
+            left[0] -= 1
+            act(world, passed)
+
+    return happens
+
+
+def settled(code: Code, **options: Any) -> World:
+    """Return a pair that was told its roles."""
+    world = World(code.host, busy=False, **options)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.labels = []
+    return world
+
+
+# -- endpoints ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_endpoints_are_paused_before_the_old_primary_stops_and_let_go_once_there_is_a_new_one(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    assert outcome(code, world, "replica", 1) == "done"
+    served(world, "replica")
+    passed = [label for label in world.labels if "observe" not in label and "record" not in label]
+    first, last = passed.index("montreal.demote: before"), passed.index("toronto.promote: after")
+    for name in BOTH:
+        assert passed.index(f"{name}.pause: after") < first
+        assert passed.index(f"{name}.point: before") > last
+    held = passed[passed.index("kingston.pause: before") : last]
+    assert "toronto.offer: before" not in held, "clients do not wait for what can be known before"
+
+
+def test_one_endpoint_that_cannot_be_paused_ends_a_switchover_and_all_go_on(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.whenever = at("kingston.pause: before", fail)
+    said = outcome(code, world, "replica", 1)
+    assert "given up, and montreal is active: the endpoint on kingston: failed at kingston.pause: before" in said
+    assert "ottawa.pause: after" in world.labels, "the others are asked all the same"
+    served(world, "primary")
+    assert world.servers["replica"].slots == set(), "what was made ready is taken back"
+    finished(code, world, "primary", known(code, world)["epoch"])
+
+
+def test_what_clients_are_led_to_is_known_before_there_is_no_way_back(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.offer: before", fail)
+    assert "given up, and montreal is active: failed at toronto.offer: before" in outcome(code, world, "replica", 1)
+    assert "kingston.pause: before" not in world.labels
+    served(world, "primary")
+
+
+def test_an_endpoint_that_cannot_be_told_of_a_switchover_is_told_as_it_is_settled(code: Code) -> None:
+    for label in ("kingston.point: before", "kingston.resume: before"):
+        world = settled(code, endpoints=BOTH)
+        world.whenever = at(label, fail)
+        assert outcome(code, world, "replica", 1) == "done"
+        served(world, "replica")
+        assert any(f"the endpoint on kingston: failed at {label}" in line for line in world.shown)
+
+
+def test_a_stopped_endpoint_is_started_and_one_that_is_right_is_left_alone(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.endpoints["ottawa"].crash()
+    assert outcome(code, world, "primary", 0) == "done"
+    served(world, "primary")
+    acts = [label for label in world.labels if label.startswith(BOTH) and "observe" not in label]
+    assert acts == ["ottawa.resume: before", "ottawa.resume: after"]
+    world.endpoints["ottawa"].paused, world.endpoints["kingston"].points_to = True, "replica"
+    assert outcome(code, world, "primary", 0) == "done"
+    served(world, "primary")
+
+
+def test_an_endpoint_whose_address_is_written_in_another_way_is_left_alone(code: Code) -> None:
+    world = settled(code)
+    pair, journal = pair_of(code, world), Journal("orders", "a test", world.shown.append)
+    endpoint = pair.endpoints["kingston"]
+    seen = {**endpoint.observe(), "points_to": "[0:0:0:0:0:0:0:1]:5432"}
+    endpoint.observe = lambda: seen
+    site = pair.members["primary"].site
+    offer = {**site.offer(), "endpoint": {"host": "::1", "port": 5432.0}}
+    site.offer = lambda: offer
+    code.members.serve(pair, "primary", journal)
+    assert "kingston.point: before" not in world.labels
+
+
+def test_a_pair_without_endpoints_is_asked_for_nothing_that_they_need(code: Code) -> None:
+    world = settled(code, endpoints=())
+    crashed(world)
+    assert fail_over(code, world) == "done"
+    failed_over(code, world)
+    world.come_to_rest()
+    pair = pair_of(code, world)
+    code.members.serve(pair, "replica", Journal("orders", "a test", world.shown.append))
+    assert not [label for label in world.labels if ".offer" in label]
+
+
+def test_every_endpoint_leads_away_from_the_old_primary_before_another_takes_over(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    crashed(world)
+    world.whenever = at("ottawa.point: before", fail)
+    said = fail_over(code, world)
+    assert "the endpoint on ottawa: failed at ottawa.point: before; it may lead clients to montreal" in said
+    assert "add --fenced-by-me montreal" in said
+    assert "toronto.promote: before" not in world.labels
+    assert world.endpoints["kingston"].points_to == "replica"
+
+
+def test_nobody_is_led_to_one_that_somebody_promoted_after_the_operation_was_given_up(code: Code) -> None:
+    world = settled(code)
+
+    def give_up_and_die(world: World, label: str) -> None:
+        world.whenever = at("montreal.reinstate: before", kill)
+        fail(world, label)
+
+    world.whenever = at("toronto.verify: before", give_up_and_die)
+    assert outcome(code, world, "replica", 1) == "killed"
+    assert known(code, world)["operation"]["given_up"]
+    world.whenever = None
+    world.promote(world.servers["replica"], by_hand=True)
+    assert "somebody promoted it" in outcome(code, world, "replica", 1)
+    assert world.endpoints["kingston"].points_to == "primary"
+
+
+# -- fencing -----------------------------------------------------------------------------------------------------------
+
+
+class Alarm(BaseException):
+    """What a signal raises."""
+
+
+@contextmanager
+def alarmed() -> Generator[None]:
+    def ring(_number: int, _frame: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_fence_command_says_how_it_ended_and_what_it_said(code: Code) -> None:
+    run = code.operation._run_here
+    assert run(["sh", "-c", "echo off; echo ' now' >&2"]) == (0, "off\n now")
+    assert run(["sh", "-c", "exit 3"]) == (3, "it said nothing")
+    assert run(["/no/such/program"]) == ("No such file or directory", "")
+
+
+def test_a_fence_command_that_takes_too_long_ends_with_all_that_it_started(code: Code) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code.operation, "_FENCE_COMMAND", 0.2)
+        assert code.operation._run_here(["sh", "-c", "sleep 600 & sleep 600"]) == ("not within 0.2 s", "")
+
+
+def test_an_interrupt_of_a_fence_command_is_one_of_the_operation(code: Code) -> None:
+    with pytest.raises(Alarm), alarmed():
+        code.operation._run_here(["sleep", "600"])
+
+
+def test_how_the_old_primary_was_fenced_is_kept_as_it_is_left_behind(code: Code) -> None:
+    for name, fenced in (("crashed", "its site was asked, and it was stopped"), ("gone", "ada said so")):
+        world, accepted = scene(code, name)
+        assert fail_over(code, world, **accepted) == "done"
+        assert left(world)["fenced"] == fenced
+
+
+def test_a_rejoin_says_where_what_the_member_alone_had_is(code: Code) -> None:
+    for state, said in (
+        ("as_it_is", "what montreal alone has is in diverged-1"),
+        ("torn", "what montreal alone has is in diverged-1"),
+    ):
+        world = away_from_its_pair(code, state)
+        assert bring_back(code, world) == "done"
+        assert any(said in line for line in world.shown), world.shown
+        assert not any("has nothing alone" in line for line in world.shown)
+
+
+def test_one_that_is_cut_off_as_it_is_to_be_fenced_is_not_taken_for_fenced(code: Code) -> None:
+    world = settled(code)
+    accepted = crashed(world)
+
+    def cut_off(world: World, label: str) -> None:
+        world.servers["primary"].unreachable = True
+
+    world.whenever = at("montreal.fence: before", cut_off)
+    said = fail_over(code, world, **accepted, accept_unknown_loss=True)
+    assert "montreal does not answer, and may accept writes" in said
+    assert "then add --fenced-by-me montreal" in said
+    assert not world.servers["replica"].leads
+
+
+def test_one_that_answers_again_meanwhile_is_not_gone_on_without(code: Code) -> None:
+    world, accepted = scene(code, "gone", busy=False)
+
+    def answers(world: World, label: str) -> None:
+        world.servers["primary"].unreachable = False
+
+    world.whenever = at("toronto.require_synchronous: before", answers)
+    world.whenever = at("toronto.alone: after", answers)
+    said = fail_over(code, world, **accepted)
+    assert "orders: montreal did not answer a moment ago, and does now; run this again" in said
+    assert not world.servers["replica"].leads
+
+
+# -- interrupted, or out of reach --------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_of_a_rejoin_leaves_it_open(code: Code) -> None:
+    world = away_from_its_pair(code, "as_it_is")
+    world.whenever = at("montreal.rewind: before", interrupt)
+    assert bring_back(code, world) == "interrupted"
+    assert known(code, world)["operation"]["kind"] == "rejoin"
+    assert bring_back(code, world) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_an_interrupt_as_a_switchover_is_taken_back_leaves_it_open(code: Code) -> None:
+    world = settled(code)
+
+    def give_up_and_be_interrupted(world: World, label: str) -> None:
+        world.whenever = at("montreal.reinstate: before", interrupt)
+        fail(world, label)
+
+    world.whenever = at("toronto.verify: before", give_up_and_be_interrupted)
+    assert outcome(code, world, "replica", 1) == "interrupted"
+    assert not any("there is no way back" in line for line in world.shown)
+    assert "given up" in outcome(code, world, "replica", 1)
+    served(world, "primary")
+
+
+def test_one_that_does_not_answer_is_not_copied_for_that(code: Code) -> None:
+    for act in ("archive", "rewind"):
+        world = away_from_its_pair(code, "as_it_is")
+        world.whenever = at(f"montreal.{act}: before", time_out)
+        assert bring_back(code, world) == f"no answer at montreal.{act}: before"
+        assert bring_back(code, world) == "done"
+        finished(code, world, "replica", 1)
+        # One whose rewind was begun may be half-way, and cannot be told from one that is not.
+        assert ("montreal.clone: before" in world.labels) == (act == "rewind")
+
+
+# -- the token, and whom an operation tells ----------------------------------------------------------------------------
+
+
+def test_one_that_was_a_primary_once_more_by_hand_is_not_left_for_the_other(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: before", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    source = world.servers["primary"]
+    source.signal = False
+    source.start()
+    source.write("what somebody wrote by hand")
+    world.stop(source)
+    source.signal = True
+    said = outcome(code, world, "replica", 1)
+    assert "orders: the token that was kept is not that of montreal: expected {" in said
+    assert not world.servers["replica"].leads
+
+
+def test_a_switchover_that_is_withdrawn_says_of_nobody_that_commits_wait_for_it(code: Code) -> None:
+    world = settled(code)
+    world.synchronous = True
+    assert outcome(code, world, "primary", 0) == "done"
+
+    def fail_to_tell_the_second(world: World, label: str) -> None:
+        world.whenever = at("toronto.tell: before", fail)
+
+    world.whenever = at("toronto.verify: after", fail_to_tell_the_second)
+    said = outcome(code, world, "replica", 1)
+    assert "given up, and montreal is active" in said, said
+    assert known(code, world)["epoch"] == 2
+    assert [server.roles and server.roles["synchronous"] for server in world.servers.values()] == [False, False]
+    assert outcome(code, world, "primary", 2) == "done"
+    finished(code, world, "primary", 2)
+
+
+def test_one_that_was_started_as_a_standby_meanwhile_has_written_nothing(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: before", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.servers["primary"].start()
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_a_failover_alone_goes_on_without_telling_one_that_does_not_answer(code: Code) -> None:
+    world = settled(code)
+    world.servers["primary"].unreachable = True
+    seen = {role: pair_site(world, role).observe() for role in ("primary", "replica")}
+    known_to = {role: told(0, "primary", role) for role in seen}
+    for kind, roles in (("switchover", [*seen]), ("rejoin", [*seen]), ("failover", ["replica"])):
+        begun = operation(kind=kind, source="primary", target="replica")
+        run = code.operation.Run(pair_of(code, world), Journal("orders", kind, world.shown.append), begun, known_to)
+        run.facts = run._facts(seen)
+        assert run._to_tell() == roles
+
+
+# -- what a failover would lose ----------------------------------------------------------------------------------------
+
+
+def lost(code: Code, world: World, **changes: Any) -> Any:
+    """Return what a failover to the replica would lose, with some of what is seen of that changed."""
+    pair = pair_of(code, world)
+    seen = code.members.look(pair)
+    seen["replica"] = {**seen["replica"], **changes}
+    return code.members.estimated_loss(pair, "replica", seen)
+
+
+def test_what_a_standby_has_received_counts_and_what_it_has_replayed_only_without_that(code: Code) -> None:
+    world = settled(code)
+    for number in range(4):
+        world.servers["replica"].replays = number < 1
+        world.servers["replica"].linked = number < 3
+        world.commit()
+        world.go_on()
+    replica = world.servers["replica"]
+    assert (len(world.servers["primary"].wal), len(replica.wal), replica.replayed) == (5, 4, 2)
+    world.servers["primary"].crash()
+    assert lost(code, world).transactions == 1
+    assert lost(code, world, received="").transactions == 3
+
+
+def test_what_was_written_is_read_only_for_one_that_could_take_over(code: Code) -> None:
+    world = settled(code)
+    world.servers["primary"].crash()
+    world.servers["replica"].crash()
+    assert lost(code, world).transactions is None
+    assert not [label for label in world.labels if "history" in label or "beyond" in label]
+
+
+def test_what_a_failover_loses_is_known_of_a_pair_that_was_told_nothing(code: Code) -> None:
+    world = World(code.host, busy=False)
+    world.servers["replica"].linked = False
+    world.commit()
+    world.servers["primary"].crash()
+    found = lost(code, world)
+    assert (found.transactions, found.unread) == (1, "")
+
+
+def test_one_whose_connection_ended_where_a_timeline_begins_has_come_to_that_one(code: Code) -> None:
+    world = settled(code)
+    assert outcome(code, world, "replica", 1) == "done"
+    assert outcome(code, world, "primary", 2) == "done"
+    pair = pair_of(code, world)
+    seen = code.members.look(pair)
+    mine = pair.members["primary"].site.history()
+    pair.members["replica"].site.history = lambda: [*mine[:-2], {**mine[-2], "lsn": ""}]
+    seen["replica"]["received"] = mine[-2]["lsn"]
+    assert code.members._shared(pair, "primary", "replica", seen) == {"timeline": 3, "lsn": mine[-2]["lsn"]}
+
+
+def left_behind(world: World, member: str, fork: str) -> None:
+    """Have the sites know that a failover left a member behind."""
+    away = {"member": member, "timeline": 1, "fork": fork, "fenced": "", "since": FAR}
+    for role, server in world.servers.items():
+        server.roles = told(1, "replica", role, away=away)
+
+
+def test_one_that_was_left_behind_shares_what_was_written_before_and_nothing_that_has_the_same_number(
+    code: Code,
+) -> None:
+    world = settled(code)
+    crashed(world)
+    assert fail_over(code, world) == "done"
+    world.commit()
+    old, new = world.servers["primary"], world.servers["replica"]
+    # Somebody promoted the old primary by hand, and made a standby of it again.
+    fork = next(number for number, record in enumerate(new.wal) if record[0] == 2)
+    old.wal = [*new.wal[:fork], *((2, f"what {old.name} wrote by hand") for _ in new.wal[fork:])]
+    old.start()
+    new.crash()
+    pair = pair_of(code, world)
+    assert code.members.estimated_loss(pair, "primary", code.members.look(pair)).transactions == 1
+
+
+def test_where_another_was_left_behind_says_nothing_of_what_a_member_has(code: Code) -> None:
+    world = settled(code)
+    world.commit()
+    world.go_on()
+    world.servers["replica"].linked = False
+    world.commit()
+    world.servers["primary"].crash()
+    left_behind(world, "primary", "0/1")
+    assert lost(code, world).transactions == 1
+
+
+def test_that_commits_waited_counts_only_for_those_of_the_member_that_was_active(code: Code) -> None:
+    for active, unknown in (("primary", False), ("replica", True)):
+        world = settled(code)
+        world.servers["primary"].waits_for = ["toronto"]
+        for role, server in world.servers.items():
+            server.roles = told(1, active, role, synchronous=True)
+        world.servers["primary"].unreachable = True
+        assert lost(code, world).unknown == unknown
+
+
+def test_two_endpoints_that_fail_are_both_named(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    said: list[str] = []
+
+    def act(endpoint: Any) -> None:
+        said.append(endpoint.endpoint.name)
+        raise SiteError("it is on fire")
+
+    with pytest.raises(SiteError, match="the endpoint on kingston: it is on fire; the endpoint on ottawa: it is on f"):
+        code.members.each_endpoint(pair_of(code, world), act)
+    assert said == [*BOTH]
