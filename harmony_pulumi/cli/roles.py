@@ -108,7 +108,7 @@ def switchover(
     chosen = pair_in(read_subject(site, cwd, stack), database)
     pair, role, found = _planned(chosen, to, "switchover")
     _show(found)
-    if not found.is_possible:
+    if not (found.is_possible or found.unfinished):  # What is unfinished may have been seen in the middle of an act.
         raise typer.Exit(1)
     if not found.is_needed:  # But a run before this one may have been cut off after the roles were moved.
         console().print(f"{found.target} is active already")
@@ -208,7 +208,7 @@ def _plan(
     if operation == "rejoin":
         checks = runner.rejoin_preflight(pair, active, seen)
     elif under_way:  # What was begun is finished; it was checked as it began.
-        epoch = under_way["epoch"]
+        checks, epoch = [runner.resumption(under_way, seen)], under_way["epoch"]
     elif operation == "failover":
         checks, epoch = runner.failover_preflight(pair, role, seen, runner.ANY_LOSS), runner.epoch_after(known)
     elif active != role:
@@ -229,7 +229,8 @@ def _show(found: Plan) -> None:
     show_checks(found.checks)
     out = console()
     if found.unfinished:
-        text = f"going on with the {found.operation} to {found.target}, begun by {found.unfinished}"
+        what = f"the {found.operation} to {found.target}, begun by {found.unfinished}"
+        text = f"going on with {what}" if found.is_possible else f"{what}, has not ended"
         out.print(text, markup=False)
     elif not found.is_possible:
         out.print(f"refused; nothing was touched. {found.active} stays active")

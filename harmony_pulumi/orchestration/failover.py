@@ -153,9 +153,12 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         SiteError: there is nothing that could safely be done: what was seen, and what to do, is in the message.
     """
     if target.role == "primary":
-        if knows_less(operation, target) or operation["given_up"]:
-            raise SiteError(promoted_by_somebody(operation, target))
-        return Step.SETTLE if _is_fenced(operation, source) else Step.FENCE
+        if operation["given_up"]:
+            raise SiteError(promoted_by_somebody(operation, source, target))
+        if not _is_fenced(operation, source):
+            return Step.FENCE
+        # One that was promoted by hand is elected afterwards: what is lost by that is to be accepted all the same.
+        return Step.ELECT if knows_less(operation, target) else Step.SETTLE
     if operation["given_up"]:
         return taking_back(operation, source, target)
     if not _is_fenced(operation, source):

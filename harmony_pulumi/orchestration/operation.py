@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 
 from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import SiteError, UnreachableError, counted
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import (
     Pair,
+    alone_there,
     each_endpoint,
     estimated_loss,
     left_behind,
@@ -31,7 +32,17 @@ from harmony_pulumi.orchestration.members import (
 )
 from harmony_pulumi.orchestration.replication import Member, missing
 from harmony_pulumi.orchestration.roles import Desired, latest
-from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear, untold
+from harmony_pulumi.orchestration.switchover import (
+    ANSWERING,
+    Facts,
+    Step,
+    after,
+    knows_less,
+    may_give_up,
+    promoted_by_somebody,
+    unclear,
+    untold,
+)
 from harmony_pulumi.orchestration.wait import wait_for
 
 _CATCH_UP = 30.0
@@ -45,6 +56,15 @@ _NEXT: Mapping[str, Callable[[Operation, Facts, Facts], Step]] = {
     "failover": failover.next_step,
     "rejoin": rejoin.next_step,
 }
+
+
+def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
+    """Return what is to be done next in an operation, whatever its kind.
+
+    Raises:
+        SiteError: there is nothing that could safely be done; the message says why, and what to do.
+    """
+    return _NEXT[operation["kind"]](operation, source, target)
 
 
 def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
@@ -114,10 +134,10 @@ class Run:
         """
         self.locked = seen
         self.facts = self._facts(seen)
-        if self.facts[1].role == "primary" and not self.operation["given_up"]:  # By a run that was cut off.
+        if self._promoted():  # By a run that was cut off.
             serve(self.pair, self.operation["target"], self.journal)
         while True:
-            step = _NEXT[self.operation["kind"]](self.operation, *self.facts)
+            step = next_step(self.operation, *self.facts)
             if step is Step.GIVE_UP:
                 self._give_up(step, unclear(*self.facts))
                 continue
@@ -150,6 +170,11 @@ class Run:
                 msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}"
                 raise SiteError(msg)
 
+    def _promoted(self) -> bool:
+        """Tell whether the target leads as it was told to."""
+        leads = self.facts[1].role == "primary" and not self.operation["given_up"]
+        return leads and not knows_less(self.operation, self.facts[1])
+
     def _look(self) -> dict[str, Observation]:
         seen = look(self.pair)
         refuse_newcomers(self.pair, self.locked, seen)
@@ -180,6 +205,7 @@ class Run:
             Step.WITHDRAW: self._withdraw,
             Step.REINSTATE: self.source.movable.reinstate,
             Step.CLOSE: self._close,
+            Step.ACCEPT: self._accept,
             Step.FENCE: self._fence,
             Step.ELECT: self._elect,
             Step.RETIRE: self._retire,
@@ -200,6 +226,24 @@ class Run:
     def _verify(self) -> None:
         self.target.movable.verify(self._token(), deadline=_CATCH_UP)
         self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
+
+    def _accept(self) -> None:
+        """Take the promotion by somebody else for that of the switchover, if nothing is lost by that."""
+        if not self.facts[0].streams:
+            what = f"The WAL of {self.source.name} from where {self.target.name} took over"
+            try:
+                found = alone_there(self.pair, self.operation["source"], self.operation["target"])
+            except UnreachableError:
+                raise
+            except SiteError as error:
+                msg = f"{promoted_by_somebody(self.operation, *self.facts)}. {what} cannot be read: {error}"
+                raise SiteError(msg) from error
+            if found["bytes"]:
+                size = f"{found['bytes']} bytes, {counted(len(found['transactions']), 'transaction')}"
+                msg = f"{promoted_by_somebody(self.operation, *self.facts)}. {what} has {size}"
+                raise SiteError(msg)
+        self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
+        serve(self.pair, self.operation["target"], self.journal)
 
     def _follow(self) -> None:
         if self.facts[0].epoch != self.operation["epoch"]:
@@ -476,5 +520,7 @@ class Run:
             + (f"; {source} is to rejoin" if self.operation["kind"] == "failover" else ""),
             Step.WITHDRAW: f"{source} is to be active after all, at epoch {self.operation['epoch'] + 1}",
             Step.REINSTATE: f"{source} becomes the primary again",
+            Step.ACCEPT: f"{target} was promoted by somebody: it must have everything that {source} wrote; then it is "
+            "active",
             Step.CLOSE: f"the {self.operation['kind']} to {target} is over: given up",
         }[step]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harmony_pulumi.capabilities.site import Operation, Roles
+from harmony_pulumi.capabilities.site import Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError
 
 
@@ -60,7 +60,17 @@ def _progress(roles: Roles) -> int:
 
 def command(under_way: Operation, names: Mapping[str, str]) -> str:
     """Return how to have `harmony` finish what is under way."""
-    return "rejoin" if under_way["kind"] == "rejoin" else f"{under_way['kind']} --to {names[under_way['target']]}"
+    if under_way["kind"] == "rejoin":
+        return "rejoin"
+    to = f"{under_way['kind']} --to {names[under_way['target']]}"
+    return f"{to}{_terms(terms, names[under_way['source']])}" if (terms := under_way["terms"]) else to
+
+
+def _terms(terms: Terms, source: str) -> str:
+    """Return what was accepted, as it was written."""
+    unknown = " --accept-unknown-loss" if terms["accept_unknown_loss"] else ""
+    fenced = f" --fenced-by-me {source}" if terms["fenced"].startswith("--fenced-by-me") else ""
+    return f" --max-data-loss {terms['max_data_loss']}{unknown}{fenced}"
 
 
 def moves(desired: Desired, told: Roles | None, names: Mapping[str, str]) -> bool:

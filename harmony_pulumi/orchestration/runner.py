@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Survey, Terms
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Terms
+from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import (
     Pair,
+    alone_there,
     estimated_loss,
     left_behind,
     look,
@@ -27,13 +28,12 @@ from harmony_pulumi.orchestration.members import (
     serve,
     told,
 )
-from harmony_pulumi.orchestration.operation import Run
+from harmony_pulumi.orchestration.operation import Run, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, problems
-from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, moves
-from harmony_pulumi.orchestration.switchover import ANSWERING, host_answers
+from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, host_answers, knows_less
 
 _COPIED_PER_SECOND = 100 * 10**6
 """Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
@@ -188,6 +188,19 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
 
 
+def resumption(under_way: Operation, seen: Mapping[str, Observation]) -> Check:
+    """Tell whether what was begun can be gone on with. Changes nothing."""
+    source, target = (Facts.of(seen[under_way[role]]) for role in ("source", "target"))
+    try:
+        step = next_step(under_way, source, target)
+    except SiteError as error:
+        return Check("unfinished", "problem", str(error))
+    if step is Step.ACCEPT:
+        text = f"somebody promoted {target.name}; it is active if it has everything that {source.name} wrote"
+        return Check("unfinished", "warning", text)
+    return Check("unfinished", "ok", f"the step that is next is {step}")
+
+
 def _refuse_to_forget(pair: Pair, known: Roles | None) -> None:
     """Refuse a planned role change as long as a failover's is not made good."""
     if known and (away := known["away"]):
@@ -233,12 +246,11 @@ def rejoin_preflight(pair: Pair, active: str, seen: Mapping[str, Observation]) -
 
 def _alone_there(pair: Pair, source: Member, active: str) -> Check:
     try:
-        fork = fork_of(source.movable.history(), pair.members[active].movable.history())
-        beyond = source.movable.beyond(fork) if fork else Beyond(bytes=0, transactions=[])
+        beyond = alone_there(pair, source.role, active)
     except SiteError as error:
         return Check("diverged", "warning", f"what {source.name} alone has cannot be read: {error}")
     count = len(beyond["transactions"])
-    words = f"{source.name} alone has {beyond['bytes']} bytes of WAL with {count} committed transactions"
+    words = f"{source.name} alone has {beyond['bytes']} bytes of WAL with {counted(count, 'committed transaction')}"
     return Check("diverged", "warning" if count else "ok", words)
 
 
@@ -355,19 +367,19 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         known = told(seen)
         primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
         unknown = [seen[role]["name"] for role in pair.members if seen[role]["state"] == "unreachable"]
-        if len(primaries) != 1 or unknown or (known and known["operation"]):
-            under_way = known and known["operation"]
+        under_way = known["operation"] if known else None
+        if len(primaries) != 1 or unknown or (under_way and not _overtaken(under_way, seen)):
             found = (
-                f"a {under_way['kind']} is under way; finish it"
-                if under_way
-                else f"{' and '.join(unknown)} cannot be asked"
+                f"{' and '.join(unknown)} cannot be asked"
                 if unknown
-                else f"{' and '.join(pair.names[role] for role in primaries) or 'no member'} accepts writes"
+                else _who_accepts(pair, primaries)
+                if len(primaries) != 1 or under_way is None
+                else f"a {under_way['kind']} is under way; `harmony {command(under_way, pair.names)}` finishes it"
             )
             msg = f"{pair.name}: expected exactly one primary, and every member to answer; {found}. Nothing was changed"
             raise SiteError(msg)
         (active,) = primaries
-        if known and known["active"] == active and not _contradict(pair, seen):
+        if known and not under_way and known["active"] == active and not _contradict(pair, seen):
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
         desired = Desired(active, epoch_after(known))
@@ -375,12 +387,29 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         if seen[other]["left_as"] == "primary":
             pair.members[other].movable.fence()
         if missing(seen[active], [pair.names[other]]):
+            if seen[active]["waits_for"]:  # The other one, which does not follow.
+                pair.members[active].site.require_synchronous([])
+                text = f"commits wait for nobody until {pair.names[other]} has rejoined"
+                journal.note(text, step="accept", state="warning")
             pair.members[active].movable.prepare(pair.members[other].slot)  # So that it can be rewound, and follow.
             left = left_behind(pair.members[active], other, f"found {seen[other]['state']}, as a primary was accepted")
         with journal.step("accept", f"{pair.names[active]} is active, as was found, at epoch {desired.epoch}"):
             _tell(pair, {role: roles_for(pair, role, desired, None, away=left) for role in (other, active)}, seen)
         serve(pair, active, journal)
         return desired
+
+
+def _overtaken(under_way: Operation, seen: Mapping[str, Observation]) -> bool:
+    """Tell whether somebody else promoted the target of an operation, which so cannot simply be gone on with."""
+    target = Facts.of(seen[under_way["target"]])
+    by_hand = knows_less(under_way, target) or bool(under_way["given_up"])
+    return under_way["kind"] != "rejoin" and target.role == "primary" and by_hand
+
+
+def _who_accepts(pair: Pair, primaries: Sequence[str]) -> str:
+    """Return in words which members accept writes."""
+    names = [pair.names[role] for role in primaries]
+    return f"{' and '.join(names) or 'no member'} {'accept' if len(names) > 1 else 'accepts'} writes"
 
 
 def _settled_active(known: Roles | None) -> str | None:

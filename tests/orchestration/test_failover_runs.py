@@ -368,7 +368,9 @@ def test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code: Code) ->
         assert fail_over(code, world, **accepted) == "killed"
         assert known(code, world)["operation"]["kind"] == "failover"
         said = outcome(code, world, "primary", 0)
-        assert "a failover to toronto, begun by an operator, has not ended: run `harmony failover --to toronto`" in said
+        terms = "--max-data-loss 0" + ("" if name == "crashed" else " --accept-unknown-loss")
+        again = f"run `harmony failover --to toronto {terms}`"
+        assert f"a failover to toronto, begun by an operator, has not ended: {again}" in said
 
 
 def test_what_a_switchover_has_done_is_recorded_before_it_goes_on(code: Code) -> None:
@@ -669,12 +671,28 @@ def test_nothing_is_accepted_where_there_is_not_exactly_one_primary_or_something
     world.promote(world.servers["replica"], by_hand=True)
     world.not_fenced.add("primary")
     world.servers["primary"].start()
-    assert "montreal and toronto accepts writes" in accept(code, world)
+    assert "montreal and toronto accept writes" in accept(code, world)
     world, accepted = scene(code, "crashed")
     world.at[world.count + len(labels_of(code, "crashed")) - 8] = kill
     assert fail_over(code, world, **accepted) == "killed"
     put_right(world)
-    assert "a failover is under way; finish it" in accept(code, world)
+    again = "`harmony failover --to toronto --max-data-loss 0`"
+    assert f"a failover is under way; {again} finishes it" in accept(code, world)
+
+
+def test_a_failover_whose_target_somebody_promoted_is_finished_by_the_same_command(code: Code) -> None:
+    labels = labels_of(code, "crashed_ahead")
+    for number in range(labels.index("montreal.fence: before"), labels.index("toronto.tell: after", 60)):
+        world, accepted = scene(code, "crashed_ahead")
+        world.at[number] = kill
+        assert fail_over(code, world, **accepted) == "killed"
+        if world.servers["replica"].roles and world.servers["replica"].roles["epoch"]:
+            break
+        world.promote(world.servers["replica"], by_hand=True)
+        assert "bytes would be lost, and at most 0 are accepted" in fail_over(code, world, max_data_loss=0)
+        assert fail_over(code, world, **accepted) == "done", labels[number]
+        failed_over(code, world)
+        rejoined(code, world)
 
 
 def test_a_rejoin_stops_no_primary_that_no_failover_left_behind(code: Code) -> None:

@@ -105,6 +105,7 @@ def runs_of(code: Code) -> Iterator[Callable[[], None]]:
     yield lambda: of_failover_runs.test_that_a_switchover_is_given_up_is_recorded_at_both(code)
     yield lambda: of_failover_runs.test_one_that_lost_what_it_was_told_is_told_before_it_follows(code)
     yield lambda: of_failover_runs.test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit_on(code)
+    yield lambda: of_runner.test_that_a_target_promoted_by_hand_is_active_is_recorded_before_the_other_follows(code)
     yield lambda: of_runner.test_killed_at_any_point_the_next_run_finishes_it(code)
     yield lambda: of_runner.test_an_act_that_fails_once_is_finished_or_taken_back(code, of_runner.fail)
     yield lambda: of_failover_runs.test_a_failover_killed_at_any_point_is_finished_by_the_same_command(code, "gone")
