@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from harmony_pulumi.orchestration.preflight import Check
 
 EPILOG = (
-    "Exit status: 0, done, or it would be. 1, refused or not done: the message says how the pair was left. 2, wrong "
-    "usage, or there is nothing to act on. 130, interrupted.\n\n"
+    "Exit status: 0, done, or it would be; also where the stack could not be told, and then what to run is shown. 1, "
+    "refused or not done: the message says how the pair was left. 2, wrong usage, or there is nothing to act on. 130, "
+    "interrupted.\n\n"
     "Safe to interrupt, and to run again: Ctrl-C before the promotion puts the old primary back; what was begun and "
     "cut off is finished by the next run."
 )
@@ -210,7 +211,8 @@ def _plan(
     elif under_way:  # What was begun is finished; it was checked as it began.
         checks, epoch = [runner.resumption(under_way, seen)], under_way["epoch"]
     elif operation == "failover":
-        checks, epoch = runner.failover_preflight(pair, role, seen, runner.ANY_LOSS), runner.epoch_after(known)
+        checks = runner.failover_preflight(pair, role, seen, runner.ANY_LOSS)
+        epoch = runner.next_failover_epoch(pair, role, seen)
     elif active != role:
         checks, epoch = runner.preflight(pair, role, seen), epoch + 1
     return role, Plan(

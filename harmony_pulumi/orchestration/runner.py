@@ -277,6 +277,12 @@ def failover_epoch(known: Roles | None, target: str, *, answers: bool) -> int:
     return epoch_after(known) + (_LEAP if blind else 0)
 
 
+def next_failover_epoch(pair: Pair, target: str, seen: Mapping[str, Observation]) -> int:
+    """Return the epoch that a failover to a member would establish, if it were begun now."""
+    answers = seen[other_than(pair, target)]["state"] in ANSWERING
+    return failover_epoch(told(seen), target, answers=answers)
+
+
 def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: str) -> int:
     """Have a member take over from one that is dead or cannot be reached; return the epoch.
 
@@ -307,7 +313,7 @@ def fail_over(pair: Pair, target: str, terms: Terms, journal: Journal, *, by: st
         else:
             under_way = _begin(
                 "failover",
-                failover_epoch(known, target, answers=seen[source]["state"] in ANSWERING),
+                next_failover_epoch(pair, target, seen),
                 source=source,
                 target=target,
                 by=by,

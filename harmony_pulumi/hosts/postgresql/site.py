@@ -297,9 +297,10 @@ class HostPostgreSQL:
     def prepare(self, follower: str) -> None:
         """Keep WAL from here on, by the follower's slot: a standby may have slots, too."""
         server, marker = self._both()
-        server.sql(files.make_slot_sql(follower), port=marker.port)
-        for held in self._held:
-            held.session = held.session or held.open.enter_context(server.session(marker.port))
+        said = server.sql(f"{files.make_slot_sql(follower)}SELECT pg_is_in_recovery()", port=marker.port)
+        if said.splitlines()[-1] == "t":  # One that leads already is to be asked for nothing that clients wait for.
+            for held in self._held:
+                held.session = held.session or held.open.enter_context(server.session(marker.port))
 
     def ease(self) -> None:
         """Write a checkpoint, so that the one of the stop has little left to write."""
