@@ -39,6 +39,21 @@ def input_problem(before: Desired, after: Desired, names: Mapping[str, str]) -> 
     return None
 
 
+def leap_in_words(before: Desired, after: Desired) -> list[str]:
+    """Return what to say of an epoch that is raised by more than one, told without asking the sites.
+
+    That is how a stack catches up that was not told of role changes by command; otherwise `up` refuses it.
+    """
+    if after.epoch <= before.epoch + 1:
+        return []
+    words = (
+        f"epoch {before.epoch} becomes {after.epoch}: `up` refuses that, unless the sites have come to epoch "
+        f"{after.epoch - 1} or {after.epoch} by commands that this stack was not told of; else the next one is "
+        f"{before.epoch + 1}"
+    )
+    return [words]
+
+
 def latest(told: Mapping[str, Roles | None]) -> Roles | None:
     """Return what the sites were told last: the highest epoch, and of equal ones that with an operation under way.
 

@@ -17,7 +17,7 @@ from harmony_pulumi.errors import UnreachableError
 from harmony_pulumi.orchestration import pair
 from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.replication import establish, leaders, members_of
-from harmony_pulumi.orchestration.roles import Desired, input_problem
+from harmony_pulumi.orchestration.roles import Desired, input_problem, leap_in_words
 from harmony_pulumi.orchestration.rotation import rotate, rotation_in_words
 from harmony_pulumi.orchestration.runner import reach, steps_in_words
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
@@ -50,7 +50,7 @@ class PostgreSQLPairProvider(Provider):
         steps = steps_in_words(_names(new), desired.active) if before.active != desired.active else []
         changed = _changed_certificates(old, new)
         words = rotation_in_words(_names(new), authority="authority" in changed) if changed else []
-        plan = [*steps, *words] or old.get("plan")
+        plan = [*leap_in_words(before, desired), *steps, *words] or old.get("plan")
         problem = input_problem(before, desired, _names(new))
         failures = [CheckFailure("epoch", problem)] if problem else []
         return CheckResult({**new, **({"plan": plan} if plan else {})}, failures)

@@ -82,6 +82,17 @@ def test_the_command_that_finishes_what_is_under_way_has_its_terms(code: Code) -
     )
 
 
+def test_an_epoch_that_is_raised_by_more_than_one_is_spoken_of(code: Code) -> None:
+    def said(before: int, after: int) -> list[str]:
+        of = code.roles.Desired
+        return list(code.roles.leap_in_words(of("primary", before), of("replica", after)))
+
+    assert said(2, 1) == said(2, 2) == said(2, 3) == []
+    (words,) = said(2, 4)
+    assert words.startswith("epoch 2 becomes 4: `up` refuses that, unless the sites have come to epoch 3 or 4 by")
+    assert words.endswith("else the next one is 3")
+
+
 def test_what_is_under_way_is_finished_before_anything_else(code: Code) -> None:
     for told in (
         roles(4, "primary", operation=operation()),
