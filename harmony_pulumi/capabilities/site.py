@@ -87,7 +87,8 @@ class Operation(TypedDict):
     """Of a failover."""
     stage: str
     """Of a rejoin: empty; `archived` once what the member alone has was put aside; `rewinding` before that is taken
-    back; `copied` once it can follow."""
+    back; `copied` once it can follow. Of a failover: `vouched` once the old primary could not be stopped, and somebody
+    vouches for it."""
     clone: str
     """Of a rejoin: why the member must be copied anew; empty as long as it may be rewound."""
 

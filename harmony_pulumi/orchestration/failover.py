@@ -175,5 +175,6 @@ def _is_fenced(operation: Operation, source: Facts) -> bool:
         return source.left_as != "primary"  # One that is half-made cannot start at all.
     if source.state == "unreachable":
         # Whoever vouches for it may not know that its server only hangs, or recovers: one that can be stopped is.
-        return bool(operation["terms"] and operation["terms"]["fenced"]) and not source.host_answers
+        tried = operation["stage"] == "vouched" or not source.host_answers
+        return bool(operation["terms"] and operation["terms"]["fenced"]) and tried
     return source.state == "absent"

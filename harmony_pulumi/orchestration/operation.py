@@ -292,6 +292,19 @@ class Run:
             assert terms is not None, "a failover has its terms"
             self.operation = {**self.operation, "terms": {**terms, "fenced": how}}
             self._save(self.operation, only=[self.operation["target"]])
+        except SiteError as error:
+            # Its host answers, and what it has cannot be read: then somebody's word is all there is.
+            terms = self.operation["terms"]
+            if not (terms and terms["fenced"]):
+                msg = (
+                    f"{error}. Mend that; or make certain that {self.source.name} accepts no writes, then add "
+                    f"--fenced-by-me {self.source.name}"
+                )
+                raise SiteError(msg) from error
+            self.journal.note(str(error), step=Step.FENCE, state="warning")
+            how = terms["fenced"]
+            self.operation = {**self.operation, "stage": "vouched"}
+            self._save(self.operation, only=[self.operation["target"]])
         self.journal.note(f"{self.source.name} accepts no writes: {how}", step=Step.FENCE)
 
     def _fence_from_here(self, error: UnreachableError) -> str:

@@ -89,6 +89,8 @@ class Server:
     """Whether it has wal_log_hints or checksums."""
     readable: bool = True
     """Whether its WAL can be read while it does not run."""
+    closed: bool = False
+    """Whether its data directory cannot be read, though its host answers."""
     tears: bool = False
     """Whether a rewind of it fails half-way."""
     kept: list[list[Record]] = field(default_factory=list[list[Record]])
@@ -497,6 +499,9 @@ class MemorySite:
         }
         if cut_off:
             return Observation(**seen)  # type: ignore[typeddict-item]
+        if server.closed:
+            seen |= {"state": "unreachable", "detail": "its data directory cannot be read"}
+            return Observation(**seen)  # type: ignore[typeddict-item]
         if not server.running:
             if server.whole:
                 seen |= {"left_as": "standby" if server.signal else "primary", "ended_cleanly": server.clean}
@@ -664,6 +669,8 @@ class MemorySite:
 
     def fence(self) -> str:
         self._point("fence: before")
+        if self.server.closed:
+            raise SiteError(f"{self.server.name}: its data directory cannot be read")
         self.world.stop(self.server)
         self._point("fence: stopped")
         self.server.signal = self.server.signal or self.server.whole

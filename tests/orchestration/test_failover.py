@@ -219,6 +219,8 @@ SITUATIONS: list[tuple[dict[str, Any], tuple[str, int], tuple[str, int], str]] =
     ({}, ("stopped, standby, clean", OLD), ("a standby", OLD), "elect"),
     ({"terms": FENCED}, ("unreachable", 0), ("a standby", OLD), "elect"),
     ({"terms": FENCED}, (DEAD, OLD), ("a standby", OLD), "fence"),
+    ({"terms": FENCED, "stage": "vouched"}, ("unreachable", 0), ("a standby", OLD), "elect"),
+    ({"stage": "vouched"}, ("unreachable", 0), ("a standby", OLD), "fence"),
     ({"terms": None}, ("unreachable", 0), ("a standby", OLD), "fence"),
     ({}, ("stopped, standby, clean", NEW), ("a standby", NEW), "promote"),
     ({}, ("stopped, standby, clean", NEW), ("unreachable", NEW), "promote"),

@@ -21,8 +21,9 @@ from tests.orchestration.code import (
     finished,
     known,
     outcome,
+    pair_of,
 )
-from tests.orchestration.sites import World
+from tests.orchestration.sites import World, pair_site
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
 
@@ -358,6 +359,32 @@ def test_a_failover_is_refused_where_nothing_is_certain_of_the_old_primary(code:
     assert world.picture() == before
 
 
+def test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(code: Code) -> None:
+    def closed() -> World:
+        world, _ = scene(code, "crashed")
+        world.servers["primary"].closed = True
+        return world
+
+    world = closed()
+    said = fail_over(code, world, accept_unknown_loss=True)
+    assert "montreal: its data directory cannot be read. Mend that; or make certain that montreal accepts no" in said
+    assert said.endswith("--fenced-by-me montreal")
+    assert not world.primaries
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    assert fail_over(code, world, **accepted) == "done"
+    world.servers["primary"].signal = True
+    plain = closed()
+    assert fail_over(code, plain, **accepted) == "done"
+    for number, label in enumerate(plain.labels):
+        world = closed()
+        world.at[world.count + number] = kill
+        assert fail_over(code, world, **accepted) == "killed", label
+        assert fail_over(code, world, **accepted) == "done", label
+        assert left(world)["fenced"] == "ada said so"
+        world.servers["primary"].closed = False
+        rejoined(code, world)
+
+
 def test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code: Code) -> None:
     for name in ("crashed", "alive_out_of_reach"):
         labels = labels_of(code, name)
@@ -557,7 +584,10 @@ def test_one_that_knows_of_no_failover_takes_over_with_an_epoch_that_no_other_ha
     world.servers["primary"].signal = True
     world.servers["primary"].start()
     assert "--accept-unknown-loss" in fail_over(code, world, "primary", fenced="ada said so")
+    seen = {role: pair_site(world, role).observe() for role in world.servers}
+    planned = code.runner.next_failover_epoch(pair_of(code, world), "primary", seen)
     assert fail_over(code, world, "primary", **accepted) == "done"
+    assert known(code, world)["epoch"] == planned
     put_right(world)
     assert "montreal and toronto accepts writes" in outcome(code, world, "primary", known(code, world)["epoch"])
     assert known(code, world)["active"] == "primary"
