@@ -54,6 +54,13 @@ class UnreachableError(SiteError):
     """The site did not answer, or what answered is not the site. Nothing is known of what it holds."""
 
 
+class PassingError(SiteError):
+    """Something stands in the way that may pass, or be mended: a full disk, a connection that is refused.
+
+    Nothing was changed, and nothing is to be decided by it: the same again, later.
+    """
+
+
 def counted(number: int, noun: str) -> str:
     """Return so many of something in words: `1 transaction`, `2 transactions`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -297,7 +297,7 @@ class PostgreSQLSite(Protocol):
 class RoleSite(PostgreSQLSite, Protocol):
     """A server whose role orchestration can move.
 
-    Each act may be cut off anywhere and called again. All but `survey` are called within `alone`.
+    Each act may be cut off anywhere and called again. All but `survey` and `mark` are called within `alone`.
     """
 
     def alone(self, operator: str) -> AbstractContextManager[Callable[[str], None]]:
@@ -312,6 +312,13 @@ class RoleSite(PostgreSQLSite, Protocol):
 
     def survey(self) -> Survey:
         """Look at what decides whether this running server can take another's place, or follow it."""
+        ...
+
+    def mark(self) -> str:
+        """Write a record that changes nothing into this primary's WAL, and return the LSN at its end.
+
+        A standby that is connected in truth has replayed it soon. It is on disk, so that it is sent at once.
+        """
         ...
 
     def events(self) -> str:
@@ -417,7 +424,8 @@ class RoleSite(PostgreSQLSite, Protocol):
         """Put aside the WAL that this stopped server wrote past a fork, with a list of its transactions; return where.
 
         Empty if it wrote none. Raises:
-            SiteError: there is no room, or its WAL from there on cannot be read.
+            PassingError: there is no room, say.
+            SiteError: its WAL from there on cannot be read, and never will be.
         """
         ...
 
@@ -430,8 +438,13 @@ class RoleSite(PostgreSQLSite, Protocol):
             source: what the other site offers.
 
         Raises:
+            PassingError: it cannot begin now: the new source does not answer, say. Nothing was changed.
             SiteError: it failed half-way: the data directory can only be replaced.
         """
+        ...
+
+    def cannot_follow(self) -> str:
+        """Return why this standby can never stream from its source, however long it is waited for; empty if it may."""
         ...
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
-from harmony_pulumi.errors import SiteError, UnreachableError, counted
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError, counted
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import (
@@ -304,7 +304,6 @@ class Run:
             self.journal.note(str(error), step=Step.FENCE, state="warning")
             how = terms["fenced"]
             self.operation = {**self.operation, "stage": "vouched"}
-            self._save(self.operation, only=[self.operation["target"]])
         self.journal.note(f"{self.source.name} accepts no writes: {how}", step=Step.FENCE)
 
     def _fence_from_here(self, error: UnreachableError) -> str:
@@ -360,15 +359,16 @@ class Run:
     def _archive(self) -> None:
         """Put aside what the source alone has; where that cannot be read, its whole data directory is kept."""
         source, target = self.source.movable, self.target.movable
+        theirs = target.history()  # It leads: if that cannot be told now, it can be later.
         try:
-            mine, theirs = source.history(), target.history()
+            mine = source.history()
             fork = rejoin.fork_of(mine, theirs)
             if rejoin.begun_apart(mine, theirs, away := self._away()):
                 why = f"it cannot be rewound: its timeline {mine[-1]['timeline']} is not that of {self.target.name}"
                 self.operation = {**self.operation, "clone": why}
                 fork = fork or (away and Fork(timeline=away["timeline"], lsn=away["fork"]))
             place = source.archive(fork) if fork else ""
-        except UnreachableError:
+        except (UnreachableError, PassingError):
             raise
         except SiteError as error:
             self.operation = {**self.operation, "clone": f"what it alone has cannot be listed ({error})"}
@@ -385,9 +385,13 @@ class Run:
     def _rewind(self) -> None:
         self.target.movable.prepare(self.source.slot)
         self.target.movable.ease()  # A rewind looks for the timeline in the last checkpoint.
+        offer = self.target.movable.offer()
         self._reached("rewinding")
         try:
-            why = self.source.movable.rewind(self.target.movable.offer())
+            why = self.source.movable.rewind(offer)
+        except PassingError:
+            self._reached("archived")  # Nothing was changed, so that it can be rewound yet.
+            raise
         except UnreachableError:
             raise
         except SiteError as error:
@@ -398,6 +402,7 @@ class Run:
             self._reached("copied")
 
     def _follow_again(self) -> None:
+        self.target.movable.prepare(self.source.slot)  # Somebody may have dropped it: nothing else has it made anew.
         self.source.movable.follow(self.target.movable.offer())
         try:
             wait_for(
@@ -405,12 +410,13 @@ class Run:
                 self.target.site.observe,
                 lambda seen: not missing(seen, [self.source.name]),
                 deadline=self.pair.deadline,
-                advice=f"Look at the end of the log of {self.source.name}.",
+                advice=f"The end of the log of {self.source.name} says why: mend that, then run this again",
             )
-        except SiteError as error:
-            if self.operation["clone"]:
+        except SiteError:
+            # Only what cannot pass is a reason to copy it: a refused connection is none.
+            if self.operation["clone"] or not (why := self.source.movable.cannot_follow()):
                 raise
-            self._copy_anew(f"rewound, it does not stream: {error}")
+            self._copy_anew(f"rewound, it cannot stream: {why}")
 
     def _copy_anew(self, why: str) -> None:
         self.journal.note(f"{self.source.name} is copied anew: {why}", step=Step.CLONE, state="warning")

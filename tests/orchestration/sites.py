@@ -24,7 +24,7 @@ from harmony_pulumi.capabilities.site import (
     Terms,
     Token,
 )
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 
 PAIR = "shop/prod/orders"
@@ -91,6 +91,8 @@ class Server:
     """Whether its WAL can be read while it does not run."""
     closed: bool = False
     """Whether its data directory cannot be read, though its host answers."""
+    hindered: bool = False
+    """Whether something stands in the way of a rejoin that will pass: a full disk, say."""
     tears: bool = False
     """Whether a rewind of it fails half-way."""
     kept: list[list[Record]] = field(default_factory=list[list[Record]])
@@ -710,6 +712,7 @@ class MemorySite:
 
     def archive(self, fork: Fork) -> str:
         self._point("archive: before")
+        self._insist_on_room()
         past = self._past(fork)
         if not past:
             return ""
@@ -720,6 +723,7 @@ class MemorySite:
     def rewind(self, source: Mapping[str, Any]) -> str:
         self._point("rewind: before")
         server, leader = self.server, self.world.servers[source["role"]]
+        self._insist_on_room()
         if why := self._no_rewind():
             return why
         if server.running or not (server.clean or server.rested):
@@ -753,6 +757,15 @@ class MemorySite:
         server.wal, server.replayed = list(leader.wal), len(leader.wal)
         server.whole, server.signal, server.rested, server.rewindable = True, True, False, True
         self._point("clone: after")
+
+    def cannot_follow(self) -> str:
+        self._point("cannot_follow: before")
+        source = self.world.servers[self.server.source]
+        return "" if self.server.wal == source.wal[: len(self.server.wal)] else "it is no child of its source's history"
+
+    def _insist_on_room(self) -> None:
+        if self.server.hindered:
+            raise PassingError(f"{self.server.name}: No space left on device")
 
     def _past(self, fork: Fork) -> list[Record]:
         if not self.server.whole or not self.server.readable:

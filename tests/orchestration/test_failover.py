@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -250,6 +251,17 @@ def test_what_is_next_in_every_situation_that_a_failover_meets(code: Code) -> No
         except SiteError as error:
             found = str(error)
         assert expected == found if " " not in expected else expected in found, (done, source, target, found)
+
+
+def test_a_word_for_one_whose_host_answers_counts_once_it_could_not_be_stopped(code: Code) -> None:
+    answers = replace(facts(code, "montreal", "unreachable", OLD), host_answers=True)
+    target = facts(code, "toronto", "a standby", OLD)
+    for accepted, stage, expected in (
+        (FENCED, "", "fence"),
+        (FENCED, "vouched", "elect"),
+        (terms(), "vouched", "fence"),
+    ):
+        assert str(code.failover.next_step(failover(terms=accepted, stage=stage), answers, target)) == expected
 
 
 # -- the epoch ---------------------------------------------------------------------------------------------------------

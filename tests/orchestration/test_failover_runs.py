@@ -308,16 +308,102 @@ def test_what_cannot_be_rewound_is_copied_anew_and_kept(code: Code) -> None:
         assert set(had[-4:]) <= set(kept), state
 
 
-def test_one_that_was_rewound_and_does_not_stream_is_copied_and_then_not_called_rejoined(code: Code) -> None:
+def test_one_that_was_rewound_and_does_not_stream_yet_is_not_copied_and_not_called_rejoined(code: Code) -> None:
     world = left_behind(code, "as_it_is")
     cut_from_its_source(world)
-    assert "montreal streaming from toronto: not within" in bring_back(code, world)
-    assert "clone: after" in " ".join(world.labels)
+    for _ in range(2):
+        said = bring_back(code, world)
+        assert "montreal streaming from toronto: not within" in said
+        assert "mend that, then run this again" in said
     roles = world.servers["replica"].roles
     assert roles is not None
     assert roles["operation"] is not None
     assert roles["away"] is not None
     rejoined(code, world)
+    assert "clone: " not in " ".join(world.labels)
+    assert "copied anew" not in " ".join(world.shown)
+
+
+def test_one_that_was_rewound_and_can_never_stream_is_copied(code: Code) -> None:
+    world = left_behind(code, "as_it_is")
+
+    def diverges(world: World, label: str) -> None:
+        if label == "montreal.follow: before" and "montreal.clone: after" not in world.labels:
+            world.servers["primary"].wal[-1] = (1, "what its source has not")
+
+    world.whenever = diverges
+    assert bring_back(code, world) == "done"
+    assert "montreal is copied anew: rewound, it cannot stream: it is no child of" in " ".join(world.shown)
+    finished(code, world, "replica", 1)
+
+
+@pytest.mark.parametrize("name", ["crashed_ahead", "restarted_as_a_standby"])
+def test_what_may_pass_does_not_have_a_member_copied(code: Code, name: str) -> None:
+    """Whatever stands in the way, and from whichever act on: the run fails, and the same again goes on by a rewind."""
+
+    def back() -> World:
+        world, accepted = scene(code, name)
+        assert fail_over(code, world, **accepted) == "done"
+        world.mend()
+        world.count, world.labels = 0, []
+        return world
+
+    plain = back()
+    assert bring_back(code, plain) == "done"
+    assert "montreal.rewind: after" in plain.labels
+    refused = 0
+    for number, label in enumerate(plain.labels):
+        world = back()
+
+        def hinder(world: World, label: str) -> None:
+            world.servers["primary"].hindered = True
+
+        world.at[number] = hinder
+        first = bring_back(code, world)
+        if first != "done":
+            refused += 1
+            assert "No space left on device" in first, label
+            assert "No space left on device" in bring_back(code, world), label
+            world.servers["primary"].hindered = False
+            assert bring_back(code, world) == "done", label
+        finished(code, world, "replica", 1)
+        assert "clone: " not in " ".join(world.labels), label
+    assert refused > 5
+
+
+def test_a_slot_is_there_before_a_rewind_or_a_copy_and_made_anew_if_it_is_dropped_after_it(code: Code) -> None:
+    for state, act in (("as_it_is", "rewind"), ("without_hints", "clone")):
+        world = left_behind(code, state)
+        world.servers["replica"].slots.clear()
+        there: list[bool] = []
+
+        def drop(world: World, label: str, act: str = act, there: list[bool] = there) -> None:
+            if label == f"montreal.{act}: before":
+                there.append("for_montreal" in world.servers["replica"].slots)
+            if label == f"montreal.{act}: after":
+                world.servers["replica"].slots.clear()
+
+        world.whenever = drop
+        assert bring_back(code, world) == "done"
+        assert there == [True]
+        finished(code, world, "replica", 1)
+
+
+def test_what_the_leader_cannot_tell_now_does_not_have_a_member_copied(code: Code) -> None:
+    for what in (fail, time_out):
+        world = left_behind(code, "as_it_is")
+        world.at[labels_to(code, "toronto.history: before")] = what
+        assert "toronto.history: before" in bring_back(code, world)
+        assert bring_back(code, world) == "done"
+        assert "clone: " not in " ".join(world.labels)
+        finished(code, world, "replica", 1)
+
+
+def labels_to(code: Code, label: str) -> int:
+    """Return the number of the last such point of a rejoin."""
+    plain = left_behind(code, "as_it_is")
+    assert bring_back(code, plain) == "done"
+    return max(number for number, each in enumerate(plain.labels) if each == label)
 
 
 def test_a_rejoin_of_one_that_streams_changes_nothing(code: Code) -> None:

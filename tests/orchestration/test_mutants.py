@@ -95,6 +95,13 @@ def runs_of(code: Code) -> Iterator[Callable[[], None]]:
     yield lambda: of_failover_runs.test_nothing_is_lost_by_a_failover_of_a_synchronous_pair(code)
     yield lambda: of_failover_runs.test_what_cannot_be_rewound_is_copied_anew_and_kept(code)
     yield lambda: of_failover_runs.test_more_than_was_accepted_is_not_lost_and_the_old_primary_is_back(code)
+    yield (
+        lambda: of_failover_runs.test_a_slot_is_there_before_a_rewind_or_a_copy_and_made_anew_if_it_is_dropped_after_it(
+            code
+        )
+    )
+    for name in ("crashed_ahead", "restarted_as_a_standby"):
+        yield lambda name=name: of_failover_runs.test_what_may_pass_does_not_have_a_member_copied(code, name)
     yield lambda: of_failover_runs.test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(code)
     yield lambda: of_failover_runs.test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code)
     yield lambda: of_failover_runs.test_what_a_switchover_has_done_is_recorded_before_it_goes_on(code)

@@ -23,6 +23,7 @@ from harmony_pulumi.capabilities.site import (
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files, renewal, wal
+from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
@@ -116,6 +117,7 @@ FROM (SELECT CASE WHEN pg_is_in_recovery()
     (SELECT timeline_id FROM pg_control_checkpoint()), (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
   ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline_id) now
 """
+_MARK = "SELECT to_json(pg_create_restore_point('harmony')) FROM pg_current_xact_id()"
 _STATE, _ENDED_CLEANLY = "Database cluster state", "shut down"
 _BUILD = (
     "pg_control version number",
@@ -274,6 +276,12 @@ class HostPostgreSQL:
             "apply_delay_ms": replay["delay"],
             "free_bytes": int(free),
         }
+
+    def mark(self) -> str:
+        """Write a restore point, in a transaction that has an id, since only the end of one is put on disk at once."""
+        server, marker = self._both()
+        found: str = server.look(_MARK, port=marker.port)
+        return found
 
     def events(self) -> str:
         """Return the log of events."""
@@ -532,6 +540,11 @@ class HostPostgreSQL:
     def rewind(self, source: Mapping[str, Any]) -> str:
         """Take back what this server wrote by itself."""
         return self._comeback().rewind(source)
+
+    def cannot_follow(self) -> str:
+        """Return why this standby can never stream from its source."""
+        server, _ = self._both()
+        return why_it_cannot_follow(server)
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
         """Copy the data of another site."""
