@@ -297,7 +297,7 @@ class PostgreSQLSite(Protocol):
 class RoleSite(PostgreSQLSite, Protocol):
     """A server whose role orchestration can move.
 
-    Each act may be cut off anywhere and called again. All but `survey` and `mark` are called within `alone`.
+    Each act may be cut off anywhere and called again. All but `survey` and `echo` are called within `alone`.
     """
 
     def alone(self, operator: str) -> AbstractContextManager[Callable[[str], None]]:
@@ -314,10 +314,13 @@ class RoleSite(PostgreSQLSite, Protocol):
         """Look at what decides whether this running server can take another's place, or follow it."""
         ...
 
-    def mark(self) -> str:
+    def echo(self, follower: str, *, deadline: float) -> str:
         """Write a record that changes nothing into this primary's WAL, and return the LSN at its end.
 
-        A standby that is connected in truth has replayed it soon. It is on disk, so that it is sent at once.
+        Waits until a standby, by its name, has said that it has the record on disk: so the link works both ways.
+
+        Raises:
+            SiteError: it has not, within `deadline` seconds.
         """
         ...
 

@@ -74,6 +74,8 @@ def plan(
 ) -> None:
     """Say what a role change would do, and whether it can be done now. Looks at the live sites; changes nothing.
 
+    To see that the link between them works, the primary writes one record into its WAL.
+
     Where the active member does not run, that is a failover, and what would be lost; where a failover has left a member
     behind, how that one comes back.
     """

@@ -16,6 +16,9 @@ _LEAST_FREE_BYTES = 256 * 1024 * 1024
 _NEEDED = ("server", "replication")
 """The certificates without which clients, or the member that follows, could not connect to the new primary."""
 
+_ECHO = 5.0
+"""Seconds for a record to be sent, written and replayed; no client waits for that, as nothing is stopped yet."""
+
 Verdict = Literal["ok", "warning", "problem"]
 
 
@@ -30,8 +33,26 @@ class Check:
     """What was found; of a problem also what to do."""
 
 
+def echo_deadline(source: Observation, target: Observation, surveys: tuple[Survey, Survey] | None) -> float:
+    """Return within how many seconds a standby is to replay what its primary writes now; 0 if that is not to be tried.
+
+    Where something else is known to stand in the way, that is said, and not waited for.
+    """
+    replica = next((r for r in source["replicas"] if r["name"] == target["name"] and r["state"] == "streaming"), None)
+    if surveys is None or source["role"] != "primary" or replica is None or replica["lag_bytes"] > _MOST_LAG_BYTES:
+        return 0
+    if surveys[1]["replay_paused"] or surveys[1]["apply_delay_ms"]:
+        return 0
+    return _ECHO + 2 * min(replica["lag_seconds"], _ECHO)
+
+
 def checks(
-    source: Observation, target: Observation, surveys: tuple[Survey, Survey] | None, *, now: datetime
+    source: Observation,
+    target: Observation,
+    surveys: tuple[Survey, Survey] | None,
+    *,
+    now: datetime,
+    no_echo: str | None = None,
 ) -> list[Check]:
     """Return everything that was looked at.
 
@@ -40,8 +61,11 @@ def checks(
         target: of the member that is to take over.
         surveys: of both, in this order; None where one does not run, which is a problem of its own.
         now: aware, for certificates.
+        no_echo: why what the primary wrote did not come to the standby, empty if it did; None if that was not tried.
     """
     found = [*_states(source, target), *_history(source, target), *_streaming(source, target)]
+    if no_echo is not None:
+        found.append(_link(no_echo, source["name"], target["name"]))
     found += [*certificates(target, now)]
     if surveys is not None:
         found += [
@@ -50,6 +74,12 @@ def checks(
             *_logical_slots(*surveys, target["name"]),
         ]
     return found
+
+
+def _link(why_not: str, old: str, new: str) -> Check:
+    if not why_not:
+        return Check("link", "ok", f"{new} has replayed a record that {old} wrote for this, and said that it has it")
+    return Check("link", "problem", f"{why_not}, though {new} is taken to be connected")
 
 
 def problems(found: list[Check]) -> list[str]:

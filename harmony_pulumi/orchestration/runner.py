@@ -30,10 +30,11 @@ from harmony_pulumi.orchestration.members import (
 )
 from harmony_pulumi.orchestration.operation import Run, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
-from harmony_pulumi.orchestration.preflight import Check, checks, problems
+from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, problems
 from harmony_pulumi.orchestration.replication import Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, host_answers, knows_less
+from harmony_pulumi.orchestration.wait import wait_for
 
 _COPIED_PER_SECOND = 100 * 10**6
 """Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
@@ -53,12 +54,35 @@ def active_now(pair: Pair) -> str | None:
 
 
 def preflight(pair: Pair, target: str, seen: Mapping[str, Observation]) -> list[Check]:
-    """Look at everything that a switchover to a member depends on. Changes nothing."""
+    """Look at everything that a switchover to a member depends on. Changes nothing but for one record in the WAL."""
     roles = (other_than(pair, target), target)
     surveys: tuple[Survey, Survey] | None = None
     if all(seen[role]["state"] == "running" for role in roles):
         surveys = (pair.members[roles[0]].movable.survey(), pair.members[roles[1]].movable.survey())
-    return checks(seen[roles[0]], seen[roles[1]], surveys, now=datetime.now(UTC))
+    both = (seen[roles[0]], seen[roles[1]])
+    deadline = echo_deadline(*both, surveys)
+    no_echo = _why_no_echo(pair.members[roles[0]], pair.members[target], deadline) if deadline else None
+    return checks(*both, surveys, now=datetime.now(UTC), no_echo=no_echo)
+
+
+def _why_no_echo(source: Member, target: Member, deadline: float) -> str:
+    """Have the primary write something; return why the standby does not replay it, or nothing.
+
+    A link that was cut a moment ago leaves both as if they were connected, until a timeout of theirs has passed. The
+    clean stop would wait for that, and so would clients.
+    """
+    try:
+        written = failover.lsn_bytes(source.movable.echo(target.name, deadline=deadline))
+        wait_for(
+            f"the replay on {target.name} of a record that {source.name} wrote for this",
+            lambda: target.site.observe()["lsn"],
+            lambda lsn: bool(lsn) and failover.lsn_bytes(lsn) >= written,
+            deadline=deadline,
+            advice=f"See what a query, or a lock, on {target.name} makes it wait for: its log says so",
+        )
+    except SiteError as error:
+        return str(error)
+    return ""
 
 
 def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observation:

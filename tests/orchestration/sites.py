@@ -79,6 +79,8 @@ class Server:
     """Cut off from the orchestrator, not from clients."""
     linked: bool = True
     """Whether it can connect to its source."""
+    hears: bool = True
+    """Whether what its source sends arrives; if not, both take it to be connected for a while yet."""
     replays: bool = True
     remembered: str = ""
     whole: bool = True
@@ -261,7 +263,7 @@ class World:
 
     def ship(self, standby: Server) -> None:
         """Let a connected standby have all that its source has."""
-        if self.connected(standby):
+        if self.connected(standby) and standby.hears:
             source = self.servers[standby.source]
             standby.wal.extend(source.wal[len(standby.wal) :])
         if standby.running and standby.in_recovery and standby.replays:
@@ -398,6 +400,7 @@ class World:
         """Put right what is outside of harmony: the links, the answers, and servers that were killed."""
         for server in self.servers.values():
             server.unreachable, server.linked, server.replays, server.holder = False, True, True, None
+            server.hears = True
 
 
 @contextmanager
@@ -563,6 +566,18 @@ class MemorySite:
         self._point("survey: before")
         self._query()
         return survey()
+
+    def echo(self, follower: str, *, deadline: float) -> str:
+        self._point("echo: before")
+        self._query()
+        assert self.server.leads, "only a primary writes"
+        self.server.write("a mark")
+        written = len(self.server.wal)
+        self._point("echo: written")
+        other = next(each for each in self.world.servers.values() if each.name == follower)
+        if not (self.world.connected(other) and len(other.wal) >= written):
+            raise SiteError(f"a word of {follower}: not within {deadline:g} s")
+        return lsn(written)
 
     def tell(self, roles: Roles) -> None:
         self._point("tell: before")

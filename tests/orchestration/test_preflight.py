@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
-from harmony_pulumi.orchestration.preflight import Check, checks, problems
+from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, problems
 from tests.orchestration.sites import World, pair_site, survey
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -47,6 +47,32 @@ def test_where_all_is_well_everything_that_was_looked_at_is_told() -> None:
 def test_without_surveys_only_what_is_seen_is_judged() -> None:
     found = checks(seen("primary"), seen("replica"), None, now=NOW)
     assert [check.name for check in found][-1] == "certificate"
+
+
+def test_what_the_primary_writes_must_come_to_the_standby() -> None:
+    def found(why: str) -> list[Check]:
+        return checks(seen("primary"), seen("replica"), (survey(), survey()), now=NOW, no_echo=why)
+
+    assert problems(found("")) == []
+    assert "link" in [check.name for check in found("")]
+    assert problems(found("no word: not within 5 s")) == [
+        "link: no word: not within 5 s, though toronto is taken to be connected"
+    ]
+
+
+def test_a_record_is_waited_for_only_where_nothing_else_stands_in_the_way_and_longer_where_replay_lags() -> None:
+    both = (survey(), survey())
+    source, target = seen("primary"), seen("replica")
+    assert echo_deadline(source, target, both) == 5
+    assert echo_deadline(source, target, None) == 0
+    assert echo_deadline(seen("primary", role="standby"), target, both) == 0
+    for lag, deadline in ((1.5, 8), (5.0, 15), (3600.0, 15)):
+        assert echo_deadline(seen("primary", replicas=[replica(lag_seconds=lag)]), target, both) == deadline
+    assert echo_deadline(seen("primary", replicas=[replica(lag_bytes=64 * MB)]), target, both) == 5
+    for none in ([], [replica(state="catchup")], [replica(name="ottawa")], [replica(lag_bytes=64 * MB + 1)]):
+        assert echo_deadline(seen("primary", replicas=none), target, both) == 0
+    for changes in ({"replay_paused": True}, {"apply_delay_ms": 5}):
+        assert echo_deadline(source, target, (survey(), survey(**changes))) == 0
 
 
 STOPPED: dict[str, Any] = {"state": "stopped", "role": "", "detail": "no server process"}

@@ -203,6 +203,10 @@ def cut_link(world: World, label: str) -> None:
     world.servers["replica"].linked = False
 
 
+def fall_silent(world: World, label: str) -> None:
+    world.servers["replica"].hears = False
+
+
 def lag(world: World, label: str) -> None:
     world.servers["replica"].replays = False
 
@@ -218,6 +222,7 @@ DISTURBANCES = {
     "the target is cut off": cut_off("replica"),
     "the standby loses its connection": cut_link,
     "the standby replays nothing more": lag,
+    "nothing that is sent arrives": fall_silent,
 }
 
 
@@ -355,6 +360,31 @@ def test_nothing_begins_where_preflight_finds_a_problem(code: Code) -> None:
     ended = outcome(code, world, "replica", 1)
     assert "no switchover to toronto; nothing was touched\n  - streaming: toronto is not connected" in ended
     assert not [label for label in world.labels if "tell" in label or "prepare" in label]
+
+
+def test_nothing_begins_where_the_standby_hears_nothing_though_it_seems_connected(code: Code) -> None:
+    for number in range(labels_of(code).index("montreal.echo: before") + 1):
+        world = World(code.host)
+        world.at[number] = fall_silent
+        ended = outcome(code, world, "replica", 1)
+        assert (
+            "no switchover to toronto; nothing was touched\n  - link: a word of toronto: not within 5 s, though"
+            in ended
+        )
+        assert not [label for label in world.labels if "tell" in label or "prepare" in label]
+        assert [server.name for server in world.primaries] == ["montreal"]
+        world.mend()
+        assert outcome(code, world, "replica", 1) == "done"
+        finished(code, world, "replica", 1)
+
+
+def test_nothing_begins_where_replay_stands_still(code: Code) -> None:
+    world = World(code.host)
+    world.at[0] = lag
+    ended = outcome(code, world, "replica", 1)
+    assert "  - link: the replay on toronto of a record that montreal wrote for this: not within 5 s" in ended
+    assert [server.name for server in world.primaries] == ["montreal"]
+    assert known(code, world)["operation"] is None
 
 
 def test_a_member_promoted_by_hand_is_drift_that_moves_no_role(code: Code) -> None:

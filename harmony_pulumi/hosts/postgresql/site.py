@@ -277,11 +277,18 @@ class HostPostgreSQL:
             "free_bytes": int(free),
         }
 
-    def mark(self) -> str:
+    def echo(self, follower: str, *, deadline: float) -> str:
         """Write a restore point, in a transaction that has an id, since only the end of one is put on disk at once."""
         server, marker = self._both()
-        found: str = server.look(_MARK, port=marker.port)
-        return found
+        lsn: str = server.look(_MARK, port=marker.port)
+        wait_for(
+            f"{server.connection.name}: a word of {follower} that it has what was written for this",
+            lambda: server.look(files.has_flushed_sql(follower, lsn), port=marker.port),
+            bool,
+            deadline=deadline,
+            advice="Is the network between them cut? That is noticed only after wal_sender_timeout",
+        )
+        return lsn
 
     def events(self) -> str:
         """Return the log of events."""
