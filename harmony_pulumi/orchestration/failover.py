@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Terms
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration.preflight import Check, certificates
 from harmony_pulumi.orchestration.switchover import (
     Facts,
@@ -51,7 +51,8 @@ class Loss:
 
     def _words(self, source: str, target: str, now: datetime) -> str:
         if self.transactions is not None:
-            return f"{self.bytes} bytes of WAL, {self.transactions} transactions, that {target} has not received"
+            count = counted(self.transactions, "transaction")
+            return f"{self.bytes} bytes of WAL, {count}, that {target} has not received"
         missing = f"{self.bytes} bytes of WAL that {target} is known to lack"
         if not self.unknown:
             return f"{missing}; commits waited for {target}, so none that counts is lost"
@@ -111,8 +112,9 @@ def checks(
     else:
         yield Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
     if target["role"] != "standby":
-        state = f"{target['state']}: {target['detail']}" if target["state"] != "running" else f"a {target['role']}"
-        yield Check(new, "problem", f"{state}; a standby that runs is needed")
+        state = f"{target['state']}: {target['detail']}; a standby that runs is needed"
+        found_there = "a primary already; if somebody promoted it, `harmony accept` takes it as the active one"
+        yield Check(new, "problem", found_there if target["role"] else state)
         return
     yield Check(new, "ok", f"a running standby, with everything up to {target['received'] or target['lsn']}")
     yield fencing(source, terms, can_fence=can_fence)

@@ -88,12 +88,18 @@ def problems(found: list[Check]) -> list[str]:
 
 
 def _states(source: Observation, target: Observation) -> Iterator[Check]:
-    for seen, wanted in ((source, "primary"), (target, "standby")):
+    dead = f"if it is dead, `harmony failover --to {target['name']} --max-data-loss BYTES`"
+    back = (
+        "somebody promoted it: docs/how-to/split-brain.md"
+        if target["role"] == "primary"
+        else "start it, or run `harmony rejoin`"
+    )
+    for seen, wanted, way in ((source, "primary", dead), (target, "standby", back)):
         state = f"a running {seen['role']}" if seen["state"] == "running" else f"{seen['state']}: {seen['detail']}"
         if seen["role"] == wanted:
             yield Check(seen["name"], "ok", state)
         else:
-            advice = f"a {wanted} that runs is needed; see `harmony status`"
+            advice = f"a {wanted} that runs is needed; {way}"
             yield Check(seen["name"], "problem", f"{state}; {advice}")
 
 
@@ -104,7 +110,7 @@ def _history(source: Observation, target: Observation) -> Iterator[Check]:
     elif "running" == source["state"] == target["state"]:
         same = source["timeline"] == target["timeline"]
         found = f"both are on {source['timeline']}" if same else f"{source['timeline']} and {target['timeline']} differ"
-        advice = "" if same else f"; let {target['name']} catch up, or clone it anew"
+        advice = "" if same else f"; let {target['name']} catch up, or run `harmony rejoin`"
         yield Check("timeline", "ok" if same else "problem", found + advice)
 
 
@@ -127,7 +133,7 @@ def _streaming(source: Observation, target: Observation) -> Iterator[Check]:
 def _slots(source: Observation) -> Iterator[Check]:
     for slot in source["slots"]:
         if slot["wal_status"] in {"lost", "unreserved"}:
-            found = f"{slot['name']} is {slot['wal_status']}; its replica must be cloned anew"
+            found = f"{slot['name']} is {slot['wal_status']}; `harmony rejoin` copies its replica anew"
             yield Check("slot", "problem", found)
 
 

@@ -115,7 +115,8 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
                 _forget_leader(pair, desired.active, seen)
                 _keep_following(pair, desired, seen)
     if known and (away := known["away"]):
-        text = f"{pair.names[away['member']]} was left behind by the failover of {away['since']}: `harmony rejoin`"
+        left = pair.names[away["member"]]
+        text = f"{left} was left behind by the failover of {away['since']}: `harmony rejoin` brings it back"
         journal.note(text, step="away", state="warning")
         serve(pair, desired.active, journal)
         return pair.members[desired.active].site.observe()
@@ -481,10 +482,16 @@ def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation])
     """Refuse to go on where somebody else has moved the roles: that never moves a desired role."""
     primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
     if primaries and primaries != [desired.active]:
-        names = " and ".join(pair.names[role] for role in primaries)
+        wanted = pair.names[desired.active]
+        ways = (
+            f"If {pair.names[primaries[0]]} is to stay, run `harmony accept`; if {wanted} is, stop the other, start "
+            f"{wanted}, then run `harmony accept`"
+            if len(primaries) == 1
+            else "Stop the one that is not to stay, keep its data, then run `harmony accept`, and `harmony rejoin`"
+        )
         msg = (
-            f"{pair.name}: {names} accepts writes, and {pair.names[desired.active]} is to be active alone. Somebody "
-            f"promoted a member by hand. Look at `harmony status`; stop the one that is not to stay, and keep its data"
+            f"{pair.name}: {_who_accepts(pair, primaries)}, and {wanted} is to be active alone. Somebody promoted a "
+            f"member by hand. {ways}"
         )
         raise SiteError(msg)
 

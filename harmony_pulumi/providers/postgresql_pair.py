@@ -89,7 +89,14 @@ class PostgreSQLPairProvider(Provider):
             show(f"warning: {state['name']}: {error}")
             return ReadResult(id_, state)
         if len(active) != 1:
-            show(f"warning: {state['name']}: {' and '.join(active) or 'no member'} is active; expected exactly one")
+            names = " and ".join(_names(state)[role] for role in active) or "no member"
+            verb = "are" if len(active) > 1 else "is"
+            ways = "stop one now: docs/how-to/split-brain.md" if active else "`harmony plan` says what can be done"
+            show(f"warning: {state['name']}: {names} {verb} active; expected exactly one; {ways}")
+        elif active[0] != state["active"]:
+            name = _names(state)[active[0]]
+            ways = "if a command moved the roles, write what it said into the configuration; else see `harmony accept`"
+            show(f"warning: {state['name']}: {name} is active, and another member is declared to be; {ways}")
         serving = active[0] if len(active) == 1 else state["serving"]
         return ReadResult(id_, {**state, "observed_active": " and ".join(active) or "none", "serving": serving})
 

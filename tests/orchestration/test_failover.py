@@ -106,7 +106,7 @@ def test_a_failover_from_a_dead_primary_that_answers_depends_on_the_loss_alone(c
     assert found["montreal"] == ("ok", "stopped: no server process")
     assert found["toronto"] == ("ok", "a running standby, with everything up to 0/100")
     assert found["fencing"] == ("ok", "montreal answers: it is made certain that it accepts no writes")
-    assert found["loss"] == ("warning", "16 bytes of WAL, 1 transactions, that toronto has not received")
+    assert found["loss"] == ("warning", "16 bytes of WAL, 1 transaction, that toronto has not received")
     assert found["certificate"][0] == "ok"
     refused = checks(code, seen("primary", **STOPPED), max_data_loss=15)
     assert refused["loss"][0] == "problem"
@@ -135,7 +135,10 @@ def test_nobody_but_a_running_standby_takes_over(code: Code) -> None:
     for changes, said in (
         (STOPPED, "stopped: no server process; a standby that runs is needed"),
         (UNREACHABLE, "unreachable: no answer; a standby that runs is needed"),
-        ({"role": "primary"}, "a primary; a standby that runs is needed"),
+        (
+            {"role": "primary"},
+            "a primary already; if somebody promoted it, `harmony accept` takes it as the active one",
+        ),
     ):
         found = checks(code, seen("primary", **STOPPED), seen("replica", **changes))
         assert found == {"montreal": ("ok", "stopped: no server process"), "toronto": ("problem", said)}

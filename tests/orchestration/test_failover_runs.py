@@ -675,7 +675,7 @@ def test_one_that_knows_of_no_failover_takes_over_with_an_epoch_that_no_other_ha
     assert fail_over(code, world, "primary", **accepted) == "done"
     assert known(code, world)["epoch"] == planned
     put_right(world)
-    assert "montreal and toronto accepts writes" in outcome(code, world, "primary", known(code, world)["epoch"])
+    assert "montreal and toronto accept writes" in outcome(code, world, "primary", known(code, world)["epoch"])
     assert known(code, world)["active"] == "primary"
     assert bring_back(code, world) == "done"
     finished(code, world, "primary", known(code, world)["epoch"])

@@ -81,10 +81,13 @@ ALMOST = "2030-01-01T13:00:01+01:00"
 """A second later, said in another time zone."""
 
 OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
-    ({"role": "standby"}, ["montreal: a running standby; a primary that runs is needed; see `harmony status`"]),
-    (STOPPED, ["montreal: stopped: no server process; a primary that runs is needed; see `harmony status`"]),
+    (
+        {"role": "standby"},
+        ["montreal: a running standby; a primary that runs is needed; if it is dead, `harmony failover --to toronto"],
+    ),
+    (STOPPED, ["montreal: stopped: no server process; a primary that runs is needed; if it is dead, `harmony f"]),
     ({"system_identifier": "8"}, ["database: montreal is database 8, toronto is another one, 7000000000000000001; "]),
-    ({"timeline": 2}, ["timeline: 2 and 1 differ; let toronto catch up, or clone it anew"]),
+    ({"timeline": 2}, ["timeline: 2 and 1 differ; let toronto catch up, or run `harmony rejoin`"]),
     ({"replicas": []}, ["streaming: toronto is not connected; its log says why"]),
     ({"replicas": [replica(state="catchup")]}, ["streaming: toronto is catchup; its log says why"]),
     ({"replicas": [replica(name="ottawa")]}, ["streaming: toronto is not connected; its log says why"]),
@@ -93,17 +96,17 @@ OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
         {"replicas": [replica(lag_bytes=64 * MB + 1)]},
         ["lag: toronto is 67108865 bytes behind, more than 67108864; wait until it has caught up"],
     ),
-    ({"slots": [slot("lost")]}, ["slot: for_toronto is lost; its replica must be cloned anew"]),
-    ({"slots": [slot("unreserved")]}, ["slot: for_toronto is unreserved; its replica must be cloned anew"]),
+    ({"slots": [slot("lost")]}, ["slot: for_toronto is lost; `harmony rejoin` copies its replica anew"]),
+    ({"slots": [slot("unreserved")]}, ["slot: for_toronto is unreserved; `harmony rejoin` copies its replica anew"]),
     ({"slots": [slot("extended")]}, []),
 ]
 
 OF_THE_TARGET: list[tuple[dict[str, Any], list[str]]] = [
-    ({"role": "primary"}, ["toronto: a running primary; a standby that runs is needed; see `harmony status`"]),
-    (STOPPED, ["toronto: stopped: no server process; a standby that runs is needed; see `harmony status`"]),
+    ({"role": "primary"}, ["toronto: a running primary; a standby that runs is needed; somebody promoted it: docs/"]),
+    (STOPPED, ["toronto: stopped: no server process; a standby that runs is needed; start it, or run `harmony r"]),
     (
         {"state": "unreachable", "role": "", "detail": "no answer"},
-        ["toronto: unreachable: no answer; a standby that runs is needed; see `harmony status`"],
+        ["toronto: unreachable: no answer; a standby that runs is needed; start it, or run `harmony rejoin`"],
     ),
     (
         {"certificates": {"replication": EXPIRED}},
