@@ -34,7 +34,7 @@ class InputError(RunError, ValueError):
         self.subject = subject
         self.problems: Sequence[Problem] = tuple(dict.fromkeys(problems))
         lines = "".join(f"\n  - {problem}" for problem in self.problems)
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        count = counted(len(self.problems), "problem")
         super().__init__(f"{subject}: {count}, nothing was registered{lines}")
 
 
@@ -52,3 +52,15 @@ class SiteError(Exception):
 
 class UnreachableError(SiteError):
     """The site did not answer, or what answered is not the site. Nothing is known of what it holds."""
+
+
+class PassingError(SiteError):
+    """Something stands in the way that may pass, or be mended: a full disk, a connection that is refused.
+
+    Nothing was changed, and nothing is to be decided by it: the same again, later.
+    """
+
+
+def counted(number: int, noun: str) -> str:
+    """Return so many of something in words: `1 transaction`, `2 transactions`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

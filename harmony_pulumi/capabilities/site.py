@@ -87,7 +87,8 @@ class Operation(TypedDict):
     """Of a failover."""
     stage: str
     """Of a rejoin: empty; `archived` once what the member alone has was put aside; `rewinding` before that is taken
-    back; `copied` once it can follow."""
+    back; `copied` once it can follow. Of a failover: `vouched` once the old primary could not be stopped, and somebody
+    vouches for it."""
     clone: str
     """Of a rejoin: why the member must be copied anew; empty as long as it may be rewound."""
 
@@ -303,7 +304,7 @@ class PostgreSQLSite(Protocol):
 class RoleSite(PostgreSQLSite, Protocol):
     """A server whose role orchestration can move.
 
-    Each act may be cut off anywhere and called again. All but `survey` are called within `alone`.
+    Each act may be cut off anywhere and called again. All but `survey` and `echo` are called within `alone`.
     """
 
     def alone(self, operator: str) -> AbstractContextManager[Callable[[str], None]]:
@@ -318,6 +319,16 @@ class RoleSite(PostgreSQLSite, Protocol):
 
     def survey(self) -> Survey:
         """Look at what decides whether this running server can take another's place, or follow it."""
+        ...
+
+    def echo(self, follower: str, *, deadline: float) -> str:
+        """Write a record that changes nothing into this primary's WAL, and return the LSN at its end.
+
+        Waits until a standby, by its name, has said that it has the record on disk: so the link works both ways.
+
+        Raises:
+            SiteError: it has not, within `deadline` seconds.
+        """
         ...
 
     def events(self) -> str:
@@ -427,7 +438,8 @@ class RoleSite(PostgreSQLSite, Protocol):
         """Put aside the WAL that this stopped server wrote past a fork, with a list of its transactions; return where.
 
         Empty if it wrote none. Raises:
-            SiteError: there is no room, or its WAL from there on cannot be read.
+            PassingError: there is no room, say.
+            SiteError: its WAL from there on cannot be read, and never will be.
         """
         ...
 
@@ -440,8 +452,13 @@ class RoleSite(PostgreSQLSite, Protocol):
             source: what the other site offers.
 
         Raises:
+            PassingError: it cannot begin now: the new source does not answer, say. Nothing was changed.
             SiteError: it failed half-way: the data directory can only be replaced.
         """
+        ...
+
+    def cannot_follow(self) -> str:
+        """Return why this standby can never stream from its source, however long it is waited for; empty if it may."""
         ...
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:

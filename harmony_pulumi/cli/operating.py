@@ -134,15 +134,19 @@ def tell_stack(chosen: Database, role: str, epoch: int, cwd: Path, stack: str | 
             *(["--target-dependents"] if chosen.nested else []),  # The pair around it follows its new leader.
         ],
     )
+    problem, interrupted = "", False
     with progress("telling the stack"):
-        for command in commands:
-            if problem := run_pulumi([*command, *(["--stack", stack] if stack else [])], cwd.resolve()):
-                break
-        else:
-            problem = ""
+        try:
+            for command in commands:
+                if problem := run_pulumi([*command, *(["--stack", stack] if stack else [])], cwd.resolve()):
+                    break
+        except KeyboardInterrupt:
+            problem, interrupted = "interrupted", True
     if problem:
         text = f"The roles are moved, and the stack was not told: {problem}\nRun, in its folder:"
         console().print(text + _by_hand(resource, role, epoch), markup=False, soft_wrap=True)
+        if interrupted:
+            raise typer.Exit(130)
     else:
         console().print(f"The stack knows: {key} is {role} at epoch {epoch}", markup=False)
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from harmony_pulumi.orchestration.preflight import Check
 
 EPILOG = (
-    "Exit status: 0, done, or it would be. 1, refused or not done: the message says how the pair was left. 2, wrong "
-    "usage, or there is nothing to act on. 130, interrupted.\n\n"
+    "Exit status: 0, done, or it would be; also where the stack could not be told, and then what to run is shown. 1, "
+    "refused or not done: the message says how the pair was left. 2, wrong usage, or there is nothing to act on. 130, "
+    "interrupted.\n\n"
     "Safe to interrupt, and to run again: Ctrl-C before the promotion puts the old primary back; what was begun and "
     "cut off is finished by the next run."
 )
@@ -73,6 +74,8 @@ def plan(
 ) -> None:
     """Say what a role change would do, and whether it can be done now. Looks at the live sites; changes nothing.
 
+    To see that the link between them works, the primary writes one record into its WAL.
+
     Where the active member does not run, that is a failover, and what would be lost; where a failover has left a member
     behind, how that one comes back.
     """
@@ -108,7 +111,7 @@ def switchover(
     chosen = pair_in(read_subject(site, cwd, stack), database)
     pair, role, found = _planned(chosen, to, "switchover")
     _show(found)
-    if not found.is_possible:
+    if not (found.is_possible or found.unfinished):  # What is unfinished may have been seen in the middle of an act.
         raise typer.Exit(1)
     if not found.is_needed:  # But a run before this one may have been cut off after the roles were moved.
         console().print(f"{found.target} is active already")
@@ -209,9 +212,10 @@ def _plan(
     if operation == "rejoin":
         checks = runner.rejoin_preflight(pair, active, seen)
     elif under_way:  # What was begun is finished; it was checked as it began.
-        epoch = under_way["epoch"]
+        checks, epoch = [runner.resumption(under_way, seen)], under_way["epoch"]
     elif operation == "failover":
-        checks, epoch = runner.failover_preflight(pair, role, seen, runner.ANY_LOSS), runner.epoch_after(known)
+        checks = runner.failover_preflight(pair, role, seen, runner.ANY_LOSS)
+        epoch = runner.next_failover_epoch(pair, role, seen)
     elif active != role:
         checks, epoch = runner.preflight(pair, role, seen), epoch + 1
     return role, Plan(
@@ -230,7 +234,8 @@ def _show(found: Plan) -> None:
     show_checks(found.checks)
     out = console()
     if found.unfinished:
-        text = f"going on with the {found.operation} to {found.target}, begun by {found.unfinished}"
+        what = f"the {found.operation} to {found.target}, begun by {found.unfinished}"
+        text = f"going on with {what}" if found.is_possible else f"{what}, has not ended"
         out.print(text, markup=False)
     elif not found.is_possible:
         out.print(f"refused; nothing was touched. {found.active} stays active")

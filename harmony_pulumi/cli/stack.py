@@ -5,7 +5,11 @@ Nothing is decrypted, so no passphrase is needed; and nothing is selected, so th
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from json import loads
 from pathlib import Path
@@ -15,6 +19,9 @@ from harmony_pulumi.cli.background import run_all
 from harmony_pulumi.cli.deployed import Resources
 
 _SECONDS = 60
+TELL_SECONDS = 300
+"""For each command by which a stack is told of a role change: its program is run, and one resource is looked at."""
+_END_SECONDS = 10
 
 
 class NothingToShowError(Exception):
@@ -75,17 +82,43 @@ def _export(cwd: Path, stack: str | None) -> Mapping[str, Any]:
     return loads(done.stdout).get("deployment") or {}
 
 
-def run_pulumi(arguments: list[str], cwd: Path) -> str:
-    """Run a command of Pulumi's on a stack; return why it failed, or nothing."""
-    from pulumi.automation import CommandError, PulumiCommand
+def run_pulumi(arguments: list[str], cwd: Path, *, seconds: float = TELL_SECONDS) -> str:
+    """Run a command of Pulumi's on a stack; return why it failed, or nothing.
 
+    At its deadline, and where it is interrupted, it is asked to end as by Ctrl-C, and later made to: it must not go on,
+    unseen, with the stack locked. What it runs, a program and its plugins, ends with it.
+    """
+    argv = ["pulumi", "--non-interactive", *arguments]
+    env = {**os.environ, "PULUMI_AUTOMATION_API": "true"}
+    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        PulumiCommand(skip_version_check=True).run(arguments, str(cwd), {})
+        process = subprocess.Popen(argv, cwd=cwd, env=env, text=True, start_new_session=True, **pipes)
     except FileNotFoundError:
         return "the `pulumi` command is not on PATH"
-    except CommandError as error:
-        return explained(str(error), cwd)
-    return ""
+    with process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            return (
+                f"`pulumi {arguments[0]}` did not end within {seconds:g} s, and was stopped; if it has left the stack "
+                f"locked, `pulumi cancel` in {cwd} unlocks it"
+            )
+        except BaseException:
+            _end(process)
+            raise
+    return explained(f"code: {process.returncode}\n stdout: {out}\n stderr: {err}", cwd) if process.returncode else ""
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process and all that it has started: politely first."""
+    try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGINT)
+            process.communicate(timeout=_END_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def explained(error: str, cwd: Path) -> str:

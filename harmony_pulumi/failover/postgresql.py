@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -181,7 +182,10 @@ def declared_active(pair: str, given: Active | None) -> tuple[Active, list[Probl
         pair: the name of the pair's resource, the key in the configuration.
         given: by the program.
     """
-    configured = (pulumi.Config("harmony").get_object("active") or {}).get(pair)
+    of_pairs, problems = _configured()
+    if problems:
+        return given or Active("primary", 0), problems
+    configured = of_pairs.get(pair)
     if configured is None:
         found, path = given or Active("primary", 0), "active"
     elif given is not None:
@@ -193,12 +197,28 @@ def declared_active(pair: str, given: Active | None) -> tuple[Active, list[Probl
             message = f'{configured!r} is not taken; expected {{"member": "replica", "epoch": 1}}'
             return Active("primary", 0), [Problem(path, message)]
         found = Active(**cast("Any", configured))
-    problems: list[Problem] = []
     if found.member not in ("primary", "replica"):
         problems.append(Problem(f"{path}.member", f"{found.member!r} is not a member; expected 'primary' or 'replica'"))
     if type(found.epoch) is not int or found.epoch < 0:  # A bool is an int, too, and a configuration holds anything.
         problems.append(Problem(f"{path}.epoch", f"{found.epoch!r} is not an epoch; expected a whole number from 0 on"))
     return found, problems
+
+
+def _configured() -> tuple[Mapping[str, Any], list[Problem]]:
+    """Return what the stack's configuration has, by pair; and what is wrong with it as a whole."""
+    text = pulumi.Config("harmony").get("active")
+    try:
+        found: object = json.loads(text) if text else {}
+    except ValueError:
+        found = text
+    if isinstance(found, Mapping):
+        return cast("Mapping[str, Any]", found), []
+    message = (
+        f"{found!r} is not taken; expected the members by the names of their pairs, for instance "
+        f'{{"orders-orders": {{"member": "replica", "epoch": 1}}}}: `pulumi config rm harmony:active`, then '
+        f"`pulumi config set --path 'harmony:active[\"orders-orders\"].member' replica`, and its epoch likewise"
+    )
+    return {}, [Problem("harmony:active", message)]
 
 
 def _only(members: Sequence[str], config: PostgreSQLConfig) -> PostgreSQLConfig:

@@ -210,6 +210,17 @@ class Connection(ABC):
             raise SiteError(msg)
         return done.status == 0
 
+    def working_below(self, folder: str) -> list[str]:
+        """Return the processes whose working directory is a folder or below it, as far as the login user sees them.
+
+        That of one whose folder was removed is still called after it: proc(5).
+        """
+        find = ["find", "/proc", "-maxdepth", "2", "-path", "/proc/[0-9]*/cwd"]
+        name = re.sub(r"[][*?\\]", r"\\\g<0>", folder)
+        names = ["(", "-lname", name, "-o", "-lname", f"{name} *", "-o", "-lname", f"{name}/*", ")"]
+        said = self.run([*find, *names, "-printf", "%h\n"]).stdout  # Processes end meanwhile: its status says nothing.
+        return sorted((line.rpartition("/")[2] for line in said.splitlines()), key=int)
+
 
 class LocalConnection(Connection):
     """This machine."""

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration.preflight import Check, certificates
 from harmony_pulumi.orchestration.roles import latest, levels
 from harmony_pulumi.orchestration.switchover import (
@@ -55,7 +55,8 @@ class Loss:
 
     def _words(self, source: str, target: str) -> str:
         if self.transactions is not None:
-            return f"{self.bytes} bytes of WAL, {self.transactions} transactions, that {target} has not received"
+            count = counted(self.transactions, "transaction")
+            return f"{self.bytes} bytes of WAL, {count}, that {target} has not received"
         missing = f"{self.bytes} bytes of WAL that {target} is known to lack"
         if not self.unknown:
             return f"{missing}; commits waited for {target}, so none that counts is lost"
@@ -121,8 +122,9 @@ def checks(
     else:
         yield Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
     if target["role"] != "standby":
-        state = f"{target['state']}: {target['detail']}" if target["state"] != "running" else f"a {target['role']}"
-        yield Check(new, "problem", f"{state}; a standby that runs is needed")
+        state = f"{target['state']}: {target['detail']}; a standby that runs is needed"
+        found_there = "a primary already; if somebody promoted it, `harmony accept` takes it as the active one"
+        yield Check(new, "problem", found_there if target["role"] else state)
         return
     yield Check(new, "ok", f"a running standby, with everything up to {target['received'] or target['lsn']}")
     yield fencing(source, terms, can_fence=can_fence)
@@ -224,9 +226,12 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         SiteError: there is nothing that could safely be done: what was seen, and what to do, is in the message.
     """
     if target.role == "primary":
-        if knows_less(operation, target) or operation["given_up"]:
-            raise SiteError(promoted_by_somebody(operation, target))
-        return Step.SETTLE if _is_fenced(operation, source) else Step.FENCE
+        if operation["given_up"]:
+            raise SiteError(promoted_by_somebody(operation, source, target))
+        if not _is_fenced(operation, source):
+            return Step.FENCE
+        # One that was promoted by hand is elected afterwards: what is lost by that is to be accepted all the same.
+        return Step.ELECT if knows_less(operation, target) else Step.SETTLE
     if operation["given_up"]:
         return taking_back(operation, source, target)
     if not _is_fenced(operation, source):
@@ -243,5 +248,6 @@ def _is_fenced(operation: Operation, source: Facts) -> bool:
         return source.left_as != "primary"  # One that is half-made cannot start at all.
     if source.state == "unreachable":
         # Whoever vouches for it may not know that its server only hangs, or recovers: one that can be stopped is.
-        return bool(operation["terms"] and operation["terms"]["fenced"]) and not source.host_answers
+        tried = operation["stage"] == "vouched" or not source.host_answers
+        return bool(operation["terms"] and operation["terms"]["fenced"]) and tried
     return source.state == "absent"

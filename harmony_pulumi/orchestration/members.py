@@ -125,6 +125,17 @@ def estimated_loss(pair: Pair, target: str, seen: Mapping[str, Observation]) -> 
     return failover.loss(seen[target], synchronous=covered, beyond=beyond, unread=unread)
 
 
+def alone_there(pair: Pair, source: str, target: str) -> Beyond:
+    """Return what a member that writes no more has, and one that leads has not. Changes nothing.
+
+    Raises:
+        SiteError: that cannot be told; the message says why.
+    """
+    mine, theirs = pair.members[source].movable.history(), pair.members[target].movable.history()
+    fork = fork_of(mine, theirs)
+    return pair.members[source].movable.beyond(fork) if fork else Beyond(bytes=0, transactions=[])
+
+
 def _shared(pair: Pair, source: str, target: str, seen: Mapping[str, Observation]) -> Fork:
     """Return up to where a running standby has what another member wrote. Its own history may be another one."""
     known = told(seen)

@@ -16,11 +16,12 @@ from typing import Any
 
 from harmony_pulumi.capabilities.endpoint import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError, counted
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import (
     Pair,
+    alone_there,
     each_endpoint,
     estimated_loss,
     left_behind,
@@ -33,7 +34,17 @@ from harmony_pulumi.orchestration.members import (
 from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.replication import Member, missing
 from harmony_pulumi.orchestration.roles import Desired, latest
-from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, after, may_give_up, unclear, untold
+from harmony_pulumi.orchestration.switchover import (
+    ANSWERING,
+    Facts,
+    Step,
+    after,
+    knows_less,
+    may_give_up,
+    promoted_by_somebody,
+    unclear,
+    untold,
+)
 from harmony_pulumi.orchestration.wait import wait_for
 
 _CATCH_UP = 30.0
@@ -47,6 +58,15 @@ _NEXT: Mapping[str, Callable[[Operation, Facts, Facts], Step]] = {
     "failover": failover.next_step,
     "rejoin": rejoin.next_step,
 }
+
+
+def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
+    """Return what is to be done next in an operation, whatever its kind.
+
+    Raises:
+        SiteError: there is nothing that could safely be done; the message says why, and what to do.
+    """
+    return _NEXT[operation["kind"]](operation, source, target)
 
 
 def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
@@ -119,10 +139,10 @@ class Run:
         """
         self.locked = seen
         self.facts = self._facts(seen)
-        if self.facts[1].role == "primary" and not self.operation["given_up"]:  # By a run that was cut off.
+        if self._promoted():  # By a run that was cut off.
             serve(self.pair, self.operation["target"], self.journal)
         while True:
-            step = _NEXT[self.operation["kind"]](self.operation, *self.facts)
+            step = next_step(self.operation, *self.facts)
             if step is Step.GIVE_UP:
                 self._give_up(step, unclear(*self.facts))
                 continue
@@ -155,6 +175,11 @@ class Run:
                 msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}"
                 raise SiteError(msg)
 
+    def _promoted(self) -> bool:
+        """Tell whether the target leads as it was told to."""
+        leads = self.facts[1].role == "primary" and not self.operation["given_up"]
+        return leads and not knows_less(self.operation, self.facts[1])
+
     def _look(self) -> dict[str, Observation]:
         seen = look(self.pair)
         refuse_newcomers(self.pair, self.locked, seen)
@@ -185,6 +210,7 @@ class Run:
             Step.WITHDRAW: self._withdraw,
             Step.REINSTATE: self.source.movable.reinstate,
             Step.CLOSE: self._close,
+            Step.ACCEPT: self._accept,
             Step.FENCE: self._fence,
             Step.ELECT: self._elect,
             Step.RETIRE: self._retire,
@@ -206,6 +232,24 @@ class Run:
     def _verify(self) -> None:
         self.target.movable.verify(self._token(), deadline=_CATCH_UP)
         self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
+
+    def _accept(self) -> None:
+        """Take the promotion by somebody else for that of the switchover, if nothing is lost by that."""
+        if not self.facts[0].streams:
+            what = f"The WAL of {self.source.name} from where {self.target.name} took over"
+            try:
+                found = alone_there(self.pair, self.operation["source"], self.operation["target"])
+            except UnreachableError:
+                raise
+            except SiteError as error:
+                msg = f"{promoted_by_somebody(self.operation, *self.facts)}. {what} cannot be read: {error}"
+                raise SiteError(msg) from error
+            if found["bytes"]:
+                size = f"{found['bytes']} bytes, {counted(len(found['transactions']), 'transaction')}"
+                msg = f"{promoted_by_somebody(self.operation, *self.facts)}. {what} has {size}"
+                raise SiteError(msg)
+        self._assign(self.operation["epoch"], self.operation["target"], first=self.operation["source"])
+        serve(self.pair, self.operation["target"], self.journal)
 
     def _follow(self) -> None:
         if self.facts[0].epoch != self.operation["epoch"]:
@@ -254,6 +298,18 @@ class Run:
             assert terms is not None, "a failover has its terms"
             self.operation = {**self.operation, "terms": {**terms, "fenced": how}}
             self._save(self.operation, only=[self.operation["target"]])
+        except SiteError as error:
+            # Its host answers, and what it has cannot be read: then somebody's word is all there is.
+            terms = self.operation["terms"]
+            if not (terms and terms["fenced"]):
+                msg = (
+                    f"{error}. Mend that; or make certain that {self.source.name} accepts no writes, then add "
+                    f"--fenced-by-me {self.source.name}"
+                )
+                raise SiteError(msg) from error
+            self.journal.note(str(error), step=Step.FENCE, state="warning")
+            how = terms["fenced"]
+            self.operation = {**self.operation, "stage": "vouched"}
         self.journal.note(f"{self.source.name} accepts no writes: {how}", step=Step.FENCE)
 
     def _fence_from_here(self, error: UnreachableError) -> str:
@@ -311,15 +367,16 @@ class Run:
     def _archive(self) -> None:
         """Put aside what the source alone has; where that cannot be read, its whole data directory is kept."""
         source, target = self.source.movable, self.target.movable
+        theirs = target.history()  # It leads: if that cannot be told now, it can be later.
         try:
-            mine, theirs = source.history(), target.history()
+            mine = source.history()
             fork = rejoin.fork_of(mine, theirs)
             if rejoin.begun_apart(mine, theirs, away := self._away()):
                 why = f"it cannot be rewound: its timeline {mine[-1]['timeline']} is not that of {self.target.name}"
                 self.operation = {**self.operation, "clone": why}
                 fork = fork or (away and Fork(timeline=away["timeline"], lsn=away["fork"]))
             place = source.archive(fork) if fork else ""
-        except UnreachableError:
+        except (UnreachableError, PassingError):
             raise
         except SiteError as error:
             self.operation = {**self.operation, "clone": f"what it alone has cannot be listed ({error})"}
@@ -336,9 +393,14 @@ class Run:
     def _rewind(self) -> None:
         self.target.movable.prepare(self.source.slot)
         self.target.movable.ease()  # A rewind looks for the timeline in the last checkpoint.
+        offer = self.target.movable.offer()
         self._reached("rewinding")
         try:
-            why = self.source.movable.rewind(self.target.movable.offer())
+            why = self.source.movable.rewind(offer)
+        except PassingError as error:
+            self._reached("archived")  # Nothing was changed, so that it can be rewound yet.
+            self._blame_certificates(error)
+            raise
         except UnreachableError as error:
             self._blame_certificates(error)
             raise
@@ -350,6 +412,7 @@ class Run:
             self._reached("copied")
 
     def _follow_again(self) -> None:
+        self.target.movable.prepare(self.source.slot)  # Somebody may have dropped it: nothing else has it made anew.
         self.source.movable.follow(self.target.movable.offer())
         try:
             wait_for(
@@ -357,13 +420,14 @@ class Run:
                 self.target.site.observe,
                 lambda seen: not missing(seen, [self.source.name]),
                 deadline=self.pair.deadline,
-                advice=f"Look at the end of the log of {self.source.name}.",
+                advice=f"The end of the log of {self.source.name} says why: mend that, then run this again",
             )
         except SiteError as error:
             self._blame_certificates(error)
-            if self.operation["clone"]:
+            # Only what cannot pass is a reason to copy it: a refused connection is none.
+            if self.operation["clone"] or not (why := self.source.movable.cannot_follow()):
                 raise
-            self._copy_anew(f"rewound, it does not stream: {error}")
+            self._copy_anew(f"rewound, it cannot stream: {why}")
 
     def _blame_certificates(self, error: SiteError) -> None:
         """Say what cures it where the leader's certificates are why it cannot be reached: a copy could not, either."""
@@ -505,5 +569,7 @@ class Run:
             + (f"; {source} is to rejoin" if self.operation["kind"] == "failover" else ""),
             Step.WITHDRAW: f"{source} is to be active after all, at epoch {self.operation['epoch'] + 1}",
             Step.REINSTATE: f"{source} becomes the primary again",
+            Step.ACCEPT: f"{target} was promoted by somebody: it must have everything that {source} wrote; then it is "
+            "active",
             Step.CLOSE: f"the {self.operation['kind']} to {target} is over: given up",
         }[step]

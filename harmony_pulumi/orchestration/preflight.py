@@ -20,6 +20,9 @@ _MOST_CLOCK_SKEW = 60
 _NEEDED = ("server", "replication")
 """The certificates without which clients, or the member that follows, could not connect to the new primary."""
 
+_ECHO = 5.0
+"""Seconds for a record to be sent, written and replayed; no client waits for that, as nothing is stopped yet."""
+
 Verdict = Literal["ok", "warning", "problem"]
 
 
@@ -34,8 +37,26 @@ class Check:
     """What was found; of a problem also what to do."""
 
 
+def echo_deadline(source: Observation, target: Observation, surveys: tuple[Survey, Survey] | None) -> float:
+    """Return within how many seconds a standby is to replay what its primary writes now; 0 if that is not to be tried.
+
+    Where something else is known to stand in the way, that is said, and not waited for.
+    """
+    replica = next((r for r in source["replicas"] if r["name"] == target["name"] and r["state"] == "streaming"), None)
+    if surveys is None or source["role"] != "primary" or replica is None or replica["lag_bytes"] > _MOST_LAG_BYTES:
+        return 0
+    if surveys[1]["replay_paused"] or surveys[1]["apply_delay_ms"]:
+        return 0
+    return _ECHO + 2 * min(replica["lag_seconds"], _ECHO)
+
+
 def checks(
-    source: Observation, target: Observation, surveys: tuple[Survey, Survey] | None, *, now: datetime
+    source: Observation,
+    target: Observation,
+    surveys: tuple[Survey, Survey] | None,
+    *,
+    now: datetime,
+    no_echo: str | None = None,
 ) -> list[Check]:
     """Return everything that was looked at.
 
@@ -44,8 +65,11 @@ def checks(
         target: of the member that is to take over.
         surveys: of both, in this order; None where one does not run, which is a problem of its own.
         now: aware, for certificates of one that does not say what its clock says.
+        no_echo: why what the primary wrote did not come to the standby, empty if it did; None if that was not tried.
     """
     found = [*_states(source, target), *_history(source, target), *_streaming(source, target)]
+    if no_echo is not None:
+        found.append(_link(no_echo, source["name"], target["name"]))
     found += [*_restart(source), *certificates(target, now), *_clocks(source, target)]
     if surveys is not None:
         found += [
@@ -93,18 +117,30 @@ def _endpoint(seen: EndpointObservation, source: Observation) -> tuple[Verdict, 
     return "ok", f"leads to {leader}; {seen['clients']} clients"
 
 
+def _link(why_not: str, old: str, new: str) -> Check:
+    if not why_not:
+        return Check("link", "ok", f"{new} has replayed a record that {old} wrote for this, and said that it has it")
+    return Check("link", "problem", f"{why_not}, though {new} is taken to be connected")
+
+
 def problems(found: list[Check]) -> list[str]:
     """Return the problems in words."""
     return [f"{check.name}: {check.found}" for check in found if check.verdict == "problem"]
 
 
 def _states(source: Observation, target: Observation) -> Iterator[Check]:
-    for seen, wanted in ((source, "primary"), (target, "standby")):
+    dead = f"if it is dead, `harmony failover --to {target['name']} --max-data-loss BYTES`"
+    back = (
+        "somebody promoted it: docs/how-to/split-brain.md"
+        if target["role"] == "primary"
+        else "start it, or run `harmony rejoin`"
+    )
+    for seen, wanted, way in ((source, "primary", dead), (target, "standby", back)):
         state = f"a running {seen['role']}" if seen["state"] == "running" else f"{seen['state']}: {seen['detail']}"
         if seen["role"] == wanted:
             yield Check(seen["name"], "ok", state)
         else:
-            advice = f"a {wanted} that runs is needed; see `harmony status`"
+            advice = f"a {wanted} that runs is needed; {way}"
             yield Check(seen["name"], "problem", f"{state}; {advice}")
 
 
@@ -115,7 +151,7 @@ def _history(source: Observation, target: Observation) -> Iterator[Check]:
     elif "running" == source["state"] == target["state"]:
         same = source["timeline"] == target["timeline"]
         found = f"both are on {source['timeline']}" if same else f"{source['timeline']} and {target['timeline']} differ"
-        advice = "" if same else f"; let {target['name']} catch up, or clone it anew"
+        advice = "" if same else f"; let {target['name']} catch up, or run `harmony rejoin`"
         yield Check("timeline", "ok" if same else "problem", found + advice)
 
 
@@ -138,7 +174,7 @@ def _streaming(source: Observation, target: Observation) -> Iterator[Check]:
 def _slots(source: Observation) -> Iterator[Check]:
     for slot in source["slots"]:
         if slot["wal_status"] in {"lost", "unreserved"}:
-            found = f"{slot['name']} is {slot['wal_status']}; its replica must be cloned anew"
+            found = f"{slot['name']} is {slot['wal_status']}; `harmony rejoin` copies its replica anew"
             yield Check("slot", "problem", found)
 
 

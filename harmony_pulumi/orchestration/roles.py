@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from harmony_pulumi.capabilities.site import Operation, Roles
+from harmony_pulumi.capabilities.site import Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError
 
 
@@ -37,6 +37,21 @@ def input_problem(before: Desired, after: Desired, names: Mapping[str, str]) -> 
     if after.epoch == before.epoch:
         return f"{change}, and epoch stays {before.epoch}; write epoch={before.epoch + 1} to move the roles"
     return None
+
+
+def leap_in_words(before: Desired, after: Desired) -> list[str]:
+    """Return what to say of an epoch that is raised by more than one, told without asking the sites.
+
+    That is how a stack catches up that was not told of role changes by command; otherwise `up` refuses it.
+    """
+    if after.epoch <= before.epoch + 1:
+        return []
+    words = (
+        f"epoch {before.epoch} becomes {after.epoch}: `up` refuses that, unless the sites have come to epoch "
+        f"{after.epoch - 1} or {after.epoch} by commands that this stack was not told of; else the next one is "
+        f"{before.epoch + 1}"
+    )
+    return [words]
 
 
 def latest(told: Mapping[str, Roles | None]) -> Roles | None:
@@ -77,7 +92,17 @@ def _progress(roles: Roles) -> int:
 
 def command(under_way: Operation, names: Mapping[str, str]) -> str:
     """Return how to have `harmony` finish what is under way."""
-    return "rejoin" if under_way["kind"] == "rejoin" else f"{under_way['kind']} --to {names[under_way['target']]}"
+    if under_way["kind"] == "rejoin":
+        return "rejoin"
+    to = f"{under_way['kind']} --to {names[under_way['target']]}"
+    return f"{to}{_terms(terms, names[under_way['source']])}" if (terms := under_way["terms"]) else to
+
+
+def _terms(terms: Terms, source: str) -> str:
+    """Return what was accepted, as it was written."""
+    unknown = " --accept-unknown-loss" if terms["accept_unknown_loss"] else ""
+    fenced = f" --fenced-by-me {source}" if terms["fenced"].startswith("--fenced-by-me") else ""
+    return f" --max-data-loss {terms['max_data_loss']}{unknown}{fenced}"
 
 
 def moves(desired: Desired, told: Roles | None, names: Mapping[str, str]) -> bool:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Survey, Terms
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Terms
+from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import (
     Pair,
+    alone_there,
     estimated_loss,
     follows,
     left_behind,
@@ -30,13 +31,13 @@ from harmony_pulumi.orchestration.members import (
     serve,
     told,
 )
-from harmony_pulumi.orchestration.operation import Run
+from harmony_pulumi.orchestration.operation import Run, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
-from harmony_pulumi.orchestration.preflight import Check, checks, endpoint_checks, problems
-from harmony_pulumi.orchestration.rejoin import fork_of
+from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
 from harmony_pulumi.orchestration.replication import Group, Member, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, last_epoch, levels, moves
-from harmony_pulumi.orchestration.switchover import ANSWERING, host_answers
+from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, host_answers, knows_less
+from harmony_pulumi.orchestration.wait import wait_for
 
 _COPIED_PER_SECOND = 100 * 10**6
 """Bytes; what one disk and a gigabit of network do. Only to say how long a copy takes."""
@@ -56,15 +57,38 @@ def active_now(pair: Pair) -> str | None:
 
 
 def preflight(pair: Pair, target: str, seen: Mapping[str, Observation]) -> list[Check]:
-    """Look at everything that a switchover to a member depends on. Changes nothing."""
+    """Look at everything that a switchover to a member depends on. Changes nothing but for one record in the WAL."""
     if why := _why_it_stays(pair, told(seen)):
         return [Check(pair.name, "problem", why)]
     roles = (other_than(pair, target), target)
     surveys: tuple[Survey, Survey] | None = None
     if all(seen[role]["state"] == "running" for role in roles):
         surveys = (pair.members[roles[0]].movable.survey(), pair.members[roles[1]].movable.survey())
-    found = checks(seen[roles[0]], seen[roles[1]], surveys, now=datetime.now(UTC))
-    return [*found, *endpoint_checks(look_at_endpoints(pair), seen[roles[0]])]
+    both = (seen[roles[0]], seen[roles[1]])
+    deadline = echo_deadline(*both, surveys)
+    no_echo = _why_no_echo(pair.members[roles[0]], pair.members[target], deadline) if deadline else None
+    found = checks(*both, surveys, now=datetime.now(UTC), no_echo=no_echo)
+    return [*found, *endpoint_checks(look_at_endpoints(pair), both[0])]
+
+
+def _why_no_echo(source: Member, target: Member, deadline: float) -> str:
+    """Have the primary write something; return why the standby does not replay it, or nothing.
+
+    A link that was cut a moment ago leaves both as if they were connected, until a timeout of theirs has passed. The
+    clean stop would wait for that, and so would clients.
+    """
+    try:
+        written = failover.lsn_bytes(source.movable.echo(target.name, deadline=deadline))
+        wait_for(
+            f"the replay on {target.name} of a record that {source.name} wrote for this",
+            lambda: target.site.observe()["lsn"],
+            lambda lsn: bool(lsn) and failover.lsn_bytes(lsn) >= written,
+            deadline=deadline,
+            advice=f"See what a query, or a lock, on {target.name} makes it wait for: its log says so",
+        )
+    except SiteError as error:
+        return str(error)
+    return ""
 
 
 def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observation:
@@ -103,7 +127,8 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
                 _forget_leader(pair, desired.active, seen)
                 _keep_following(pair, desired, seen)
     if known and (away := known["away"]):
-        text = f"{pair.names[away['member']]} was left behind by the failover of {away['since']}: `harmony rejoin`"
+        left = pair.names[away["member"]]
+        text = f"{left} was left behind by the failover of {away['since']}: `harmony rejoin` brings it back"
         journal.note(text, step="away", state="warning")
         if pair.endpoints:
             with _alone_with(pair, desired.active, by):
@@ -213,6 +238,19 @@ def move(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> None:
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
 
 
+def resumption(under_way: Operation, seen: Mapping[str, Observation]) -> Check:
+    """Tell whether what was begun can be gone on with. Changes nothing."""
+    source, target = (Facts.of(seen[under_way[role]]) for role in ("source", "target"))
+    try:
+        step = next_step(under_way, source, target)
+    except SiteError as error:
+        return Check("unfinished", "problem", str(error))
+    if step is Step.ACCEPT:
+        text = f"somebody promoted {target.name}; it is active if it has everything that {source.name} wrote"
+        return Check("unfinished", "warning", text)
+    return Check("unfinished", "ok", f"the step that is next is {step}")
+
+
 def _refuse_to_forget(pair: Pair, known: Roles | None) -> None:
     """Refuse a planned role change as long as a failover's is not made good."""
     if known and (away := known["away"]):
@@ -284,12 +322,11 @@ def rejoin_preflight(pair: Pair, active: str, seen: Mapping[str, Observation]) -
 
 def _alone_there(pair: Pair, source: Member, active: str) -> Check:
     try:
-        fork = fork_of(source.movable.history(), pair.members[active].movable.history())
-        beyond = source.movable.beyond(fork) if fork else Beyond(bytes=0, transactions=[])
+        beyond = alone_there(pair, source.role, active)
     except SiteError as error:
         return Check("diverged", "warning", f"what {source.name} alone has cannot be read: {error}")
     count = len(beyond["transactions"])
-    words = f"{source.name} alone has {beyond['bytes']} bytes of WAL with {count} committed transactions"
+    words = f"{source.name} alone has {beyond['bytes']} bytes of WAL with {counted(count, 'committed transaction')}"
     return Check("diverged", "warning" if count else "ok", words)
 
 
@@ -314,6 +351,12 @@ def failover_epoch(known: Roles | None, target: str, *, answers: bool) -> int:
     """
     blind = not answers and (known is None or known["active"] == target)
     return epoch_after(known) + (_LEAP if blind else 0)
+
+
+def next_failover_epoch(pair: Pair, target: str, seen: Mapping[str, Observation]) -> int:
+    """Return the epoch that a failover to a member would establish, if it were begun now."""
+    answers = seen[other_than(pair, target)]["state"] in ANSWERING
+    return failover_epoch(told(seen), target, answers=answers)
 
 
 def fail_over(
@@ -349,7 +392,7 @@ def fail_over(
         else:
             under_way = _begin(
                 "failover",
-                failover_epoch(known, target, answers=seen[source]["state"] in ANSWERING),
+                next_failover_epoch(pair, target, seen),
                 source=source,
                 target=target,
                 by=by,
@@ -411,14 +454,14 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         _refuse_where_it_follows(pair, known)
         primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
         unknown = [seen[role]["name"] for role in pair.members if seen[role]["state"] == "unreachable"]
-        if len(primaries) != 1 or unknown or (known and known["operation"]):
-            under_way = known and known["operation"]
+        under_way = known["operation"] if known else None
+        if len(primaries) != 1 or unknown or (under_way and not _overtaken(under_way, seen)):
             found = (
-                f"a {under_way['kind']} is under way; finish it"
-                if under_way
-                else f"{' and '.join(unknown)} cannot be asked"
+                f"{' and '.join(unknown)} cannot be asked"
                 if unknown
-                else f"{' and '.join(pair.names[role] for role in primaries) or 'no member'} accepts writes"
+                else _who_accepts(pair, primaries)
+                if len(primaries) != 1 or under_way is None
+                else f"a {under_way['kind']} is under way; `harmony {command(under_way, pair.names)}` finishes it"
             )
             msg = f"{pair.name}: expected exactly one primary, and every member to answer; {found}. Nothing was changed"
             raise SiteError(msg)
@@ -426,7 +469,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         if around := problems(_around(pair, active, known, ())):
             msg = f"{pair.name}: {'; '.join(around)}. Nothing was changed"
             raise SiteError(msg)
-        if known and known["active"] == active and not _contradict(pair, seen):
+        if known and not under_way and known["active"] == active and not _contradict(pair, seen):
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
         desired = Desired(active, epoch_after(known))
@@ -434,6 +477,10 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         if seen[other]["left_as"] == "primary":
             pair.members[other].movable.fence()
         if missing(seen[active], [pair.names[other]]):
+            if seen[active]["waits_for"]:  # The other one, which does not follow.
+                pair.members[active].site.require_synchronous([])
+                text = f"commits wait for nobody until {pair.names[other]} has rejoined"
+                journal.note(text, step="accept", state="warning")
             pair.members[active].movable.prepare(pair.members[other].slot)  # So that it can be rewound, and follow.
             left = left_behind(pair.members[active], other, f"found {seen[other]['state']}, as a primary was accepted")
         with journal.step("accept", f"{pair.names[active]} is active, as was found, at epoch {desired.epoch}"):
@@ -447,6 +494,19 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
             )
         serve(pair, active, journal)
         return desired
+
+
+def _overtaken(under_way: Operation, seen: Mapping[str, Observation]) -> bool:
+    """Tell whether somebody else promoted the target of an operation, which so cannot simply be gone on with."""
+    target = Facts.of(seen[under_way["target"]])
+    by_hand = knows_less(under_way, target) or bool(under_way["given_up"])
+    return under_way["kind"] != "rejoin" and target.role == "primary" and by_hand
+
+
+def _who_accepts(pair: Pair, primaries: Sequence[str]) -> str:
+    """Return in words which members accept writes."""
+    names = [pair.names[role] for role in primaries]
+    return f"{' and '.join(names) or 'no member'} {'accept' if len(names) > 1 else 'accepts'} writes"
 
 
 def _settled_active(known: Roles | None) -> str | None:
@@ -493,9 +553,16 @@ def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation],
         msg = f"{pair.name}: {names} accepts writes, and the pair follows another cluster: promoted by hand? {advice}"
         raise SiteError(msg)
     if primaries and primaries != [desired.active]:
+        wanted = pair.names[desired.active]
+        ways = (
+            f"If {pair.names[primaries[0]]} is to stay, run `harmony accept`; if {wanted} is, stop the other, start "
+            f"{wanted}, then run `harmony accept`"
+            if len(primaries) == 1
+            else "Stop the one that is not to stay, keep its data, then run `harmony accept`, and `harmony rejoin`"
+        )
         msg = (
-            f"{pair.name}: {names} accepts writes, and {pair.names[desired.active]} is to be active alone. Somebody "
-            f"promoted a member by hand. {advice}"
+            f"{pair.name}: {_who_accepts(pair, primaries)}, and {wanted} is to be active alone. Somebody promoted a "
+            f"member by hand. {ways}"
         )
         raise SiteError(msg)
 

@@ -35,6 +35,8 @@ class Step(StrEnum):
     """Given up: the source is the primary again."""
     CLOSE = "close"
     """Given up: the operation is over."""
+    ACCEPT = "accept"
+    """The target was promoted by hand, and has all that the source wrote: both are told that it is active."""
     FENCE = "fence"
     """Failover: the source accepts no writes, and will not by a start alone."""
     ELECT = "elect"
@@ -108,11 +110,15 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         if "standby" in {source.role, source.left_as}:
             return Step.PROMOTE
         raise SiteError(unclear(source, target))  # It may have taken writes since its last record was looked for.
+    if target.left_as == "primary":
+        if source.role == "primary" and knows_less(operation, target):
+            return Step.GIVE_UP
+        raise SiteError(promoted_and_stopped(operation, source, target))
     if source.role == "primary":
         return Step.DEMOTE if operation["prepared"] else Step.PREPARE
     if source.ended_cleanly:
         return Step.VERIFY if operation["token"] and source.left_as == "standby" else Step.DEMOTE
-    if source.state in ANSWERING and untold(operation, source, target) and target.left_as != "primary":
+    if source.state in ANSWERING and untold(operation, source, target):
         return Step.GIVE_UP
     raise SiteError(unclear(source, target))
 
@@ -123,27 +129,35 @@ def taking_back(operation: Operation, source: Facts, target: Facts) -> Step:
     Raises:
         SiteError: somebody else promoted the target.
     """
-    if target.left_as == "primary":
-        msg = (
-            f"{target.name} is stopped and was a primary, not by this {operation['kind']}: somebody promoted it. "
-            f"Decide which member is to stay, and keep the data of the other"
-        )
-        raise SiteError(msg)
+    if target.left_as == "primary" and source.role != "primary":
+        raise SiteError(promoted_and_stopped(operation, source, target))
     if operation["epoch"] in {source.epoch, target.epoch}:
         return Step.WITHDRAW
     return Step.CLOSE if source.role == "primary" else Step.REINSTATE
 
 
-def promoted_by_somebody(operation: Operation, target: Facts) -> str:
+def promoted_by_somebody(operation: Operation, source: Facts, target: Facts) -> str:
     """Return what to say where the target is a primary that nobody told to be one."""
     return (
-        f"{target.name} is a primary, and not by this {operation['kind']}: somebody promoted it. Look at `harmony "
-        f"status` and decide which member is to stay"
+        f"{target.name} is a primary, and not by this {operation['kind']}: somebody promoted it, and {source.name} is "
+        f"{_words(source)}. If {target.name} is to stay, run `harmony accept`; then `harmony rejoin` has {source.name} "
+        f"follow it, and keeps what that alone has"
+    )
+
+
+def promoted_and_stopped(operation: Operation, source: Facts, target: Facts) -> str:
+    """Return what to say where the target was promoted by hand, and runs no more."""
+    return (
+        f"{target.name} is stopped and was a primary, not by this {operation['kind']}: somebody promoted it; "
+        f"{source.name} is {_words(source)}. If {target.name} is to stay, start it, then run this again; if it cannot "
+        f"be started, `harmony failover --to {source.name}` says what is lost by going on without it"
     )
 
 
 def unclear(source: Facts, target: Facts) -> str:
-    """Return why a switchover cannot go on where the member that steps down is not as it was left."""
+    """Return why a switchover cannot go on where the members are not as they were left."""
+    if target.left_as == "primary" and source.role == "primary":
+        return f"{target.name} is stopped and was a primary: somebody promoted it"
     return (
         f"{source.name} was to step down and is {_words(source)}: it cannot be told whether {target.name} has all that "
         f"it acknowledged"
@@ -157,8 +171,13 @@ def _after_promotion(operation: Operation, source: Facts, target: Facts) -> Step
             f"keep stays. What to do then: docs/how-to/split-brain.md"
         )
         raise SiteError(msg)
-    if knows_less(operation, target) or operation["given_up"]:
-        raise SiteError(promoted_by_somebody(operation, target))
+    if operation["given_up"]:
+        raise SiteError(promoted_by_somebody(operation, source, target))
+    if knows_less(operation, target):
+        # Whether it has all that the source wrote is told from their WAL, where the source writes no more.
+        if source.role == "standby" or source.ended_cleanly:
+            return Step.ACCEPT
+        raise SiteError(promoted_by_somebody(operation, source, target))
     if source.state in {"unreachable", "absent"}:
         msg = (
             f"{target.name} is active, and {source.name} cannot follow it: it is {source.state}. Run this again once "
@@ -178,7 +197,7 @@ def after(step: Step, operation: Operation, source: Facts, target: Facts) -> tup
     match step:
         case Step.DEMOTE:
             return replace(source, state="stopped", role="", left_as="standby", ended_cleanly=True), target
-        case Step.VERIFY:
+        case Step.VERIFY | Step.ACCEPT:
             return replace(source, epoch=told), replace(target, epoch=told)
         case Step.PROMOTE:
             return source, replace(target, role="primary")

@@ -17,7 +17,7 @@ from harmony_pulumi.errors import UnreachableError
 from harmony_pulumi.orchestration import pair
 from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.replication import leaders, members_of
-from harmony_pulumi.orchestration.roles import Desired, input_problem
+from harmony_pulumi.orchestration.roles import Desired, input_problem, leap_in_words
 from harmony_pulumi.orchestration.rotation import rotate, rotation_in_words
 from harmony_pulumi.orchestration.runner import reach, steps_in_words
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
@@ -50,7 +50,7 @@ class PostgreSQLPairProvider(Provider):
         steps = steps_in_words(_names(new), desired.active) if before.active != desired.active else []
         changed = _changed_certificates(old, new)
         words = rotation_in_words(_names(new), authority="authority" in changed) if changed else []
-        plan = [*steps, *words] or old.get("plan")
+        plan = [*leap_in_words(before, desired), *steps, *words] or old.get("plan")
         problem = input_problem(before, desired, _names(new))
         failures = [CheckFailure("epoch", problem)] if problem else []
         return CheckResult({**new, **({"plan": plan} if plan else {})}, failures)
@@ -89,7 +89,14 @@ class PostgreSQLPairProvider(Provider):
             show(f"warning: {state['name']}: {error}")
             return ReadResult(id_, state)
         if len(active) != 1:
-            show(f"warning: {state['name']}: {' and '.join(active) or 'no member'} is active; expected exactly one")
+            names = " and ".join(_names(state)[role] for role in active) or "no member"
+            verb = "are" if len(active) > 1 else "is"
+            ways = "stop one now: docs/how-to/split-brain.md" if active else "`harmony plan` says what can be done"
+            show(f"warning: {state['name']}: {names} {verb} active; expected exactly one; {ways}")
+        elif active[0] != state["active"]:
+            name = _names(state)[active[0]]
+            ways = "if a command moved the roles, write what it said into the configuration; else see `harmony accept`"
+            show(f"warning: {state['name']}: {name} is active, and another member is declared to be; {ways}")
         serving = active[0] if len(active) == 1 else state["serving"]
         return ReadResult(id_, {**state, "observed_active": " and ".join(active) or "none", "serving": serving})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.e2e.conftest import (
     as_os_user,
     eventually,
     found_postgresql,
+    needs_root,
     postmaster,
     processes_about,
     stop_postmaster,
@@ -104,14 +106,58 @@ def test_destroyed_while_failed_over_everything_is_deleted_where_the_configurati
     assert (old.exists(), new.exists()) == (False, False)
 
 
-def test_what_cannot_be_known_to_be_ours_is_not_deleted(stack: Stack) -> None:
-    old, _, _ = failed_over(stack, 'on_destroy="delete"', torn_marker)
-    shown = stack.destroy(expect=1)
+@pytest.mark.parametrize("config", ['on_destroy="delete"', ""])
+def test_what_cannot_be_known_to_be_ours_is_not_deleted_and_hinders_nothing(stack: Stack, config: str) -> None:
+    old, new, _ = failed_over(stack, config, torn_marker)
+    shown = stack.destroy()
+    assert f"whose {old} is cannot be told, so it is left as it is, its data too" in shown
     assert "is not a marker of this version of harmony" in shown
     assert (old / "data/PG_VERSION").exists()
+    assert (new / "data/PG_VERSION").exists() == (config == "")
+    insist_on_nothing_left(stack)
     shutil.rmtree(old)
+
+
+def test_a_server_that_runs_in_a_folder_that_cannot_be_read_is_not_left_behind(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    root, _ = home(stack, "replica")
+    whole = (root / "harmony.json").read_text()
+    torn_marker(root)
+    pid = postmaster(root / "data")
+    shown = stack.destroy(expect=1)
+    assert "A server may run there (process" in shown
+    assert str(pid) in shown
+    assert postmaster(root / "data") == pid
+    stop_postmaster(root / "data", signal.SIGINT)
     stack.destroy()
     insist_on_nothing_left(stack)
+    (root / "harmony.json").write_text(whole)
+
+
+@pytest.mark.parametrize("part", ["", "data"])
+def test_a_folder_that_cannot_be_read_does_not_block_a_failover_that_is_vouched_for_nor_destroy(
+    stack: Stack, part: str
+) -> None:
+    needs_root("the servers' OS user is another one")
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    (old, _), (new, port) = home(stack, "primary"), home(stack, "replica")
+    kill(stack, "montreal")
+    closed = old / part if part else old
+    os.chown(closed, 0, 0)
+    harmony(stack, *ANY_LOSS, expect=1)
+    assert roles_seen(stack) == {"replica": "standby"}
+    shown = harmony(stack, *ANY_LOSS, "--fenced-by-me", "montreal")
+    assert "toronto becomes the primary" in shown
+    put_row(stack, 2)
+    shown = stack.destroy()
+    assert f"its data is kept in {new}/data" in shown
+    insist_on_nothing_left(stack)
+    assert (old / "data/PG_VERSION").exists()
+    assert read_by_hand(new, port) == [1, 2]
 
 
 @pytest.mark.parametrize("told", [True, False])

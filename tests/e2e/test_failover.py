@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Stack, eventually, stop_postmaster
+from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from tests.e2e.conftest import Stack, eventually, stop_postmaster, with_mounts
 from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover import ask, data, home, roles_seen, server_program, streams
@@ -205,3 +207,72 @@ def test_a_member_that_is_gone_is_made_as_a_copy_of_the_active_one_whatever_it_w
     stack.up("--expect-no-changes")
     harmony(stack, "revert", "--yes", expect=None)
     assert roles_seen(stack) == {"primary": "primary", "replica": "standby"}
+
+
+def let_in(stack: Stack, role: str, database: str, *, allowed: bool) -> None:
+    """Have a member's server let standbys in, as it does, or not: its rules are read anew."""
+    root = home(stack, role)[0]
+    rules, rule = root / "config/pg_hba.conf", f"hostssl {database} {REPLICATION_ROLE} all cert"
+    text = rules.read_text()
+    assert rule in text
+    rules.write_text(text.replace(f"# {rule}", rule) if allowed else text.replace(rule, f"# {rule}"))
+    ask(stack, role, "SELECT pg_reload_conf()")
+    reads = (
+        f"SELECT count(*) FROM pg_hba_file_rules WHERE '{REPLICATION_ROLE}' = ANY(user_name) AND auth_method = 'cert'"
+    )
+    eventually(lambda: ask(stack, role, reads) == str(2 if allowed else 1), "the rules to be read")
+
+
+def back_by_a_rewind(stack: Stack) -> None:
+    """Have the old primary rejoin, and assert that it was rewound: nothing was copied."""
+    harmony(stack, "rejoin", "--yes")
+    assert roles_seen(stack) == {"primary": "standby", "replica": "primary"}
+    root = home(stack, "primary")[0]
+    assert not list((root / "kept").glob("data-*")), "it was copied anew"
+    eventually(lambda: rows(stack, "primary") == rows(stack, "replica"), "the rows of the new primary")
+
+
+def test_what_may_pass_is_no_reason_to_copy_a_member_anew(stack: Stack) -> None:
+    stack.pair("deadlines=Deadlines(stream=10)")
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    isolate(stack)
+    put_row(stack, 2)
+    kill(stack, "montreal")
+    harmony(stack, *FAILOVER[:-1], "1000000")
+    put_row(stack, 3)
+
+    let_in(stack, "replica", "postgres", allowed=False)
+    for _ in range(2):
+        shown = harmony(stack, "rejoin", "--yes", expect=1)
+        assert "cannot be rewound now: " in " ".join(shown.split())
+        assert "pg_hba.conf rejects connection" in " ".join(shown.split())
+        assert "copied anew:" not in shown
+    let_in(stack, "replica", "postgres", allowed=True)
+    let_in(stack, "replica", "replication", allowed=False)
+    for _ in range(2):
+        shown = harmony(stack, "rejoin", "--yes", expect=1)
+        assert "montreal streaming from toronto: not within 10 s" in " ".join(shown.split())
+        assert "copied anew:" not in shown
+    let_in(stack, "replica", "replication", allowed=True)
+    back_by_a_rewind(stack)
+
+
+def test_a_disk_without_room_is_no_reason_to_copy_a_member_anew(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    isolate(stack)
+    put_row(stack, 2)
+    kill(stack, "montreal")
+    harmony(stack, *FAILOVER[:-1], "1000000")
+    kept = home(stack, "primary")[0] / "kept"
+    full = with_mounts(f"mount -t tmpfs -o size=1m,mode=777 none {kept}")
+    command = [*full, "harmony", "rejoin", "--yes"]
+    done = subprocess.run(command, cwd=stack.folder, env=stack.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "MB are needed to put aside what this server alone has" in " ".join((done.stdout + done.stderr).split())
+    assert "copied anew:" not in done.stdout
+    back_by_a_rewind(stack)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from harmony_pulumi.capabilities.site import Terms
-from tests.e2e.conftest import PAIR, Stack, eventually, needs_root, stacks
+from tests.e2e.conftest import PAIR, Stack, eventually, needs_root, stacks, superuser
 from tests.e2e.driver import REFUSED, running_with
 from tests.e2e.history import Clients
 from tests.e2e.network import ROOT, Network, missing_programs, network, within
@@ -51,6 +51,9 @@ class ApartPair(Pair):
     def start(self, role: str, env: Mapping[str, str] | None = None) -> None:
         with within(self.network.namespaces[role]):
             super().start(role, env)
+
+    def ask(self, role: str, sql: str) -> str:
+        return superuser(self.root(role), sql, self.port(role))
 
     def clients(self) -> Clients:
         return Clients([self.outputs["uri"] + CLIENT] * 2, self.ca, pause=0.01)
@@ -127,6 +130,36 @@ def test_a_switchover_over_a_link_that_is_cut_is_refused_and_nothing_is_touched(
         clients.wait_until_served()
         assert pair.leader == source
         pair.network.fault("heal")
+        eventually(pair.healthy, "the standby to stream")
+        assert pair.drive(target, epoch).status == 0
+        pair.insist(clients, target)
+
+
+@pytest.mark.parametrize("cut", sampled(CUTS, 2))
+def test_a_link_that_was_cut_a_moment_ago_and_that_nobody_misses_yet_is_found_before_anything_is_touched(
+    pair: ApartPair, cut: str
+) -> None:
+    source = pair.leader
+    target, epoch = other_than(source), pair.epoch + 1
+    patient = {source: "wal_sender_timeout", target: "wal_receiver_timeout"}
+    for role, setting in patient.items():
+        pair.ask(role, f"ALTER SYSTEM SET {setting} = '60s'")
+        pair.ask(role, "SELECT pg_reload_conf()")
+        eventually(lambda role=role, name=setting: pair.ask(role, f"SHOW {name}") == "1min", "the timeout")
+    with pair.clients() as clients:
+        clients.wait_until_served()
+        pair.network.fault(pair.fault(cut, source))
+        done = pair.drive(target, epoch)
+        assert done.status == REFUSED, done.said
+        assert "nothing was touched" in done.said
+        assert f"a word of {pair.look()[target]['name']} that it has what was written for this: not within" in done.said
+        assert not [at for at in done.boundaries if at.startswith(("prepare", "demote"))]
+        clients.wait_until_served()
+        assert pair.leader == source
+        pair.network.fault("heal")
+        for role, setting in patient.items():
+            pair.ask(role, f"ALTER SYSTEM RESET {setting}")
+            pair.ask(role, "SELECT pg_reload_conf()")
         eventually(pair.healthy, "the standby to stream")
         assert pair.drive(target, epoch).status == 0
         pair.insist(clients, target)

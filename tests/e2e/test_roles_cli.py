@@ -39,7 +39,7 @@ def test_a_switchover_by_command_moves_the_roles_and_tells_the_stack(stack: Stac
 
     plan = json.loads(harmony(stack, "plan", "--json"))
     assert (plan["active"], plan["target"], plan["epoch"], plan["possible"]) == ("montreal", "toronto", 1, True)
-    assert {check["name"] for check in plan["checks"]} >= {"streaming", "lag", "extensions", "settings", "disk"}
+    assert {check["name"] for check in plan["checks"]} >= {"streaming", "lag", "link", "extensions", "settings", "disk"}
     assert "nobody is there to be asked" in harmony(stack, "switchover", expect=2)
     assert "--yes needs --to" in harmony(stack, "switchover", "--yes", expect=2)
     stack.up("--expect-no-changes")

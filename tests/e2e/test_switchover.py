@@ -186,6 +186,7 @@ def test_what_is_not_the_next_thing_is_refused_and_touches_nothing(stack: Stack)
         for shown in (stack.preview(expect=1), stack.up(expect=1)):
             assert said in shown
     stack.pair(active=active("primary", 3))
+    assert "epoch 1 becomes 3: `up` refuses that, unless the sites have come to epoch 2 or 3" in stack.preview()
     shown = stack.up(expect=1)
     assert "epochs are raised by one. Write active='primary', epoch=2" in shown
     assert traces(stack) == before

@@ -23,9 +23,11 @@ from typing import Any, Self, TypeVar
 import pytest
 
 from harmony_pulumi.capabilities.site import Observation, Terms
+from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import look
 from harmony_pulumi.orchestration.pair import pair_of
-from tests.e2e.conftest import Stack, as_os_user, eventually, found_postgresql, stacks
+from harmony_pulumi.orchestration.runner import resumption, take_as_it_is
+from tests.e2e.conftest import Stack, as_os_user, eventually, found_postgresql, stacks, stop_postmaster, superuser
 from tests.e2e.driver import REFUSED, Act, Kind, Plan
 from tests.e2e.history import Clients
 
@@ -106,6 +108,9 @@ class Mover:
 
     def root(self, role: str) -> Path:
         return Path(self.handle["members"][role]["root"])
+
+    def port(self, role: str) -> int:
+        return int(json.loads((self.root(role) / "harmony.json").read_text())["port"])
 
     @property
     def epoch(self) -> int:
@@ -442,3 +447,51 @@ def test_two_operators_at_once_do_not_hinder_each_other(mover: Mover) -> None:
         assert 0 in {driven.status for driven in both}, both
         assert {driven.status for driven in both} <= {0, REFUSED}, both
         mover.insist(clients, target)
+
+
+def promote_by_hand(mover: Mover, role: str) -> None:
+    root = mover.root(role)
+    argv = [f"{found_postgresql().path}/pg_ctl", "promote", "-sw", "-D", f"{root}/data"]
+    subprocess.run(as_os_user(*argv), check=True, timeout=60, cwd="/", stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("at", sampled(["demote:done", "verify:started", "verify:told", "verify:done"], 2))
+def test_a_target_that_somebody_promoted_meanwhile_is_active_by_the_same_command(mover: Mover, at: str) -> None:
+    source = mover.leader
+    target, epoch = other_than(source), mover.epoch + 1
+    with mover.clients() as clients:
+        first = mover.drive(target, epoch, [act(at)])
+        assert first.status == KILLED, first
+        promote_by_hand(mover, target)
+        clients.wait_until_served()
+        under_way = mover.told(source)["operation"]
+        assert resumption(under_way, mover.look()).verdict in {"ok", "warning"}
+        again = mover.drive(target, epoch)
+        assert again.status == 0, again.said
+        mover.insist(clients, target)
+
+
+def test_a_target_that_somebody_promoted_and_that_lacks_something_is_accepted_by_a_word(mover: Mover) -> None:
+    source = mover.leader
+    target, epoch = other_than(source), mover.epoch + 1
+    first = mover.drive(target, epoch, [act("prepare:done")])
+    assert first.status == KILLED, first
+    stop_postmaster(mover.root(target) / "data", signal.SIGINT)
+    superuser(mover.root(source), "CREATE TABLE only_here ()", mover.port(source))
+    stop_postmaster(mover.root(source) / "data", signal.SIGINT)
+    mover.start(target)
+    promote_by_hand(mover, target)
+    for _ in range(2):
+        again = mover.drive(target, epoch)
+        assert again.status == REFUSED, again.said
+        assert "is to stay, run `harmony accept`" in again.said
+        assert "from where" in again.said
+        assert " transaction" in again.said
+    before = mover.told(target)
+    pair = pair_of(mover.handle)
+    found = take_as_it_is(pair, Journal("orders", "accept", print), by="a test")
+    assert (found.active, found.epoch) == (target, before["operation"]["epoch"] + 1)
+    assert mover.told(source)["away"]["member"] == source
+    rejoined = mover.drive(target, found.epoch, kind="rejoin")
+    assert rejoined.status == 0, rejoined.said
+    eventually(mover.healthy, "the old primary to stream")

@@ -63,6 +63,23 @@ def test_a_configuration_of_another_shape_is_refused(configure: Configure, value
     ]
 
 
+@pytest.mark.parametrize("value", ["replica", ["replica", 1], [{"orders-db": 1}], 7, True])
+def test_a_configuration_that_has_no_pairs_is_refused(configure: Configure, value: Any) -> None:
+    for given in (None, Active("replica", 3)):
+        configure(value)
+        (problem,) = said(given)
+        assert problem.startswith(f"harmony:active: {value!r} is not taken; expected the members by the names of")
+
+
+def test_a_configuration_that_is_no_json_is_refused() -> None:
+    try:
+        pulumi.runtime.set_all_config({"harmony:active": "replica"})
+        (problem,) = said()
+        assert problem.startswith("harmony:active: 'replica' is not taken")
+    finally:
+        pulumi.runtime.set_all_config({})
+
+
 @pytest.mark.parametrize("epoch", [-1, 1.5, "1", None, True])
 def test_an_epoch_that_is_no_whole_number_is_refused(configure: Configure, epoch: Any) -> None:
     expected = f"{epoch!r} is not an epoch; expected a whole number from 0 on"

@@ -26,7 +26,7 @@ from harmony_pulumi.capabilities.site import (
     Terms,
     Token,
 )
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 
 PAIR = "shop/prod/orders"
@@ -82,6 +82,8 @@ class Server:
     """Cut off from the orchestrator, not from clients."""
     linked: bool = True
     """Whether it can connect to its source."""
+    hears: bool = True
+    """Whether what its source sends arrives; if not, both take it to be connected for a while yet."""
     replays: bool = True
     remembered: str = ""
     whole: bool = True
@@ -92,6 +94,10 @@ class Server:
     """Whether it has wal_log_hints or checksums."""
     readable: bool = True
     """Whether its WAL can be read while it does not run."""
+    closed: bool = False
+    """Whether its data directory cannot be read, though its host answers."""
+    hindered: bool = False
+    """Whether something stands in the way of a rejoin that will pass: a full disk, say."""
     tears: bool = False
     """Whether a rewind of it fails half-way."""
     kept: list[list[Record]] = field(default_factory=list[list[Record]])
@@ -294,7 +300,7 @@ class World:
 
     def ship(self, standby: Server) -> None:
         """Let a connected standby have all that its source has."""
-        if self.connected(standby):
+        if self.connected(standby) and standby.hears:
             source = self.servers[standby.source]
             standby.wal.extend(source.wal[len(standby.wal) :])
         if standby.running and standby.in_recovery and standby.replays:
@@ -440,6 +446,7 @@ class World:
         """Put right what is outside of harmony: the links, the answers, and servers that were killed."""
         for server in self.servers.values():
             server.unreachable, server.linked, server.replays, server.holder = False, True, True, None
+            server.hears = True
         for endpoint in self.endpoints.values():
             endpoint.unreachable = False
 
@@ -547,6 +554,9 @@ class MemorySite:
         }
         if cut_off:
             return Observation(**seen)  # type: ignore[typeddict-item]
+        if server.closed:
+            seen |= {"state": "unreachable", "detail": "its data directory cannot be read"}
+            return Observation(**seen)  # type: ignore[typeddict-item]
         if not server.running:
             if server.whole:
                 seen |= {"left_as": "standby" if server.signal else "primary", "ended_cleanly": server.clean}
@@ -615,6 +625,18 @@ class MemorySite:
         return [
             MemorySite(self.world, other).observe() for other in self.world.servers.values() if other is not self.server
         ]
+
+    def echo(self, follower: str, *, deadline: float) -> str:
+        self._point("echo: before")
+        self._query()
+        assert self.server.leads, "only a primary writes"
+        self.server.write("a mark")
+        written = len(self.server.wal)
+        self._point("echo: written")
+        other = next(each for each in self.world.servers.values() if each.name == follower)
+        if not (self.world.connected(other) and len(other.wal) >= written):
+            raise SiteError(f"a word of {follower}: not within {deadline:g} s")
+        return lsn(written)
 
     def tell(self, roles: Roles) -> None:
         self._point("tell: before")
@@ -725,6 +747,8 @@ class MemorySite:
 
     def fence(self) -> str:
         self._point("fence: before")
+        if self.server.closed:
+            raise SiteError(f"{self.server.name}: its data directory cannot be read")
         self.world.stop(self.server)
         self._point("fence: stopped")
         self.server.signal = self.server.signal or self.server.whole
@@ -764,6 +788,7 @@ class MemorySite:
 
     def archive(self, fork: Fork) -> str:
         self._point("archive: before")
+        self._insist_on_room()
         past = self._past(fork)
         if not past:
             return ""
@@ -774,6 +799,7 @@ class MemorySite:
     def rewind(self, source: Mapping[str, Any]) -> str:
         self._point("rewind: before")
         server, leader = self.server, self.world.servers[source["role"]]
+        self._insist_on_room()
         if why := self._no_rewind():
             return why
         if server.running or not (server.clean or server.rested):
@@ -807,6 +833,15 @@ class MemorySite:
         server.wal, server.replayed = list(leader.wal), len(leader.wal)
         server.whole, server.signal, server.rested, server.rewindable = True, True, False, True
         self._point("clone: after")
+
+    def cannot_follow(self) -> str:
+        self._point("cannot_follow: before")
+        source = self.world.servers[self.server.source]
+        return "" if self.server.wal == source.wal[: len(self.server.wal)] else "it is no child of its source's history"
+
+    def _insist_on_room(self) -> None:
+        if self.server.hindered:
+            raise PassingError(f"{self.server.name}: No space left on device")
 
     def _past(self, fork: Fork) -> list[Record]:
         if not self.server.whole or not self.server.readable:

@@ -21,8 +21,9 @@ from tests.orchestration.code import (
     finished,
     known,
     outcome,
+    pair_of,
 )
-from tests.orchestration.sites import World
+from tests.orchestration.sites import World, pair_site
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
 
@@ -307,16 +308,102 @@ def test_what_cannot_be_rewound_is_copied_anew_and_kept(code: Code) -> None:
         assert set(had[-4:]) <= set(kept), state
 
 
-def test_one_that_was_rewound_and_does_not_stream_is_copied_and_then_not_called_rejoined(code: Code) -> None:
+def test_one_that_was_rewound_and_does_not_stream_yet_is_not_copied_and_not_called_rejoined(code: Code) -> None:
     world = left_behind(code, "as_it_is")
     cut_from_its_source(world)
-    assert "montreal streaming from toronto: not within" in bring_back(code, world)
-    assert "clone: after" in " ".join(world.labels)
+    for _ in range(2):
+        said = bring_back(code, world)
+        assert "montreal streaming from toronto: not within" in said
+        assert "mend that, then run this again" in said
     roles = world.servers["replica"].roles
     assert roles is not None
     assert roles["operation"] is not None
     assert roles["away"] is not None
     rejoined(code, world)
+    assert "clone: " not in " ".join(world.labels)
+    assert "copied anew" not in " ".join(world.shown)
+
+
+def test_one_that_was_rewound_and_can_never_stream_is_copied(code: Code) -> None:
+    world = left_behind(code, "as_it_is")
+
+    def diverges(world: World, label: str) -> None:
+        if label == "montreal.follow: before" and "montreal.clone: after" not in world.labels:
+            world.servers["primary"].wal[-1] = (1, "what its source has not")
+
+    world.whenever = diverges
+    assert bring_back(code, world) == "done"
+    assert "montreal is copied anew: rewound, it cannot stream: it is no child of" in " ".join(world.shown)
+    finished(code, world, "replica", 1)
+
+
+@pytest.mark.parametrize("name", ["crashed_ahead", "restarted_as_a_standby"])
+def test_what_may_pass_does_not_have_a_member_copied(code: Code, name: str) -> None:
+    """Whatever stands in the way, and from whichever act on: the run fails, and the same again goes on by a rewind."""
+
+    def back() -> World:
+        world, accepted = scene(code, name)
+        assert fail_over(code, world, **accepted) == "done"
+        world.mend()
+        world.count, world.labels = 0, []
+        return world
+
+    plain = back()
+    assert bring_back(code, plain) == "done"
+    assert "montreal.rewind: after" in plain.labels
+    refused = 0
+    for number, label in enumerate(plain.labels):
+        world = back()
+
+        def hinder(world: World, label: str) -> None:
+            world.servers["primary"].hindered = True
+
+        world.at[number] = hinder
+        first = bring_back(code, world)
+        if first != "done":
+            refused += 1
+            assert "No space left on device" in first, label
+            assert "No space left on device" in bring_back(code, world), label
+            world.servers["primary"].hindered = False
+            assert bring_back(code, world) == "done", label
+        finished(code, world, "replica", 1)
+        assert "clone: " not in " ".join(world.labels), label
+    assert refused > 5
+
+
+def test_a_slot_is_there_before_a_rewind_or_a_copy_and_made_anew_if_it_is_dropped_after_it(code: Code) -> None:
+    for state, act in (("as_it_is", "rewind"), ("without_hints", "clone")):
+        world = left_behind(code, state)
+        world.servers["replica"].slots.clear()
+        there: list[bool] = []
+
+        def drop(world: World, label: str, act: str = act, there: list[bool] = there) -> None:
+            if label == f"montreal.{act}: before":
+                there.append("for_montreal" in world.servers["replica"].slots)
+            if label == f"montreal.{act}: after":
+                world.servers["replica"].slots.clear()
+
+        world.whenever = drop
+        assert bring_back(code, world) == "done"
+        assert there == [True]
+        finished(code, world, "replica", 1)
+
+
+def test_what_the_leader_cannot_tell_now_does_not_have_a_member_copied(code: Code) -> None:
+    for what in (fail, time_out):
+        world = left_behind(code, "as_it_is")
+        world.at[labels_to(code, "toronto.history: before")] = what
+        assert "toronto.history: before" in bring_back(code, world)
+        assert bring_back(code, world) == "done"
+        assert "clone: " not in " ".join(world.labels)
+        finished(code, world, "replica", 1)
+
+
+def labels_to(code: Code, label: str) -> int:
+    """Return the number of the last such point of a rejoin."""
+    plain = left_behind(code, "as_it_is")
+    assert bring_back(code, plain) == "done"
+    return max(number for number, each in enumerate(plain.labels) if each == label)
 
 
 def test_a_rejoin_of_one_that_streams_changes_nothing(code: Code) -> None:
@@ -378,6 +465,32 @@ def test_an_endpoint_that_cannot_be_told_is_not_fenced_unless_somebody_vouches_f
     rejoined(code, world)
 
 
+def test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(code: Code) -> None:
+    def closed() -> World:
+        world, _ = scene(code, "crashed")
+        world.servers["primary"].closed = True
+        return world
+
+    world = closed()
+    said = fail_over(code, world, accept_unknown_loss=True)
+    assert "montreal: its data directory cannot be read. Mend that; or make certain that montreal accepts no" in said
+    assert said.endswith("--fenced-by-me montreal")
+    assert not world.primaries
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    assert fail_over(code, world, **accepted) == "done"
+    world.servers["primary"].signal = True
+    plain = closed()
+    assert fail_over(code, plain, **accepted) == "done"
+    for number, label in enumerate(plain.labels):
+        world = closed()
+        world.at[world.count + number] = kill
+        assert fail_over(code, world, **accepted) == "killed", label
+        assert fail_over(code, world, **accepted) == "done", label
+        assert left(world)["fenced"] == "ada said so"
+        world.servers["primary"].closed = False
+        rejoined(code, world)
+
+
 def test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code: Code) -> None:
     for name in ("crashed", "alive_out_of_reach"):
         labels = labels_of(code, name)
@@ -388,7 +501,9 @@ def test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code: Code) ->
         assert fail_over(code, world, **accepted) == "killed"
         assert known(code, world)["operation"]["kind"] == "failover"
         said = outcome(code, world, "primary", 0)
-        assert "a failover to toronto, begun by an operator, has not ended: run `harmony failover --to toronto`" in said
+        terms = "--max-data-loss 0" + ("" if name == "crashed" else " --accept-unknown-loss")
+        again = f"run `harmony failover --to toronto {terms}`"
+        assert f"a failover to toronto, begun by an operator, has not ended: {again}" in said
 
 
 def test_what_a_switchover_has_done_is_recorded_before_it_goes_on(code: Code) -> None:
@@ -575,9 +690,12 @@ def test_one_that_knows_of_no_failover_takes_over_with_an_epoch_that_no_other_ha
     world.servers["primary"].signal = True
     world.servers["primary"].start()
     assert "--accept-unknown-loss" in fail_over(code, world, "primary", fenced="ada said so")
+    seen = {role: pair_site(world, role).observe() for role in world.servers}
+    planned = code.runner.next_failover_epoch(pair_of(code, world), "primary", seen)
     assert fail_over(code, world, "primary", **accepted) == "done"
+    assert known(code, world)["epoch"] == planned
     put_right(world)
-    assert "montreal and toronto accepts writes" in outcome(code, world, "primary", known(code, world)["epoch"])
+    assert "montreal and toronto accept writes" in outcome(code, world, "primary", known(code, world)["epoch"])
     assert known(code, world)["active"] == "primary"
     assert bring_back(code, world) == "done"
     finished(code, world, "primary", known(code, world)["epoch"])
@@ -689,12 +807,28 @@ def test_nothing_is_accepted_where_there_is_not_exactly_one_primary_or_something
     world.promote(world.servers["replica"], by_hand=True)
     world.not_fenced.add("primary")
     world.servers["primary"].start()
-    assert "montreal and toronto accepts writes" in accept(code, world)
+    assert "montreal and toronto accept writes" in accept(code, world)
     world, accepted = scene(code, "crashed")
     world.at[world.count + len(labels_of(code, "crashed")) - 8] = kill
     assert fail_over(code, world, **accepted) == "killed"
     put_right(world)
-    assert "a failover is under way; finish it" in accept(code, world)
+    again = "`harmony failover --to toronto --max-data-loss 0`"
+    assert f"a failover is under way; {again} finishes it" in accept(code, world)
+
+
+def test_a_failover_whose_target_somebody_promoted_is_finished_by_the_same_command(code: Code) -> None:
+    labels = labels_of(code, "crashed_ahead")
+    for number in range(labels.index("montreal.fence: before"), labels.index("toronto.tell: after", 60)):
+        world, accepted = scene(code, "crashed_ahead")
+        world.at[number] = kill
+        assert fail_over(code, world, **accepted) == "killed"
+        if world.servers["replica"].roles and world.servers["replica"].roles["epoch"]:
+            break
+        world.promote(world.servers["replica"], by_hand=True)
+        assert "bytes would be lost, and at most 0 are accepted" in fail_over(code, world, max_data_loss=0)
+        assert fail_over(code, world, **accepted) == "done", labels[number]
+        failed_over(code, world)
+        rejoined(code, world)
 
 
 def test_a_rejoin_stops_no_primary_that_no_failover_left_behind(code: Code) -> None:

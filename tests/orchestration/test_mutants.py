@@ -104,6 +104,14 @@ def runs_of(code: Code) -> Iterator[Callable[[], None]]:
     yield lambda: of_failover_runs.test_nothing_is_lost_by_a_failover_of_a_synchronous_pair(code)
     yield lambda: of_failover_runs.test_what_cannot_be_rewound_is_copied_anew_and_kept(code)
     yield lambda: of_failover_runs.test_more_than_was_accepted_is_not_lost_and_the_old_primary_is_back(code)
+    yield (
+        lambda: of_failover_runs.test_a_slot_is_there_before_a_rewind_or_a_copy_and_made_anew_if_it_is_dropped_after_it(
+            code
+        )
+    )
+    for name in ("crashed_ahead", "restarted_as_a_standby"):
+        yield lambda name=name: of_failover_runs.test_what_may_pass_does_not_have_a_member_copied(code, name)
+    yield lambda: of_failover_runs.test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(code)
     yield lambda: of_failover_runs.test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code)
     yield lambda: of_failover_runs.test_what_a_switchover_has_done_is_recorded_before_it_goes_on(code)
     yield lambda: of_failover_runs.test_one_that_comes_back_knows_who_leads_before_it_is_stopped(code)
@@ -114,6 +122,7 @@ def runs_of(code: Code) -> Iterator[Callable[[], None]]:
     yield lambda: of_failover_runs.test_that_a_switchover_is_given_up_is_recorded_at_both(code)
     yield lambda: of_failover_runs.test_one_that_lost_what_it_was_told_is_told_before_it_follows(code)
     yield lambda: of_failover_runs.test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit_on(code)
+    yield lambda: of_runner.test_that_a_target_promoted_by_hand_is_active_is_recorded_before_the_other_follows(code)
     yield lambda: of_runner.test_killed_at_any_point_the_next_run_finishes_it(code)
     yield lambda: of_runner.test_an_act_that_fails_once_is_finished_or_taken_back(code, of_runner.fail)
     yield lambda: of_failover_runs.test_a_failover_killed_at_any_point_is_finished_by_the_same_command(code, "gone")

@@ -9,7 +9,7 @@ import pytest
 
 from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
-from harmony_pulumi.orchestration.preflight import Check, checks, endpoint_checks, problems
+from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
 from tests.orchestration.sites import MemoryEndpoint, World, pair_site, survey
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -50,16 +50,45 @@ def test_without_surveys_only_what_is_seen_is_judged() -> None:
     assert [check.name for check in found][-1] == "certificate"
 
 
+def test_what_the_primary_writes_must_come_to_the_standby() -> None:
+    def found(why: str) -> list[Check]:
+        return checks(seen("primary"), seen("replica"), (survey(), survey()), now=NOW, no_echo=why)
+
+    assert problems(found("")) == []
+    assert "link" in [check.name for check in found("")]
+    assert problems(found("no word: not within 5 s")) == [
+        "link: no word: not within 5 s, though toronto is taken to be connected"
+    ]
+
+
+def test_a_record_is_waited_for_only_where_nothing_else_stands_in_the_way_and_longer_where_replay_lags() -> None:
+    both = (survey(), survey())
+    source, target = seen("primary"), seen("replica")
+    assert echo_deadline(source, target, both) == 5
+    assert echo_deadline(source, target, None) == 0
+    assert echo_deadline(seen("primary", role="standby"), target, both) == 0
+    for lag, deadline in ((1.5, 8), (5.0, 15), (3600.0, 15)):
+        assert echo_deadline(seen("primary", replicas=[replica(lag_seconds=lag)]), target, both) == deadline
+    assert echo_deadline(seen("primary", replicas=[replica(lag_bytes=64 * MB)]), target, both) == 5
+    for none in ([], [replica(state="catchup")], [replica(name="ottawa")], [replica(lag_bytes=64 * MB + 1)]):
+        assert echo_deadline(seen("primary", replicas=none), target, both) == 0
+    for changes in ({"replay_paused": True}, {"apply_delay_ms": 5}):
+        assert echo_deadline(source, target, (survey(), survey(**changes))) == 0
+
+
 STOPPED: dict[str, Any] = {"state": "stopped", "role": "", "detail": "no server process"}
 EXPIRED = "2030-01-01T12:00:00+00:00"
 ALMOST = "2030-01-01T13:00:01+01:00"
 """A second later, said in another time zone."""
 
 OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
-    ({"role": "standby"}, ["montreal: a running standby; a primary that runs is needed; see `harmony status`"]),
-    (STOPPED, ["montreal: stopped: no server process; a primary that runs is needed; see `harmony status`"]),
+    (
+        {"role": "standby"},
+        ["montreal: a running standby; a primary that runs is needed; if it is dead, `harmony failover --to toronto"],
+    ),
+    (STOPPED, ["montreal: stopped: no server process; a primary that runs is needed; if it is dead, `harmony f"]),
     ({"system_identifier": "8"}, ["database: montreal is database 8, toronto is another one, 7000000000000000001; "]),
-    ({"timeline": 2}, ["timeline: 2 and 1 differ; let toronto catch up, or clone it anew"]),
+    ({"timeline": 2}, ["timeline: 2 and 1 differ; let toronto catch up, or run `harmony rejoin`"]),
     ({"replicas": []}, ["streaming: toronto is not connected; its log says why"]),
     ({"replicas": [replica(state="catchup")]}, ["streaming: toronto is catchup; its log says why"]),
     ({"replicas": [replica(name="ottawa")]}, ["streaming: toronto is not connected; its log says why"]),
@@ -68,8 +97,8 @@ OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
         {"replicas": [replica(lag_bytes=64 * MB + 1)]},
         ["lag: toronto is 67108865 bytes behind, more than 67108864; wait until it has caught up"],
     ),
-    ({"slots": [slot("lost")]}, ["slot: for_toronto is lost; its replica must be cloned anew"]),
-    ({"slots": [slot("unreserved")]}, ["slot: for_toronto is unreserved; its replica must be cloned anew"]),
+    ({"slots": [slot("lost")]}, ["slot: for_toronto is lost; `harmony rejoin` copies its replica anew"]),
+    ({"slots": [slot("unreserved")]}, ["slot: for_toronto is unreserved; `harmony rejoin` copies its replica anew"]),
     ({"slots": [slot("extended")]}, []),
     (
         {"flaws": {"server": "does not belong to its key", "replication": "was signed by nobody"}},
@@ -78,11 +107,11 @@ OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 OF_THE_TARGET: list[tuple[dict[str, Any], list[str]]] = [
-    ({"role": "primary"}, ["toronto: a running primary; a standby that runs is needed; see `harmony status`"]),
-    (STOPPED, ["toronto: stopped: no server process; a standby that runs is needed; see `harmony status`"]),
+    ({"role": "primary"}, ["toronto: a running primary; a standby that runs is needed; somebody promoted it: docs/"]),
+    (STOPPED, ["toronto: stopped: no server process; a standby that runs is needed; start it, or run `harmony r"]),
     (
         {"state": "unreachable", "role": "", "detail": "no answer"},
-        ["toronto: unreachable: no answer; a standby that runs is needed; see `harmony status`"],
+        ["toronto: unreachable: no answer; a standby that runs is needed; start it, or run `harmony rejoin`"],
     ),
     (
         {"certificates": {"replication": EXPIRED}},

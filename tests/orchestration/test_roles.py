@@ -68,6 +68,31 @@ def test_a_refusal_says_which_numbers_to_write(code: Code) -> None:
     assert refused(code, "replica", 6, told).endswith("raised by one. Write active='replica', epoch=4")
 
 
+def test_the_command_that_finishes_what_is_under_way_has_its_terms(code: Code) -> None:
+    def finishes(**changes: Any) -> str:
+        return str(code.roles.command(operation(**changes), NAMES))
+
+    accepted: dict[str, Any] = {"max_data_loss": 8, "accept_unknown_loss": False, "fenced": "its fence_command, x"}
+    vouched = {"max_data_loss": 0, "accept_unknown_loss": True, "fenced": "--fenced-by-me montreal: ada vouches for it"}
+    assert finishes() == "switchover --to toronto"
+    assert finishes(kind="rejoin", terms=None) == "rejoin"
+    assert finishes(kind="failover", terms=accepted) == "failover --to toronto --max-data-loss 8"
+    assert finishes(kind="failover", terms=vouched) == (
+        "failover --to toronto --max-data-loss 0 --accept-unknown-loss --fenced-by-me montreal"
+    )
+
+
+def test_an_epoch_that_is_raised_by_more_than_one_is_spoken_of(code: Code) -> None:
+    def said(before: int, after: int) -> list[str]:
+        of = code.roles.Desired
+        return list(code.roles.leap_in_words(of("primary", before), of("replica", after)))
+
+    assert said(2, 1) == said(2, 2) == said(2, 3) == []
+    (words,) = said(2, 4)
+    assert words.startswith("epoch 2 becomes 4: `up` refuses that, unless the sites have come to epoch 3 or 4 by")
+    assert words.endswith("else the next one is 3")
+
+
 def test_what_is_under_way_is_finished_before_anything_else(code: Code) -> None:
     for told in (
         roles(4, "primary", operation=operation()),

@@ -14,7 +14,9 @@ from harmony_pulumi.errors import SiteError, UnreachableError
 from tests.orchestration.code import (
     REAL,
     Code,
+    accept,
     active_member,
+    bring_back,
     command,
     finished,
     known,
@@ -22,7 +24,7 @@ from tests.orchestration.code import (
     reach,
     start_endpoints,
 )
-from tests.orchestration.sites import Killed, Record, World, roles
+from tests.orchestration.sites import Killed, Record, World, pair_site, roles
 
 
 def kill(world: World, label: str) -> None:
@@ -202,6 +204,10 @@ def cut_link(world: World, label: str) -> None:
     world.servers["replica"].linked = False
 
 
+def fall_silent(world: World, label: str) -> None:
+    world.servers["replica"].hears = False
+
+
 def lag(world: World, label: str) -> None:
     world.servers["replica"].replays = False
 
@@ -229,6 +235,7 @@ DISTURBANCES = {
     "the standby replays nothing more": lag,
     "an endpoint stops": endpoint_stops,
     "an endpoint is cut off": endpoint_is_cut_off,
+    "nothing that is sent arrives": fall_silent,
 }
 
 
@@ -396,6 +403,31 @@ def test_a_switchover_does_not_begin_where_an_endpoint_could_not_go_along(
     assert not [label for label in world.labels if "tell" in label or "prepare" in label]
 
 
+def test_nothing_begins_where_the_standby_hears_nothing_though_it_seems_connected(code: Code) -> None:
+    for number in range(labels_of(code).index("montreal.echo: before") + 1):
+        world = World(code.host)
+        world.at[number] = fall_silent
+        ended = outcome(code, world, "replica", 1)
+        assert (
+            "no switchover to toronto; nothing was touched\n  - link: a word of toronto: not within 5 s, though"
+            in ended
+        )
+        assert not [label for label in world.labels if "tell" in label or "prepare" in label]
+        assert [server.name for server in world.primaries] == ["montreal"]
+        world.mend()
+        assert outcome(code, world, "replica", 1) == "done"
+        finished(code, world, "replica", 1)
+
+
+def test_nothing_begins_where_replay_stands_still(code: Code) -> None:
+    world = World(code.host)
+    world.at[0] = lag
+    ended = outcome(code, world, "replica", 1)
+    assert "  - link: the replay on toronto of a record that montreal wrote for this: not within 5 s" in ended
+    assert [server.name for server in world.primaries] == ["montreal"]
+    assert known(code, world)["operation"] is None
+
+
 def test_a_member_promoted_by_hand_is_drift_that_moves_no_role(code: Code) -> None:
     world = World(code.host, busy=False)
     world.servers["primary"].crash()
@@ -405,20 +437,149 @@ def test_a_member_promoted_by_hand_is_drift_that_moves_no_role(code: Code) -> No
     assert not [label for label in world.labels if "tell" in label]
 
 
-def test_a_target_promoted_by_hand_is_not_overridden(code: Code) -> None:
-    labels = labels_of(code)
-    for number in range(last_of(labels, "demote: after"), last_of(labels, "toronto.verify: after")):
-        world = World(code.host, busy=False)
+def promoted_by_hand(code: Code, number: int, *, busy: bool = False, cut_at: int | None = None) -> World:
+    """Return a pair whose switchover was killed at a point, and whose target somebody promoted there."""
+    world = World(code.host, busy=busy)
 
-        def by_hand(world: World, label: str) -> None:
+    def by_hand(world: World, label: str) -> None:
+        world.promote(world.servers["replica"], by_hand=True)
+        kill(world, label)
+
+    if cut_at is not None:
+        world.at[cut_at] = cut_link
+    world.at[number] = by_hand
+    assert outcome(code, world, "replica", 1) == "killed"
+    return world
+
+
+def stopped_and_untold(code: Code) -> range:
+    """Return the points at which the source is stopped, and the target was not told that it is to lead."""
+    labels = labels_of(code)
+    stopped = labels.index("montreal.demote: stopped")
+    return range(stopped, labels.index("toronto.tell: before", stopped) + 1)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_target_promoted_by_hand_that_has_everything_is_active_by_the_same_command(code: Code, *, busy: bool) -> None:
+    for number in stopped_and_untold(code):
+        world = promoted_by_hand(code, number, busy=busy)
+        assert outcome(code, world, "replica", 1) == "done"
+        finished(code, world, "replica", 1)
+        assert not world.lost
+        assert "toronto was promoted by somebody" in " ".join(world.shown)
+
+
+def test_that_a_target_promoted_by_hand_is_active_is_recorded_before_the_other_follows(code: Code) -> None:
+    world = promoted_by_hand(code, stopped_and_untold(code)[0])
+
+    def follows(world: World, label: str) -> None:
+        if label == "montreal.follow: before":
+            kill(world, label)
+
+    world.whenever = follows
+    assert outcome(code, world, "replica", 1) == "killed"
+    told = [server.roles for server in world.servers.values() if server.roles]
+    assert [(each["epoch"], each["active"]) for each in told] == [(1, "replica"), (1, "replica")]
+
+
+def test_a_target_promoted_by_hand_that_lacks_something_is_accepted_only_by_a_word(code: Code) -> None:
+    labels = labels_of(code)
+    for number in range(stopped_and_untold(code)[0], labels.index("toronto.verify: before") + 1):
+        world = promoted_by_hand(code, number, busy=True, cut_at=labels.index("montreal.ease: before"))
+        before = [server.roles for server in world.servers.values()]
+        for _ in range(2):
+            said = command(code, world, "replica")
+            assert "toronto is a primary, and not by this switchover: somebody promoted it" in said
+            assert "If toronto is to stay, run `harmony accept`" in said
+            assert "The WAL of montreal from where toronto took over has" in said
+            assert [server.roles for server in world.servers.values()] == before
+        assert accept(code, world) == "done"
+        assert known(code, world)["away"]["member"] == "primary"
+        assert world.lost
+        put_right(world)
+        assert bring_back(code, world) == "done"
+        finished(code, world, "replica", 2)
+
+
+def test_what_a_target_promoted_by_hand_lacks_is_not_guessed(code: Code) -> None:
+    world = promoted_by_hand(code, stopped_and_untold(code)[0])
+    world.servers["primary"].readable = False
+    said = outcome(code, world, "replica", 1)
+    assert "The WAL of montreal from where toronto took over cannot be read: " in said
+    world.servers["primary"].unreachable = True
+    assert "montreal is unreachable" in outcome(code, world, "replica", 1)
+    world.mend()
+    world.servers["primary"].readable = True
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_a_target_promoted_by_hand_waits_for_nobody_once_it_is_accepted(code: Code) -> None:
+    labels = labels_of(code)
+    world = World(code.host)
+    world.synchronous = True
+    assert outcome(code, world, "primary", 0) == "done"
+    world.at[world.count + labels.index("montreal.demote: before")] = cut_link
+
+    def by_hand(world: World, label: str) -> None:
+        if label == "montreal.demote: after":
             world.promote(world.servers["replica"], by_hand=True)
             kill(world, label)
 
-        world.at[number] = by_hand
-        outcome(code, world, "replica", 1)
-        for _ in range(2):
-            assert "toronto is a primary, and not by this switchover" in outcome(code, world, "replica", 1)
-            assert [server.name for server in world.primaries] == ["toronto"]
+    world.whenever = by_hand
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.whenever = None
+    assert world.servers["replica"].waits_for == ["montreal"]
+    assert accept(code, world) == "done"
+    assert world.servers["replica"].waits_for == []
+    assert "commits wait for nobody until montreal has rejoined" in " ".join(world.shown)
+
+
+def test_a_target_that_was_promoted_by_hand_and_runs_no_more_is_asked_for_first(code: Code) -> None:
+    for number in stopped_and_untold(code):
+        world = promoted_by_hand(code, number)
+        world.servers["replica"].crash()
+        assert "toronto is stopped and was a primary, not by this switchover" in outcome(code, world, "replica", 1)
+        assert not world.primaries
+        world.servers["replica"].start()
+        assert outcome(code, world, "replica", 1) == "done"
+        finished(code, world, "replica", 1)
+
+
+def test_a_primary_is_not_stopped_for_a_target_that_somebody_promoted_and_stopped(code: Code) -> None:
+    labels = labels_of(code)
+    world = World(code.host)
+    world.at[labels.index("montreal.demote: before")] = kill
+    assert outcome(code, world, "replica", 1) == "killed"
+    replica = world.servers["replica"]
+    replica.crash()
+    replica.signal = False
+    assert "toronto is stopped and was a primary: somebody promoted it" in outcome(code, world, "replica", 1)
+    assert [server.name for server in world.primaries] == ["montreal"]
+    assert known(code, world)["operation"] is None
+
+
+def test_what_was_begun_can_be_looked_at_without_going_on(code: Code) -> None:
+    for number, label in enumerate(labels_of(code)):
+        world = World(code.host, busy=False)
+        world.at[number] = kill
+        assert outcome(code, world, "replica", 1) == "killed"
+        world.dead = False
+        under_way = known(code, world)["operation"]
+        if under_way:
+            before = world.picture()
+            seen = {role: pair_site(world, role).observe() for role in world.servers}
+            assert code.runner.resumption(under_way, seen).verdict == "ok", label
+            assert world.picture() == before
+    world = promoted_by_hand(code, stopped_and_untold(code)[0])
+    world.dead = False
+    seen = {role: pair_site(world, role).observe() for role in world.servers}
+    found = code.runner.resumption(known(code, world)["operation"], seen)
+    assert (found.verdict, found.found[:25]) == ("warning", "somebody promoted toronto")
+    world.servers["replica"].crash()
+    seen = {role: pair_site(world, role).observe() for role in world.servers}
+    found = code.runner.resumption(known(code, world)["operation"], seen)
+    assert found.verdict == "problem"
 
 
 def test_a_source_that_lost_what_it_was_told_is_told_again(code: Code) -> None:

@@ -66,8 +66,16 @@ def test_no_step_is_unsafe_whatever_is_seen(code: Code) -> None:
             assert "standby" in {source.role, source.left_as}, case
             assert not begun["given_up"], case
         if step in {step_of.WITHDRAW, step_of.REINSTATE, step_of.CLOSE, step_of.GIVE_UP, step_of.PREPARE}:
-            assert "primary" not in {target.role, target.left_as} or step is step_of.PREPARE, case
             assert target.role != "primary", case
+            # One that somebody promoted, and that runs no more, takes no writes from one that does run.
+            assert target.left_as != "primary" or source.role == "primary", case
+        if step in {step_of.PREPARE, step_of.DEMOTE, step_of.VERIFY, step_of.REINSTATE}:
+            assert target.left_as != "primary", case
+        if step is step_of.ACCEPT:
+            assert target.role == "primary", case
+            assert target.epoch < EPOCH, case
+            assert not begun["given_up"], case
+            assert source.role == "standby" or (source.state == "stopped" and source.ended_cleanly), case
         if step in {step_of.REINSTATE, step_of.CLOSE}:
             assert begun["given_up"], case
             assert EPOCH not in told, case
@@ -75,7 +83,6 @@ def test_no_step_is_unsafe_whatever_is_seen(code: Code) -> None:
             assert not begun["given_up"], case
             assert source.state in ANSWERING, case
             assert target.epoch < EPOCH if target.state in ANSWERING else source.epoch < EPOCH, case
-            assert target.left_as != "primary", case
         if step in {step_of.DEMOTE, step_of.VERIFY}:
             assert target.role != "primary", case
             assert not begun["given_up"], case
@@ -175,7 +182,22 @@ SITUATIONS: list[tuple[dict[str, Any], tuple[str, int], tuple[str, int], str]] =
     (STOPPED, ("unreachable", 0), ("a primary", NEW), "montreal cannot follow it: it is unreachable"),
     (STOPPED, ("absent", 0), ("a primary", NEW), "montreal cannot follow it: it is absent"),
     (STOPPED, ("a primary", NEW), ("a primary", NEW), "both montreal and toronto are primaries"),
-    (STOPPED, (DEMOTED, OLD), ("a primary", OLD), "toronto is a primary, and not by this switchover"),
+    (STOPPED, (DEMOTED, OLD), ("a primary", OLD), "accept"),
+    (STOPPED, (DEMOTED, NEW), ("a primary", OLD), "accept"),
+    (PREPARED, ("stopped, primary, clean", OLD), ("a primary", OLD), "accept"),
+    (STOPPED, ("a standby", OLD), ("a primary", OLD), "accept"),
+    (STOPPED, ("a standby that streams", NEW), ("a primary", OLD), "accept"),
+    (
+        STOPPED,
+        ("stopped, standby, not clean", OLD),
+        ("a primary", OLD),
+        "somebody promoted it, and montreal is stopped, not cleanly. If toronto is to stay, run `harmony accept`",
+    ),
+    (STOPPED, ("unreachable", OLD), ("a primary", OLD), "toronto is a primary, and not by this switchover"),
+    (PREPARED, ("a primary", OLD), ("stopped, primary, clean", OLD), "give-up"),
+    (PREPARED, ("a primary", OLD), ("stopped, primary, clean", NEW), "toronto is stopped and was a primary, not by"),
+    (STOPPED, (DEMOTED, OLD), ("stopped, primary, not clean", OLD), "start it, then run this again"),
+    (GIVEN_UP, ("a primary", OLD), ("stopped, primary, clean", OLD), "close"),
     (GIVEN_UP, (DEMOTED, NEW), ("a primary", NEW), "toronto is a primary, and not by this switchover"),
     (GIVEN_UP, ("a primary", OLD), ("a standby", OLD), "close"),
     (GIVEN_UP, (DEMOTED, OLD), ("a standby", OLD), "reinstate"),
@@ -193,7 +215,7 @@ SITUATIONS: list[tuple[dict[str, Any], tuple[str, int], tuple[str, int], str]] =
     (STOPPED, ("stopped, standby, not clean", NEW), ("unreachable", 0), "is stopped, not cleanly"),
     (PREPARED, ("unreachable", 0), ("a standby", OLD), "montreal was to step down and is unreachable: it"),
     (PREPARED, ("absent", 0), ("a standby", OLD), "montreal was to step down and is absent: it"),
-    (PREPARED, ("a standby", OLD), ("stopped, primary, clean", OLD), "cannot be told whether toronto has all"),
+    (PREPARED, ("a standby", OLD), ("stopped, primary, clean", OLD), "toronto is stopped and was a primary, not by"),
 ]
 
 
@@ -206,6 +228,17 @@ def test_what_is_next_in_every_situation_that_a_switchover_meets(code: Code) -> 
             found = str(error)
             assert " " in expected, (done, source, target, found)
         assert expected == found if " " not in expected else expected in found, (done, source, target, found)
+
+
+def test_why_a_switchover_is_given_up_is_told(code: Code) -> None:
+    stopped = facts(code, "montreal", "stopped, primary, not clean")
+    for source, target, said in (
+        (stopped, "a standby", "montreal was to step down and is stopped, not cleanly: it cannot be told whether"),
+        (stopped, "stopped, primary, clean", "montreal was to step down and is stopped, not cleanly"),
+        (facts(code, "montreal", "a primary"), "a standby", "montreal was to step down and is a running primary"),
+        (facts(code, "montreal", "a primary"), "stopped, primary, clean", "toronto is stopped and was a primary: some"),
+    ):
+        assert code.switchover.unclear(source, facts(code, "toronto", target)).startswith(said)
 
 
 def test_a_switchover_is_given_up_only_where_nobody_can_have_been_promoted(code: Code) -> None:
@@ -268,6 +301,7 @@ def test_what_a_step_leaves_is_what_a_site_shows_after_it(code: Code) -> None:
         "verify": lambda: tell(1, "replica"),
         "promote": target.promote,
         "follow": lambda: source.follow(target.offer()),
+        "accept": lambda: tell(1, "replica"),
     }
     with source.alone("a test"), target.alone("a test"):
         for name, act in acts.items():

@@ -17,7 +17,7 @@ from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.capabilities.site import Rotation
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files, renewal
 from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
@@ -747,8 +747,19 @@ class Deployment:
         )
 
     def destroy(self) -> None:
-        """Stop the server. Its data is kept, unless the configuration that was deployed says to delete it."""
-        marker = self.marker()
+        """Stop the server. Its data is kept, unless the configuration that was deployed says to delete it.
+
+        What cannot be read is nobody's to delete, and hinders nothing: it is left as it is, and that is said.
+        """
+        try:
+            marker = self.marker()
+        except UnreachableError:
+            raise
+        except SiteError as error:
+            self._insist_that_nothing_runs(self.root, error)
+            text = f"whose {self.root} is cannot be told, so it is left as it is, its data too: {error}"
+            self.journal.note(text, step="keep", state="warning")
+            return
         if marker is None or marker.owner != self.props["owner"]:
             self.journal.note(f"{self.root} holds nothing of {self.props['owner']}: nothing to do", step="destroy")
             return
@@ -769,6 +780,15 @@ class Deployment:
         """Stop the server, and take leave of its source. One that is stopped needs no PostgreSQL to be destroyed."""
         server = self.server(Binaries("", marker.version), marker)
         try:
+            server.running_pid()
+        except UnreachableError:
+            raise
+        except SiteError as error:
+            self._insist_that_nothing_runs(marker.data, error)
+            text = f"{marker.data} cannot be read, and no process works in it: {error}"
+            self.journal.note(text, step="stop", state="warning")
+            return server
+        try:
             server = self.existing()[1]
         except SiteError as error:
             if server.running_pid() is not None:
@@ -780,6 +800,12 @@ class Deployment:
         if self.props.get("source") and not self._is_to_lead(server):
             self._following(server).leave()
         return server
+
+    def _insist_that_nothing_runs(self, folder: str, error: SiteError) -> None:
+        """Refuse to leave a server behind that runs in a folder which cannot be read."""
+        if pids := self.connection.working_below(folder):
+            msg = f"{error}. A server may run there (process {', '.join(pids)}): stop it, then run this again"
+            raise SiteError(msg) from error
 
     def _delete(self, server: Server) -> None:
         """Delete everything of the server, but data directories that were moved aside."""

@@ -441,6 +441,16 @@ def replica_has_sql(name: str, lsn: str) -> str:
     return f"SELECT to_json(coalesce(bool_or({there}), false)) {replica}"
 
 
+def has_flushed_sql(name: str, lsn: str) -> str:
+    """Return SQL that tells, as JSON, whether a standby has said that it has everything before an LSN on disk.
+
+    It says what it has on disk at once, and what it has replayed only with that.
+    """
+    has = f"coalesce(bool_or(flush_lsn >= {quote_literal(lsn)}::pg_lsn), false)"
+    of_standby = f"FROM pg_stat_replication WHERE application_name = {quote_literal(name)}"
+    return f"SELECT to_json({has}) {of_standby}"
+
+
 def replayed_sql(lsn: str, *, record: bool = False) -> str:
     """Return SQL that tells, as JSON, whether a standby has replayed everything before an LSN.
 

@@ -20,6 +20,13 @@ _WAL_GONE = re.compile(
     "has already been removed|can no longer (access|get changes from) replication slot|slot has been invalidated"
 )
 """What a standby logs, in PostgreSQL 13 to 18, when its source has given up the WAL that it needs."""
+_DIVERGED = re.compile(
+    "forked off current database system timeline|is not in this server's history|is not a child of|"
+    "database system identifier differs|is ahead of the WAL flush position"
+)
+"""What a standby logs, in PostgreSQL 13 to 18, that has another history than its source, or more of it."""
+_START = "starting PostgreSQL"
+"""With what a server's log of each start begins."""
 _LOG_END = 65536
 """Bytes at the end of a log; a standby tries, and logs why it fails, every 5 seconds."""
 _SPARE_KB = 256 * 1024
@@ -193,3 +200,12 @@ def has_lost_its_source(server: Server, port: int) -> bool:
     if is_streaming(server, port):
         return False
     return _WAL_GONE.search(server.log_since(max(0, server.log_size() - _LOG_END))) is not None
+
+
+def why_it_cannot_follow(server: Server) -> str:
+    """Return the line with which a standby, since it was started last, has said that it never can; else nothing.
+
+    What it says of connections and the like may pass, and what it said before it was started is of other data, perhaps.
+    """
+    logged = server.log_since(max(0, server.log_size() - _LOG_END)).rpartition(_START)[2]
+    return next((line for line in logged.splitlines() if _WAL_GONE.search(line) or _DIVERGED.search(line)), "")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Beyond, Fork, Rejoining
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import files, wal
 from harmony_pulumi.hosts.postgresql.following import Following, leave_a_standby
 from harmony_pulumi.hosts.postgresql.home import Marker
@@ -44,6 +44,13 @@ _CURABLE = re.compile(
 """Why a server does not recover now, and may once that is mended. It is asked in English (LC_ALL)."""
 _CANNOT_CONNECT = re.compile("connection to server .* failed: |could not connect to server")
 """What pg_rewind of PostgreSQL 13 to 18 says where its source does not answer."""
+_CANNOT_BE_REWOUND = re.compile(
+    "could not find common ancestor|could not find previous WAL record|could not read WAL record|"
+    "No such file or directory|has already been removed|needs to use either data checksums|are from different systems|"
+    "not compatible with this version|must be shut down cleanly|unexpected control file|invalid control file|"
+    "invalid data in history file|syntax error in history file"
+)
+"""What pg_rewind of PostgreSQL 13 to 18 says where it never can. Whatever else it says may pass, or be mended."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,15 @@ class Comeback:
         for begin in wal.past(fork, self.history()):
             where = ["-t", str(begin["timeline"]), "-s", begin["lsn"]]
             script = 'digest=$1; shift; { "$@" 2>&1; echo "ended $?"; } | awk "$digest"'
-            digest = self.server.connection.check(
-                ["sh", "-c", script, "sh", wal.DIGEST, *argv, *where],
-                user=self.server.user,
-                env={"LC_ALL": "C"},
-                timeout=_READ_DEADLINE,
-            )
-            part = wal.beyond(begin["lsn"], digest)
+            with self._may_pass("read its WAL"):
+                digest = self.server.connection.check(
+                    ["sh", "-c", script, "sh", wal.DIGEST, *argv, *where],
+                    user=self.server.user,
+                    env={"LC_ALL": "C"},
+                    timeout=_READ_DEADLINE,
+                )
+            with self._may_pass("read its WAL", only=_CURABLE):
+                part = wal.beyond(begin["lsn"], digest)
             found["bytes"] += part["bytes"]
             found["transactions"] += part["transactions"]
         return found
@@ -143,6 +152,10 @@ class Comeback:
         found = self.beyond(fork)
         if not found["bytes"]:
             return ""
+        with self._may_pass("put aside what it alone has"):
+            return self._put_aside(fork, found)
+
+    def _put_aside(self, fork: Fork, found: Beyond) -> str:
         server, control = self.server, self.server.control_data()
         folder = f"{self.marker.data}/pg_wal"
         names = server.connection.check(["ls", "-A", "--", folder], user=server.user).split()
@@ -171,7 +184,7 @@ class Comeback:
         if free < needed:
             msg = (
                 f"{server.connection.name}: {kept} has {free // 1024} MB free, and {needed // 1024} MB are needed to "
-                f"put aside what this server alone has: make room"
+                f"put aside what this server alone has"
             )
             raise SiteError(msg)
 
@@ -179,34 +192,58 @@ class Comeback:
         """Take back what the server wrote by itself; return why that cannot be, or nothing.
 
         Raises:
-            UnreachableError: the source cannot be reached from here; nothing was touched.
+            PassingError: the source cannot be reached from here, there is no room, or the like; nothing was touched.
             SiteError: it failed half-way.
         """
-        if why := self._no_rewind():
-            return why
-        server = self.server
-        server.write(files.source_certificates(source["certs"], server.layout))
-        conninfo = files.source_conninfo(source, server.layout, str(self.handle["name"]))
-        argv = [
-            server.program("pg_rewind"),
-            "-D",
-            self.marker.data,
-            "--source-server",
-            conninfo,
-            "--no-ensure-shutdown",
-        ]
+        server, before = self.server, self.marker.state
         options: dict[str, Any] = {"user": server.user, "env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
-        dry = server.connection.run([*argv, "--dry-run"], **options)
-        if dry.status:
+        with self._may_pass("be rewound"):
+            if why := self._no_rewind():
+                return why
+            server.write(files.source_certificates(source["certs"], server.layout))
+            conninfo = files.source_conninfo(source, server.layout, str(self.handle["name"]))
+            argv = [server.program("pg_rewind"), "-D", self.marker.data, "--source-server", conninfo]
+            argv.append("--no-ensure-shutdown")
+            dry = server.connection.run([*argv, "--dry-run"], **options)
             said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
-            if _CANNOT_CONNECT.search(said):  # Nor could it be copied.
-                msg = f"{server.connection.name} cannot reach the member that it is to follow: {said}"
-                raise UnreachableError(msg)
+            if dry.status and (_CANNOT_CONNECT.search(said) or not _CANNOT_BE_REWOUND.search(said)):
+                raise SiteError(said)
+        if dry.status:
             return said
         with self._being_made():
-            server.connection.check([*argv, "--write-recovery-conf"], **options, on_stderr=lambda _: None)
+            done = server.connection.run([*argv, "--write-recovery-conf"], **options, on_stderr=lambda _: None)
+            if done.status:
+                said = (done.stderr.strip() or done.stdout.strip())[-500:]
+                if not _CANNOT_CONNECT.search(said):
+                    msg = f"{server.connection.name}: pg_rewind ended with status {done.status}: {said}"
+                    raise SiteError(msg)
+                with self._may_pass("be rewound"):  # It connects before it writes anything.
+                    self._mark(before)
+                    raise SiteError(said)
             leave_a_standby(server, self._declared())
         return ""
+
+    @contextmanager
+    def _may_pass(self, what: str, *, only: re.Pattern[str] | None = None) -> Generator[None]:
+        """Take what goes wrong here for something that may pass: nothing is to be decided by it.
+
+        Args:
+            what: is being tried, as in: it cannot do that now.
+            only: of errors, those whose text this finds.
+        """
+        try:
+            yield
+        except UnreachableError:
+            raise
+        except SiteError as error:
+            if only and not only.search(str(error)):
+                raise
+            msg = (
+                f"{self.server.connection.name}: the server in {self.server.layout.root} cannot {what} now: {error}. "
+                f"Mend that, then run this again; if it cannot be mended, move {self.marker.data} away, and it is "
+                f"copied anew"
+            )
+            raise PassingError(msg) from error
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
         """Copy the data of another site, and keep the old data directory aside."""
@@ -237,7 +274,10 @@ class Comeback:
     def _being_made(self) -> Generator[None]:
         """Have whoever comes after a run that is cut off here know that the data directory is not whole."""
         before = self.marker.state
-        self._mark("making")
+        try:
+            self._mark("making")
+        except SiteError as error:  # Nothing was changed yet.
+            raise PassingError(str(error)) from error
         yield
         # One that has served before is to be started again, after a reboot, too.
         done = "ready" if self.marker.incarnation else "whole"

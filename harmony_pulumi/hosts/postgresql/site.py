@@ -25,6 +25,7 @@ from harmony_pulumi.capabilities.site import (
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files, renewal, wal
+from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
@@ -128,6 +129,7 @@ FROM (SELECT CASE WHEN pg_is_in_recovery()
     (SELECT timeline_id FROM pg_control_checkpoint()), (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
   ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline_id) now
 """
+_MARK = "SELECT to_json(pg_create_restore_point('harmony')) FROM pg_current_xact_id()"
 _STATE, _ENDED_CLEANLY = "Database cluster state", "shut down"
 _BUILD = (
     "pg_control version number",
@@ -287,6 +289,19 @@ class HostPostgreSQL:
             "free_bytes": int(free),
         }
 
+    def echo(self, follower: str, *, deadline: float) -> str:
+        """Write a restore point, in a transaction that has an id, since only the end of one is put on disk at once."""
+        server, marker = self._both()
+        lsn: str = server.look(_MARK, port=marker.port)
+        wait_for(
+            f"{server.connection.name}: a word of {follower} that it has what was written for this",
+            lambda: server.look(files.has_flushed_sql(follower, lsn), port=marker.port),
+            bool,
+            deadline=deadline,
+            advice="Is the network between them cut? That is noticed only after wal_sender_timeout",
+        )
+        return lsn
+
     def events(self) -> str:
         """Return the log of events."""
         server = self._existing()
@@ -315,9 +330,10 @@ class HostPostgreSQL:
     def prepare(self, follower: str) -> None:
         """Keep WAL from here on, by the follower's slot: a standby may have slots, too."""
         server, marker = self._both()
-        server.sql(files.make_slot_sql(follower), port=marker.port)
-        for held in self._held:
-            held.session = held.session or held.open.enter_context(server.session(marker.port))
+        said = server.sql(f"{files.make_slot_sql(follower)}SELECT pg_is_in_recovery()", port=marker.port)
+        if said.splitlines()[-1] == "t":  # One that leads already is to be asked for nothing that clients wait for.
+            for held in self._held:
+                held.session = held.session or held.open.enter_context(server.session(marker.port))
 
     def ease(self) -> None:
         """Write a checkpoint, so that the one of the stop has little left to write."""
@@ -549,6 +565,11 @@ class HostPostgreSQL:
     def rewind(self, source: Mapping[str, Any]) -> str:
         """Take back what this server wrote by itself."""
         return self._comeback().rewind(source)
+
+    def cannot_follow(self) -> str:
+        """Return why this standby can never stream from its source."""
+        server, _ = self._both()
+        return why_it_cannot_follow(server)
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
         """Copy the data of another site."""
