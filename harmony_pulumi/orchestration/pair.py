@@ -166,6 +166,14 @@ class PairSite:
             if seen["state"] == "running" and any(s["name"] == follower and not s["active"] for s in seen["slots"]):
                 other.movable.forget(follower)
 
+    def echo(self, follower: str, *, deadline: float) -> str:
+        """Have a record come back from a follower of the active member."""
+        return self._leader.movable.echo(follower, deadline=deadline)
+
+    def cannot_follow(self) -> str:
+        """Return why the active member will never follow, as it is."""
+        return self._leader.movable.cannot_follow()
+
     def ease(self) -> None:
         """Get ready to step down fast."""
         self._leader.movable.ease()

@@ -55,6 +55,7 @@ def check_sites(
         _what_is_older_or_of_another_pair_is_refused,
         _what_decides_about_a_role_change_is_surveyed,
         _wal_is_kept_for_a_follower_until_it_is_forgotten,
+        _what_the_leader_writes_comes_back,
         _one_that_was_not_told_to_lead_does_not,
         _a_standby_cannot_step_down,
         _a_token_is_of_one_stop_and_only_its_own_is_verified,
@@ -225,6 +226,16 @@ def _wal_is_kept_for_a_follower_until_it_is_forgotten(trial: _Trial) -> None:
         trial.leader.movable.prepare(trial.follower.slot)
         trial.leader.movable.ease()
     trial.insist_on_streaming()
+
+
+def _what_the_leader_writes_comes_back(trial: _Trial) -> None:
+    """A record that the leader writes is said to have come to the follower; of a stranger, nothing is heard."""
+    trial.insist_on_streaming()
+    written = trial.leader.movable.echo(trial.follower.name, deadline=_DEADLINE)
+    expect("/" in written, found=written, expected="an LSN")
+    _refused(partial(trial.leader.movable.echo, "nobody", deadline=_SHORT), "hearing of nobody")
+    why = trial.follower.movable.cannot_follow()
+    expect(not why, found=why, expected="nothing, as it streams")
 
 
 def _slots(member: Member) -> list[str]:

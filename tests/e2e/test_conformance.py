@@ -103,7 +103,7 @@ def test_the_sites_of_a_deployed_pair_keep_the_contract_by_which_roles_move() ->
             return int(ask(member, "SELECT count(*) FROM commits")) if there else 0
 
         report = check_sites(lambda: pair_of(handle), commit, count)
-        assert (report.subject, len(report.passed)) == ("HostPostgreSQL", 12)
+        assert (report.subject, len(report.passed)) == ("HostPostgreSQL", 13)
         for aside in (base_folder() / sandbox.project).glob("*/*/kept/*"):
             shutil.rmtree(aside)
 

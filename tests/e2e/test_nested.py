@@ -298,5 +298,5 @@ def test_a_failover_and_a_rejoin_that_are_killed_are_finished_by_the_same_again(
 def test_a_pair_as_a_site_keeps_the_contract_of_one(four: Four) -> None:
     handle = {**four.stack.outputs()["site"], "deadline": 60}
     report = check_sites(lambda: pair_of(handle), four.commit, four.count)
-    assert (report.subject, len(report.passed)) == ("PairSite", 12)
+    assert (report.subject, len(report.passed)) == ("PairSite", 13)
     four.insist_on(AT_FIRST)

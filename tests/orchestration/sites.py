@@ -633,8 +633,8 @@ class MemorySite:
         self.server.write("a mark")
         written = len(self.server.wal)
         self._point("echo: written")
-        other = next(each for each in self.world.servers.values() if each.name == follower)
-        if not (self.world.connected(other) and len(other.wal) >= written):
+        named = [each for each in self.world.servers.values() if each.name == follower]
+        if not any(self.world.connected(other) and len(other.wal) >= written for other in named):
             raise SiteError(f"a word of {follower}: not within {deadline:g} s")
         return lsn(written)
 

@@ -16,7 +16,7 @@ from tests.orchestration.sites import PAIR, MemorySite, World
 
 
 def check(site: type[MemorySite]) -> Report:
-    world = World(busy=False)
+    world = World(busy=False, endpoints=())
     members = world.servers
 
     def make_pair() -> Pair:
@@ -38,7 +38,7 @@ def check(site: type[MemorySite]) -> Report:
 
 def test_the_sites_in_memory_keep_the_contract() -> None:
     report = check(MemorySite)
-    assert len(report.passed) == 12
+    assert len(report.passed) == 13
     assert report.subject == "MemorySite"
 
 
