@@ -45,6 +45,29 @@ def settled(code: Code, **options: Any) -> World:
     return world
 
 
+# -- a pair inside another one -----------------------------------------------------------------------------------------
+
+
+def inside(code: Code, epoch: int, active: str) -> World:
+    """Return a pair that knows that it is the first one of another pair."""
+    world, around = settled(code), told(epoch, active, pair="shop/prod/world")
+    for role, server in world.servers.items():
+        server.roles = told(0, "primary", role, outer=around)
+    return world
+
+
+def test_roles_move_only_in_a_pair_that_leads(code: Code) -> None:
+    for epoch in (0, 1):
+        world = inside(code, epoch, "primary")
+        assert outcome(code, world, "replica", 1) == "done"
+        assert all(server.roles and server.roles["outer"] for server in world.servers.values())
+    # Before a role was moved around it, it is as it was deployed, whoever is named there.
+    assert outcome(code, inside(code, 0, "replica"), "replica", 1) == "done"
+    for act in (lambda w: outcome(code, w, "replica", 1), lambda w: fail_over(code, w), lambda w: bring_back(code, w)):
+        ended = act(inside(code, 1, "replica"))
+        assert "while it follows another cluster, as replica is active in shop/prod/world" in ended
+
+
 # -- endpoints ---------------------------------------------------------------------------------------------------------
 
 
