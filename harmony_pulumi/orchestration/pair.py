@@ -20,12 +20,13 @@ from harmony_pulumi.capabilities.site import (
     Survey,
     Token,
 )
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
+from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, look, outer_of, roles_for, told
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, members_of, missing
 from harmony_pulumi.orchestration.roles import Desired
-from harmony_pulumi.orchestration.switchover import ANSWERING, host_answers
+from harmony_pulumi.orchestration.switchover import ANSWERING, Step, host_answers
 from harmony_pulumi.orchestration.wait import wait_for
 
 KIND = "harmony_pulumi.orchestration.pair:PairSite"
@@ -266,8 +267,12 @@ class PairSite:
         if site.observe()["role"] == "standby" and not self._why_not_following(other):
             return
         site.retire()
-        if self._is_rewound(site, source) and not self._why_not_following(other):
+        why = self._why_not_rewound(site, source) or self._why_not_following(other)
+        if not why:
             return
+        journal = Journal(self.pair.name, "follow", lambda _: None)
+        journal.write_to(self._leader.site.record)
+        journal.note(f"{other.name} is copied anew: {why}", step=Step.CLONE, state="warning")
         site.retire()
         leader.forget(other.slot)
         leader.prepare(other.slot)
@@ -275,17 +280,17 @@ class PairSite:
         if why := self._why_not_following(other):
             raise SiteError(why)
 
-    def _is_rewound(self, site: RoleSite, source: Mapping[str, Any]) -> bool:
-        """Put aside what a member alone has, and have it be as the new source; tell whether that could be."""
+    def _why_not_rewound(self, site: RoleSite, source: Mapping[str, Any]) -> str:
+        """Put aside what a member alone has, and have it be as the new source; return why it cannot be, or nothing."""
         try:
             fork = fork_of(site.history(), self._leader.movable.history())
             if fork:
                 site.archive(fork)
-            return not site.rewind(source)
-        except UnreachableError:
+            return site.rewind(source)
+        except (PassingError, UnreachableError):
             raise
-        except SiteError:  # Then its whole data directory is kept.
-            return False
+        except SiteError as error:  # Then its whole data directory is kept.
+            return str(error)
 
     def _why_not_following(self, other: Member) -> str:
         """Have the other member follow the active one; return why it does not stream, or nothing."""

@@ -436,6 +436,12 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
                     f"other, then run `harmony accept` or this again"
                 )
                 raise SiteError(msg)
+            member, leader = pair.members[source], pair.members[active]
+            if isinstance(member.site, Group) and seen[source]["receiver"] == "streaming":
+                with journal.step(
+                    Step.FOLLOW, f"{member.name} follows {leader.name}, and the other of its pair follows it"
+                ):
+                    member.movable.follow(leader.movable.offer())
             under_way = _begin("rejoin", known["epoch"] if known else 0, source=source, target=active, by=by)
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
 

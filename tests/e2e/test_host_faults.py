@@ -125,7 +125,7 @@ def test_servers_whose_pids_are_used_again_are_started_at_a_boot(pair: Pair, who
         pair.insist(clients, leader)
 
 
-def test_an_update_and_a_failover_start_a_standby_whose_pid_is_used_again(pair: Pair) -> None:
+def test_an_update_starts_a_standby_whose_pid_is_used_again(pair: Pair) -> None:
     leader = pair.leader
     follower = other_than(leader)
     with pair.clients() as clients:

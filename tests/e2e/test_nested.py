@@ -207,6 +207,16 @@ def test_what_is_changed_while_the_other_pair_leads_reaches_all_four(four: Four)
     stack.up("--expect-no-changes")
 
 
+def test_a_standby_in_a_pair_that_follows_is_brought_back_by_a_rejoin_of_the_pair_around(four: Four) -> None:
+    assert four.roles() == AT_FIRST
+    four.ask("vancouver", "SELECT pg_promote()")
+    four.ask("vancouver", "SELECT txid_current()")
+    harmony(four.stack, "rejoin", "orders", "--yes")
+    four.insist_on(AT_FIRST)
+    kept = [path.name for path in (four.homes["vancouver"] / "kept").iterdir()]
+    assert [name for name in kept if name.startswith("diverged-")], kept
+
+
 def test_a_pair_that_was_failed_over_from_unawares_starts_no_primary(four: Four) -> None:
     stack = four.stack
     assert four.roles() == AT_FIRST
@@ -296,6 +306,8 @@ def test_a_failover_and_a_rejoin_that_are_killed_are_finished_by_the_same_again(
 
 
 def test_a_pair_as_a_site_keeps_the_contract_of_one(four: Four) -> None:
+    harmony(four.stack, "switchover", "orders", "--to", "montreal", "--yes")  # Which may lead already.
+    four.insist_on(AT_FIRST)
     handle = {**four.stack.outputs()["site"], "deadline": 60}
     report = check_sites(lambda: pair_of(handle), four.commit, four.count)
     assert (report.subject, len(report.passed)) == ("PairSite", 13)

@@ -132,6 +132,11 @@ def test_what_was_written_past_a_fork_begins_there_and_where_each_later_timeline
         Fork(timeline=2, lsn="0/50"),
         Fork(timeline=5, lsn="0/70"),
     ]
+    # On a timeline that ends at the fork, nothing was.
+    assert wal.past(Fork(timeline=1, lsn="0/50"), THROUGH) == [
+        Fork(timeline=2, lsn="0/50"),
+        Fork(timeline=5, lsn="0/70"),
+    ]
     assert wal.past(Fork(timeline=5, lsn="0/90"), THROUGH) == [Fork(timeline=5, lsn="0/90")]
     assert wal.past(Fork(timeline=3, lsn="0/90"), THROUGH) == []
 

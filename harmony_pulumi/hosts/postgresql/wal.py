@@ -88,10 +88,13 @@ def history_file(timeline: int) -> str:
 def past(fork: Fork, through: Sequence[Fork]) -> list[Fork]:
     """Return the beginnings of what a server wrote past a fork, one for each of its timelines from there on."""
     begins: list[Fork] = []
+    is_past = False
     for before, one in zip((None, *through), through, strict=False):
         if one["timeline"] == fork["timeline"]:
-            begins.append(fork)
-        elif begins and before:
+            is_past = True
+            if one["lsn"] != fork["lsn"]:  # Else its next timeline begins there, and this one's file may be gone.
+                begins.append(fork)
+        elif is_past and before:
             begins.append(Fork(timeline=one["timeline"], lsn=before["lsn"]))
     return begins
 
