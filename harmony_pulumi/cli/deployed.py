@@ -58,8 +58,8 @@ class Database:
     """Of a group: the role that was active when the stack last looked."""
     inside: tuple[Database, ...] = ()
     """The pairs that are its members, and theirs; each has the name of its resource."""
-    nested: bool = False
-    """Whether it is one of those."""
+    around: tuple[str, ...] = ()
+    """Of one of those: the URN of the database that it is in."""
 
     @property
     def is_group(self) -> bool:
@@ -198,7 +198,7 @@ def _outermost(found: Sequence[Database]) -> list[Database]:
                 replace(
                     deployed.get(_pair_id(handle), Database(str(handle["name"]), handle)),
                     name=_pair_id(handle).rpartition("/")[2],
-                    nested=True,
+                    around=(database.urn,),
                 )
                 for handle in _members_of(database.handle)
                 if "pair" in handle

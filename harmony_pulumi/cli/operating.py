@@ -131,7 +131,8 @@ def tell_stack(chosen: Database, role: str, epoch: int, cwd: Path, stack: str | 
         ["config", "set-all", "--path", *(word for value in values for word in ("--plaintext", value))],
         [
             *("up", "--yes", "--skip-preview", "--non-interactive", "--target", chosen.urn),
-            *(["--target-dependents"] if chosen.nested else []),  # The pair around it follows its new leader.
+            # The pair around it follows its new leader. Nothing else of the stack is changed.
+            *(word for urn in chosen.around for word in ("--target", urn)),
         ],
     )
     problem, interrupted = "", False

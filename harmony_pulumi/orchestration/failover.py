@@ -14,7 +14,7 @@ from harmony_pulumi.capabilities.endpoint import EndpointObservation
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration.preflight import Check, certificates
-from harmony_pulumi.orchestration.roles import latest, levels
+from harmony_pulumi.orchestration.roles import latest, of_pair
 from harmony_pulumi.orchestration.switchover import (
     Facts,
     Step,
@@ -164,23 +164,25 @@ def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[
         heard: by name, what the servers outside the pair were told; None of those that do not answer.
         vouched: those of them of whom an operator has made certain that they accept no writes.
     """
-    told = {name: level for name, roles in heard.items() for level in levels(roles) if level["pair"] == outer["pair"]}
+    found = {name: of_pair(roles, outer["pair"]) for name, roles in heard.items()}
+    told = {name: level for name, (level, _) in found.items() if level}
     newest = latest({"": outer, **told})
     assert newest is not None, "it is one of them itself"
     if newest["active"] != outer["me"]:
-        found = f"its {newest['active']} is active at epoch {newest['epoch']}, not this pair: have this one rejoin it"
-        return Check(outer["pair"], "problem", found)
-    if any(level["me"] != outer["me"] for level in told.values()):
+        moved = f"its {newest['active']} is active at epoch {newest['epoch']}, not this pair: have this one rejoin it"
+        return Check(outer["pair"], "problem", moved)
+    speaking = [level for level, speaks in found.values() if level and speaks]
+    if len(told) == len(heard) or any(level["me"] != outer["me"] for level in speaking):
         return Check(outer["pair"], "ok", f"this pair is the active one there, as {' and '.join(told)} know it, too")
     silent = [name for name in heard if name not in told]
     words = " and ".join(silent)
     if not set(silent) - set(vouched):
         return Check(outer["pair"], "warning", f"--fenced-by-me {words}: an operator vouches that they take no writes")
-    found = (
+    doubt = (
         f"{words} do not answer, and may have been made active there. Make certain that they accept no writes, then "
         f"add {' '.join(f'--fenced-by-me {name}' for name in silent)}"
     )
-    return Check(outer["pair"], "problem", found)
+    return Check(outer["pair"], "problem", doubt)
 
 
 def endpoint_checks(
@@ -244,10 +246,12 @@ def _is_fenced(operation: Operation, source: Facts) -> bool:
 
     One that runs may: a standby may have been asked to be the primary, and that goes on by itself.
     """
+    # Whoever vouches for it may not know that its server only hangs, or recovers: one that can be stopped is.
+    is_vouched = bool(operation["terms"] and operation["terms"]["fenced"])
+    tried = operation["stage"] == "vouched"
     if source.state == "stopped":
-        return source.left_as != "primary"  # One that is half-made cannot start at all.
+        # One that is half-made cannot start at all; one that could not be marked, somebody has made certain of.
+        return source.left_as != "primary" or (is_vouched and tried)
     if source.state == "unreachable":
-        # Whoever vouches for it may not know that its server only hangs, or recovers: one that can be stopped is.
-        tried = operation["stage"] == "vouched" or not source.host_answers
-        return bool(operation["terms"] and operation["terms"]["fenced"]) and tried
+        return is_vouched and (tried or not source.host_answers)
     return source.state == "absent"

@@ -32,7 +32,7 @@ from harmony_pulumi.orchestration.members import (
     serve,
 )
 from harmony_pulumi.orchestration.preflight import certificate_advice
-from harmony_pulumi.orchestration.replication import Member, missing
+from harmony_pulumi.orchestration.replication import Group, Member, missing
 from harmony_pulumi.orchestration.roles import Desired, latest
 from harmony_pulumi.orchestration.switchover import (
     ANSWERING,
@@ -532,11 +532,18 @@ class Run:
         return known["away"]
 
     def _to_tell(self) -> list[str]:
-        """Return the roles of the members that must be told. In a failover, one that does not answer cannot be."""
+        """Return the roles of the members that must be told. In a failover, one that does not answer cannot be.
+
+        Of a pair, other servers than the one that leads there may answer: none of them is to take over unawares.
+        """
         if self.operation["kind"] != "failover":
             return list(self.pair.members)
         facts = dict(zip((self.operation["source"], self.operation["target"]), self.facts, strict=True))
-        return [role for role in self.pair.members if role == self.target.role or facts[role].state in ANSWERING]
+        return [
+            role
+            for role, member in self.pair.members.items()
+            if role == self.target.role or facts[role].state in ANSWERING or isinstance(member.site, Group)
+        ]
 
     def _save(self, operation: Operation | None, only: Sequence[str] = ()) -> None:
         for role in only or self._to_tell():

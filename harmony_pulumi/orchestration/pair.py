@@ -22,7 +22,7 @@ from harmony_pulumi.capabilities.site import (
 )
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.members import Pair, look, outer_of, roles_for, told
+from harmony_pulumi.orchestration.members import Pair, look, roles_for, told
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, members_of, missing
 from harmony_pulumi.orchestration.roles import Desired
@@ -86,10 +86,10 @@ class PairSite:
         return self._leader.handle
 
     def observe(self) -> Observation:
-        """Look at the active member. What the pair was told is known to both."""
+        """Look at the active member. What that was told of the pair around counts: it is the one that would lead."""
         seen = look(self.pair)
         found = seen[self._active(seen)]
-        return {**found, "roles": outer_of({role: observation["roles"] for role, observation in seen.items()})}
+        return {**found, "roles": found["roles"] and found["roles"]["outer"]}
 
     def record(self, lines: str) -> None:
         """Append lines to the active member's log of events."""
@@ -267,9 +267,12 @@ class PairSite:
         if site.observe()["role"] == "standby" and not self._why_not_following(other):
             return
         site.retire()
-        why = self._why_not_rewound(site, source) or self._why_not_following(other)
+        why = self._why_not_rewound(site, source)
         if not why:
-            return
+            if not (passing := self._why_not_following(other)):
+                return
+            if not (why := site.cannot_follow()):  # It may pass: a refused connection, say.
+                raise SiteError(passing)
         journal = Journal(self.pair.name, "follow", lambda _: None)
         journal.write_to(self._leader.site.record)
         journal.note(f"{other.name} is copied anew: {why}", step=Step.CLONE, state="warning")

@@ -69,6 +69,19 @@ def leads(roles: Roles) -> bool:
     return all(level["active"] == level["me"] for level in levels(roles))
 
 
+def of_pair(roles: Roles | None, pair: str) -> tuple[Roles | None, bool]:
+    """Return what a site was told of a pair, None if nothing, and whether it leads within its own member of that.
+
+    Of a pair around its own, one that does not lead may have been told less than the one that does.
+    """
+    speaks = True
+    for level in levels(roles):
+        if level["pair"] == pair:
+            return level, speaks
+        speaks = speaks and level["active"] == level["me"]
+    return None, False
+
+
 def last_epoch(roles: Roles) -> int:
     """Return the highest epoch that a site was told, of its pair and those around that; 0 if no role was ever moved."""
     return max(level["epoch"] for level in levels(roles))

@@ -296,6 +296,13 @@ def _around(pair: Pair, target: str, known: Roles | None, vouched: Collection[st
     return [failover.around(level, heard, vouched) for level in levels(outer)]
 
 
+def _refuse_where_moved_around(pair: Pair, target: str, known: Roles | None, vouched: Collection[str]) -> None:
+    """Refuse to have a pair lead that may no longer be the active one of the pair around it."""
+    if found := problems(_around(pair, target, known, vouched)):
+        msg = f"{pair.name}: {'; '.join(found)}. Nothing was touched"
+        raise SiteError(msg)
+
+
 def rejoin_preflight(pair: Pair, active: str, seen: Mapping[str, Observation]) -> list[Check]:
     """Look at what it takes to have the other member follow the active one. Changes nothing."""
     source, leader = pair.members[other_than(pair, active)], seen[active]
@@ -383,6 +390,7 @@ def fail_over(
             serve(pair, target, journal)
             return known["epoch"]
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
+            _refuse_where_moved_around(pair, target, known, vouched)
             journal.note(f"going on with the failover begun by {under_way['operator']}", step="resume")
             under_way = Operation({**under_way, "terms": terms})
         elif found := problems(failover_preflight(pair, target, seen, terms, vouched)):
@@ -472,9 +480,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
             msg = f"{pair.name}: expected exactly one primary, and every member to answer; {found}. Nothing was changed"
             raise SiteError(msg)
         (active,) = primaries
-        if around := problems(_around(pair, active, known, ())):
-            msg = f"{pair.name}: {'; '.join(around)}. Nothing was changed"
-            raise SiteError(msg)
+        _refuse_where_moved_around(pair, active, known, ())
         if known and not under_way and known["active"] == active and not _contradict(pair, seen):
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
@@ -636,8 +642,11 @@ def _all_told(pair: Pair, seen: Mapping[str, Observation]) -> dict[str, Roles]:
 def _tell(pair: Pair, roles: Mapping[str, Roles], seen: Mapping[str, Observation]) -> None:
     """Tell those sites that answer, and do not know yet."""
     for role, site_roles in roles.items():
-        if seen[role]["state"] in ANSWERING and seen[role]["roles"] != site_roles:
-            pair.members[role].movable.tell(site_roles)
+        member = pair.members[role]
+        # Of a pair, it is not seen whether all were told.
+        untold = seen[role]["roles"] != site_roles or isinstance(member.site, Group)
+        if seen[role]["state"] in ANSWERING and untold:
+            member.movable.tell(site_roles)
 
 
 def _look_again(pair: Pair, before: Mapping[str, Observation]) -> dict[str, Observation]:
@@ -671,7 +680,7 @@ def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation
     Before the first role change the deployment itself sees to that.
     """
     known = told(seen)
-    moved = desired.epoch or (known and last_epoch(known))
+    moved = desired.epoch or (known and last_epoch(known)) or isinstance(pair.members[desired.active].site, Group)
     if moved and all(observation["state"] == "running" for observation in seen.values()):
         offer = pair.members[desired.active].movable.offer()
         for role, member in pair.members.items():
@@ -687,7 +696,7 @@ def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> Generator[Wr
         writes = [
             stack.enter_context(member.movable.alone(by))
             for role, member in pair.members.items()
-            if host_answers(seen[role])
+            if host_answers(seen[role]) or isinstance(member.site, Group)  # Whose other servers may answer.
         ]
 
         def record(lines: str) -> None:

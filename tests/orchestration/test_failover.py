@@ -284,6 +284,8 @@ SITUATIONS: list[tuple[dict[str, Any], tuple[str, int], tuple[str, int], str]] =
     ({"terms": FENCED}, (DEAD, OLD), ("a standby", OLD), "fence"),
     ({"terms": FENCED, "stage": "vouched"}, ("unreachable", 0), ("a standby", OLD), "elect"),
     ({"stage": "vouched"}, ("unreachable", 0), ("a standby", OLD), "fence"),
+    ({"terms": FENCED, "stage": "vouched"}, (DEAD, OLD), ("a standby", OLD), "elect"),
+    ({"stage": "vouched"}, (DEAD, OLD), ("a standby", OLD), "fence"),
     ({"terms": None}, ("unreachable", 0), ("a standby", OLD), "fence"),
     ({}, ("stopped, standby, clean", NEW), ("a standby", NEW), "promote"),
     ({}, ("stopped, standby, clean", NEW), ("unreachable", NEW), "promote"),
@@ -358,6 +360,11 @@ def test_whether_a_pair_inside_another_is_still_the_active_one_is_asked_around(c
 
     assert found(calgary=west(2, "primary"))[0] == "ok"
     assert found(calgary=None, vancouver=west(2, "primary"))[0] == "ok"
+    # One that does not lead in its own pair may have been told less than the one that does.
+    stale: Roles = {**west(2, "primary"), "me": "replica"}
+    assert found(calgary=None, vancouver=stale)[0] == "problem"
+    assert found(calgary=west(2, "primary"), vancouver=stale)[0] == "ok"
+    assert found(vancouver=stale)[0] == "ok", "all have answered"
     verdict, words = found(calgary=west(3, "replica"), vancouver=None)
     assert verdict == "problem"
     assert "its replica is active at epoch 3, not this pair" in words

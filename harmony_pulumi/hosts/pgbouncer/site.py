@@ -106,7 +106,7 @@ class HostPgBouncer:
     def _expiries(self, pooler: Pooler) -> dict[str, str]:
         paths = {name: f"{pooler.layout.tls}/{name}.crt" for name in ("ca", "server")}
         texts = pooler.connection.read_files([*paths.values()], pooler.user)
-        there = {name: text for name, path in paths.items() if (text := texts[path])}
+        there = {name: text for name, path in paths.items() if (text := texts[path]) and certificates.serial(text)}
         return {name: certificates.expires(text).isoformat() for name, text in there.items()}
 
     def pause(self, deadline: float) -> None:

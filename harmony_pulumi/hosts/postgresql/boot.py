@@ -24,7 +24,7 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, Show, operator
-from harmony_pulumi.orchestration.roles import last_epoch, latest, leads, levels
+from harmony_pulumi.orchestration.roles import last_epoch, latest, leads, levels, of_pair
 from harmony_pulumi.orchestration.wait import wait_for
 
 _START_DEADLINE = 600
@@ -131,11 +131,6 @@ def _epochs(roles: Roles) -> list[int]:
     return [level["epoch"] for level in levels(roles)]
 
 
-def _of_pair(known: Roles, answers: Sequence[Answer]) -> list[tuple[str, Roles]]:
-    """Return what the peers were told of a pair, by their names."""
-    return [(a.name, roles) for a in answers for roles in levels(a.roles) if roles["pair"] == known["pair"]]
-
-
 def _doubt(known: Roles | None, answers: Sequence[Answer]) -> str:
     """Return why a server must not lead that was told to; empty if it may."""
     if known is None:  # It is just being made, or stands alone, or what it was told is lost.
@@ -146,15 +141,16 @@ def _doubt(known: Roles | None, answers: Sequence[Answer]) -> str:
 
 def _doubt_of(known: Roles, answers: Sequence[Answer]) -> str:
     """Return why it is in doubt whether the member of one pair is active there; empty if it is not."""
-    of_pair = _of_pair(known, answers)
-    for name, roles in of_pair:
-        if roles["epoch"] == known["epoch"] and roles["active"] != known["active"]:
+    told = {answer.name: of_pair(answer.roles, known["pair"]) for answer in answers}
+    for name, (roles, _) in told.items():
+        if roles and roles["epoch"] == known["epoch"] and roles["active"] != known["active"]:
             return (
                 f"it and {name} know different members as active at epoch {known['epoch']}: decide which one is to "
                 f"stay, and keep the data of the other"
             )
     # A member that was made anew was told nothing yet. In a pair of pairs, those of the other pair never are of this.
-    if any(roles["me"] != known["me"] for _, roles in of_pair) or all(answer.came for answer in answers):
+    others = [roles for roles, speaks in told.values() if roles and speaks]
+    if any(roles["me"] != known["me"] for roles in others) or all(answer.came for answer in answers):
         return ""
     silent = " and ".join(f"{a.name} does not answer ({a.detail})" for a in answers if not a.came)
     return (

@@ -133,14 +133,15 @@ def flaw(pair: KeyPair, authorities: str) -> str:
         return "or its key cannot be read"
     if found.public_key() != key.public_key():
         return "does not belong to its key"
-    if not any(_has_signed(_loaded(authority), found) for authority in _each(authorities)):
+    if not any(_has_signed(authority, found) for authority in _each(authorities)):
         return "was signed by no authority that is trusted there"
     return ""
 
 
-def _has_signed(authority: x509.Certificate, found: x509.Certificate) -> bool:
+def _has_signed(authority: str, found: x509.Certificate) -> bool:
+    """Tell whether an authority, PEM, has signed a certificate. One that cannot be read has not."""
     try:
-        found.verify_directly_issued_by(authority)
+        found.verify_directly_issued_by(_loaded(authority))
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
