@@ -121,12 +121,17 @@ def checks(
         yield Check(old, "problem", advice)
     else:
         yield Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
-    if target["role"] != "standby":
-        state = f"{target['state']}: {target['detail']}; a standby that runs is needed"
-        found_there = "a primary already; if somebody promoted it, `harmony accept` takes it as the active one"
-        yield Check(new, "problem", found_there if target["role"] else state)
+    if not target["role"]:
+        yield Check(new, "problem", f"{target['state']}: {target['detail']}; a standby that runs is needed")
         return
-    yield Check(new, "ok", f"a running standby, with everything up to {target['received'] or target['lsn']}")
+    if target["role"] == "standby":
+        yield Check(new, "ok", f"a running standby, with everything up to {target['received'] or target['lsn']}")
+    elif source["state"] == "unreachable":  # Then it cannot be accepted, for which every member must answer.
+        yield Check(new, "warning", f"a primary already, which somebody promoted; {old} cannot be asked what it lacks")
+    else:
+        advice = "a primary already; if somebody promoted it, `harmony accept` takes it as the active one"
+        yield Check(new, "problem", advice)
+        return
     yield fencing(source, terms, can_fence=can_fence)
     problem = loss_problem(found, terms)
     words = found.words(old, new)
@@ -171,7 +176,7 @@ def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[
     if newest["active"] != outer["me"]:
         moved = f"its {newest['active']} is active at epoch {newest['epoch']}, not this pair: have this one rejoin it"
         return Check(outer["pair"], "problem", moved)
-    speaking = [level for level, speaks in found.values() if level and speaks]
+    speaking = [level for name, level in told.items() if found[name][1]]
     if len(told) == len(heard) or any(level["me"] != outer["me"] for level in speaking):
         return Check(outer["pair"], "ok", f"this pair is the active one there, as {' and '.join(told)} know it, too")
     silent = [name for name in heard if name not in told]

@@ -471,7 +471,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         under_way = known["operation"] if known else None
         if len(primaries) != 1 or unknown or (under_way and not _overtaken(under_way, seen)):
             found = (
-                f"{' and '.join(unknown)} cannot be asked"
+                f"{' and '.join(unknown)} cannot be asked; if that is lost, `harmony failover` goes on without it"
                 if unknown
                 else _who_accepts(pair, primaries)
                 if len(primaries) != 1 or under_way is None

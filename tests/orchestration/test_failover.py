@@ -169,6 +169,11 @@ def test_nobody_but_a_running_standby_takes_over(code: Code) -> None:
     ):
         found = checks(code, seen("primary", **STOPPED), seen("replica", **changes))
         assert found == {"montreal": ("ok", "stopped: no server process"), "toronto": ("problem", said)}
+    # One that cannot be asked keeps nobody from going on with a member that somebody promoted.
+    assert checks(code, seen("primary", **UNREACHABLE), seen("replica", role="primary"))["toronto"] == (
+        "warning",
+        "a primary already, which somebody promoted; montreal cannot be asked what it lacks",
+    )
     restarted = checks(code, seen("primary", **STOPPED), standby(received=""))
     assert restarted["toronto"] == ("ok", "a running standby, with everything up to 0/1")
 

@@ -491,6 +491,23 @@ def test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(c
         rejoined(code, world)
 
 
+def test_one_that_somebody_promoted_while_the_old_primary_cannot_be_asked_is_failed_over_to(code: Code) -> None:
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    old = world.servers["primary"]
+    old.crash()
+    old.unreachable = True
+    world.promote(world.servers["replica"], by_hand=True)
+    assert "--fenced-by-me montreal" in fail_over(code, world, accept_unknown_loss=True)
+    assert "--accept-unknown-loss" in fail_over(code, world, fenced="ada said so")
+    assert fail_over(code, world, accept_unknown_loss=True, fenced="ada said so") == "done"
+    assert left(world)["fenced"] == "ada said so"
+    assert known(code, world)["active"] == "replica"
+    old.unreachable = False
+    assert bring_back(code, world) == "done"
+    finished(code, world, "replica", known(code, world)["epoch"])
+
+
 def test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code: Code) -> None:
     for name in ("crashed", "alive_out_of_reach"):
         labels = labels_of(code, name)

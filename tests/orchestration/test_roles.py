@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harmony_pulumi.capabilities.site import Operation
+from harmony_pulumi.capabilities.site import Operation, Roles
 from harmony_pulumi.errors import SiteError
 from tests.orchestration.code import Code
 from tests.orchestration.sites import NAMES, roles
@@ -165,3 +165,18 @@ def test_of_equal_epochs_the_one_whose_operation_is_farther_counts(code: Code) -
         going_on = roles(4, "primary", operation=operation(prepared=True))
         assert code.roles.latest({"primary": given_up, "replica": going_on}) is given_up
         assert code.roles.latest({"primary": going_on, "replica": given_up}) is given_up
+
+
+def test_one_speaks_for_its_side_of_a_pair_only_where_it_leads_there(code: Code) -> None:
+    world = roles(3, "replica", pair="shop/prod/world")
+
+    def told(inner: str, middle: str) -> Roles:
+        around = roles(0, "primary", middle, pair="shop/prod/land", outer=world)
+        return roles(0, "primary", inner, pair="shop/prod/city", outer=around)
+
+    for inner, middle in product(("primary", "replica"), repeat=2):
+        leads = (inner, middle) == ("primary", "primary")
+        assert code.roles.of_pair(told(inner, middle), "shop/prod/world") == (world, leads)
+        assert code.roles.of_pair(told(inner, middle), "shop/prod/city")[1] is True
+    assert code.roles.of_pair(told("primary", "primary"), "shop/prod/nowhere") == (None, False)
+    assert code.roles.of_pair(None, "shop/prod/world") == (None, False)
