@@ -390,11 +390,13 @@ def test_a_switchover_that_could_not_go_well_is_refused_before_anything_is_touch
     ask(stack, "primary", "SELECT pg_drop_replication_slot('feed')")
 
     tls = toronto / "tls"
-    valid = (tls / "server.crt").read_text()
+    valid = {name: (tls / name).read_text() for name in ("server.crt", "server.key")}
     authority = certificates.KeyPair((tls / "ca.crt").read_text(), (tls / "ca.key").read_text())
-    (tls / "server.crt").write_text(certificates.make_server(authority, "localhost", 0).certificate)
+    for name, text in zip(valid, certificates.make_server(authority, "localhost", 0), strict=True):
+        (tls / name).write_text(text)
     refused("'server' of toronto expired", "`harmony rotate-certificates` makes a new one")
-    (tls / "server.crt").write_text(valid)
+    for name, text in valid.items():
+        (tls / name).write_text(text)
 
     with clients(stack) as running:
         stack.up()
