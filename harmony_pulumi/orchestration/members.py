@@ -16,7 +16,7 @@ from harmony_pulumi.orchestration.failover import Loss
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.rejoin import fork_of, place_of
 from harmony_pulumi.orchestration.replication import Member
-from harmony_pulumi.orchestration.roles import Desired, last_epoch, latest, leads
+from harmony_pulumi.orchestration.roles import Desired, follows_another, latest, outer_of
 from harmony_pulumi.orchestration.switchover import host_answers
 
 
@@ -98,15 +98,9 @@ def roles_for(
     }
 
 
-def outer_of(told: Mapping[str, Roles | None]) -> Roles | None:
-    """Return what the members were told last of the pair around theirs; None if there is none."""
-    return latest({role: roles["outer"] if roles else None for role, roles in told.items()})
-
-
 def follows(pair: Pair, known: Roles | None) -> bool:
     """Tell whether a pair's leader is to be a standby of another cluster: by what it was told, else as deployed."""
-    outer = known["outer"] if known else None
-    return not leads(outer) if outer and last_epoch(outer) else pair.follows
+    return follows_another(known["outer"] if known else None, deployed=pair.follows)
 
 
 def estimated_loss(pair: Pair, target: str, seen: Mapping[str, Observation]) -> Loss:

@@ -26,14 +26,13 @@ from harmony_pulumi.orchestration.members import (
     estimated_loss,
     left_behind,
     look,
-    outer_of,
     refuse_newcomers,
     roles_for,
     serve,
 )
 from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.replication import Group, Member, missing
-from harmony_pulumi.orchestration.roles import Desired, latest
+from harmony_pulumi.orchestration.roles import Desired, latest, outer_of
 from harmony_pulumi.orchestration.switchover import (
     ANSWERING,
     Facts,

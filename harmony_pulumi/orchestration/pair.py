@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, look, roles_for, told
 from harmony_pulumi.orchestration.rejoin import fork_of
-from harmony_pulumi.orchestration.replication import Member, members_of, missing
+from harmony_pulumi.orchestration.replication import Member, all_alone, members_of, missing
 from harmony_pulumi.orchestration.roles import Desired
 from harmony_pulumi.orchestration.switchover import ANSWERING, Step, host_answers
 from harmony_pulumi.orchestration.wait import wait_for
@@ -106,19 +106,14 @@ class PairSite:
         """Keep every other operation on the members that answer out, that of the pair itself, too."""
         expected = self._leader
         before = look(self.pair)
-        with ExitStack() as stack:
-            answering = [member for role, member in self.pair.members.items() if host_answers(before[role])]
-            writes = [stack.enter_context(member.movable.alone(operator)) for member in answering]
-            seen = look(self.pair)
-            self._refuse_unsettled(seen, expected)
+        answering = [member for role, member in self.pair.members.items() if host_answers(before[role])]
+        with all_alone(answering, operator) as record:
+            self._refuse_unsettled(look(self.pair), expected)
             self._held.append(_Held(expected, [member for member in answering if member is not expected]))
-            stack.callback(self._held.clear)
-
-            def record(lines: str) -> None:
-                for write in writes:
-                    write(lines)
-
-            yield record
+            try:
+                yield record
+            finally:
+                self._held.clear()
 
     def _refuse_unsettled(self, seen: Mapping[str, Observation], expected: Member) -> None:
         """Refuse to act on a pair whose own roles are not settled."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, RoleSite, load_site, roles_of
 from harmony_pulumi.errors import SiteError, UnreachableError
-from harmony_pulumi.orchestration.journal import Journal
+from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.preflight import certificate_advice
-from harmony_pulumi.orchestration.roles import last_epoch, latest, leads
+from harmony_pulumi.orchestration.roles import follows_another, outer_of
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -58,6 +59,19 @@ def members_of(handles: Mapping[str, Mapping[str, Any]]) -> dict[str, Member]:
 
 def _member(role: str, site: PostgreSQLSite, handle: Mapping[str, Any]) -> Member:
     return Member(role, site, site.leading() if isinstance(site, Group) else handle)
+
+
+@contextmanager
+def all_alone(members: Iterable[Member], by: str) -> Generator[Write]:
+    """Keep every other operation away from these members; give what records at the sites of all of them."""
+    with ExitStack() as stack:
+        writes = [stack.enter_context(member.movable.alone(by)) for member in members]
+
+        def record(lines: str) -> None:
+            for write in writes:
+                write(lines)
+
+        yield record
 
 
 def establish(
@@ -130,9 +144,7 @@ def leaders(members: Mapping[str, Member], *, follows: bool) -> list[str]:
         UnreachableError: none was seen, and one could not be asked.
     """
     seen = {role: member.site.observe() for role, member in members.items()}
-    outer = latest({role: o["roles"]["outer"] if o["roles"] else None for role, o in seen.items()})
-    if outer and last_epoch(outer):
-        follows = not leads(outer)
+    follows = follows_another(outer_of({role: o["roles"] for role, o in seen.items()}), deployed=follows)
     found = [role for role, o in seen.items() if (bool(o["replicas"]) if follows else o["role"] == "primary")]
     unreachable = [observation["detail"] for observation in seen.values() if observation["state"] == "unreachable"]
     if not found and unreachable:

@@ -87,6 +87,21 @@ def last_epoch(roles: Roles) -> int:
     return max(level["epoch"] for level in levels(roles))
 
 
+def outer_of(told: Mapping[str, Roles | None]) -> Roles | None:
+    """Return what the members were told last of the pair around theirs; None if there is none."""
+    return latest({role: roles["outer"] if roles else None for role, roles in told.items()})
+
+
+def follows_another(outer: Roles | None, *, deployed: bool) -> bool:
+    """Tell whether the leader of a pair is to be a standby of another cluster.
+
+    Args:
+        outer: what the pair was told of the one around it, which counts once roles have moved there.
+        deployed: whether it was deployed as one that follows.
+    """
+    return not leads(outer) if outer and last_epoch(outer) else deployed
+
+
 def levels(roles: Roles | None) -> Iterator[Roles]:
     """Iterate over what a site was told of its pair, of the one around that, and so on."""
     while roles is not None:

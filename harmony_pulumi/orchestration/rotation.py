@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
 
@@ -18,6 +17,7 @@ from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, follows, look, told
 from harmony_pulumi.orchestration.preflight import certificate_advice
+from harmony_pulumi.orchestration.replication import all_alone
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -111,13 +111,7 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
     whole, (leader, others) = pair, _scope(pair)
     if others:
         pair = replace(pair, members={leader: pair.members[leader]})
-    with ExitStack() as stack:
-        writes = [stack.enter_context(member.movable.alone(by)) for member in pair.members.values()]
-
-        def record(lines: str) -> None:
-            for write in writes:
-                write(lines)
-
+    with all_alone(pair.members.values(), by) as record:
         if _scope(whole) != (leader, others):
             msg = f"{pair.name}: somebody else was moving its roles until a moment ago; run this again"
             raise SiteError(msg)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -34,7 +34,7 @@ from harmony_pulumi.orchestration.members import (
 from harmony_pulumi.orchestration.operation import Run, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
-from harmony_pulumi.orchestration.replication import Group, Member, establish, missing
+from harmony_pulumi.orchestration.replication import Group, Member, all_alone, establish, missing
 from harmony_pulumi.orchestration.roles import Desired, command, last_epoch, levels, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, host_answers, knows_less
 from harmony_pulumi.orchestration.wait import wait_for
@@ -689,21 +689,14 @@ def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation
                 member.movable.follow(offer)
 
 
-@contextmanager
-def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> Generator[Write]:
+def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> AbstractContextManager[Write]:
     """Keep every other operation away from the members that answer; give what records at the sites of all of them."""
-    with ExitStack() as stack:
-        writes = [
-            stack.enter_context(member.movable.alone(by))
-            for role, member in pair.members.items()
-            if host_answers(seen[role]) or isinstance(member.site, Group)  # Whose other servers may answer.
-        ]
-
-        def record(lines: str) -> None:
-            for write in writes:
-                write(lines)
-
-        yield record
+    answering = (
+        member
+        for role, member in pair.members.items()
+        if host_answers(seen[role]) or isinstance(member.site, Group)  # Whose other servers may answer.
+    )
+    return all_alone(answering, by)
 
 
 @contextmanager

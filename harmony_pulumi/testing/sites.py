@@ -7,17 +7,17 @@ that nothing is lost. One function a check; its docstring says what is to hold.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
 from harmony_pulumi.capabilities.site import Operation, Roles, Survey, Terms, Token
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.orchestration.members import Pair, outer_of, roles_for
+from harmony_pulumi.orchestration.members import Pair, roles_for
 from harmony_pulumi.orchestration.rejoin import fork_of
-from harmony_pulumi.orchestration.replication import Member, missing
-from harmony_pulumi.orchestration.roles import Desired
+from harmony_pulumi.orchestration.replication import Member, all_alone, missing
+from harmony_pulumi.orchestration.roles import Desired, outer_of
 from harmony_pulumi.orchestration.wait import wait_for
 from harmony_pulumi.testing.report import Report, expect
 
@@ -81,13 +81,9 @@ class _Trial:
     def __post_init__(self) -> None:
         self.leader, self.follower = self.pair.members["primary"], self.pair.members["replica"]
 
-    @contextmanager
-    def alone(self) -> Generator[None]:
+    def alone(self) -> AbstractContextManager[object]:
         """Act on both members."""
-        with ExitStack() as stack:
-            for member in self.pair.members.values():
-                stack.enter_context(member.movable.alone(_WHO))
-            yield
+        return all_alone(self.pair.members.values(), _WHO)
 
     def told(self) -> dict[str, Roles | None]:
         return {role: member.site.observe()["roles"] for role, member in self.pair.members.items()}

@@ -180,3 +180,15 @@ def test_one_speaks_for_its_side_of_a_pair_only_where_it_leads_there(code: Code)
         assert code.roles.of_pair(told(inner, middle), "shop/prod/city")[1] is True
     assert code.roles.of_pair(told("primary", "primary"), "shop/prod/nowhere") == (None, False)
     assert code.roles.of_pair(None, "shop/prod/world") == (None, False)
+
+
+def test_a_pair_follows_as_it_was_deployed_until_roles_move_around_it(code: Code) -> None:
+    for deployed, active in product((False, True), ("primary", "replica")):
+        assert code.roles.follows_another(None, deployed=deployed) is deployed
+        assert code.roles.follows_another(roles(0, active), deployed=deployed) is deployed
+        assert code.roles.follows_another(roles(1, active), deployed=deployed) is (active == "replica")
+    older, newer = roles(1, "primary"), roles(2, "replica")
+    told = {"primary": roles(0, "primary", outer=older), "replica": roles(0, "primary", outer=newer)}
+    assert code.roles.outer_of(told) is newer
+    assert code.roles.outer_of({**told, "replica": None}) is older
+    assert code.roles.outer_of({"primary": None, "replica": roles(0, "primary")}) is None

@@ -18,7 +18,7 @@ from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import LocalConnection, connect
 from harmony_pulumi.hosts.pgbouncer.files import Layout, address_of
 from harmony_pulumi.hosts.pgbouncer.site import HostPgBouncer, forward
-from harmony_pulumi.hosts.postgresql.home import base_folder
+from harmony_pulumi.hosts.postgresql.home import markers_below
 from harmony_pulumi.orchestration.journal import Journal, Show, operator
 from harmony_pulumi.orchestration.replication import Member, members_of
 from harmony_pulumi.orchestration.roles import command, latest
@@ -176,9 +176,8 @@ def is_endpoint(root: str) -> bool:
 
 def roots_below_base() -> list[str]:
     """Return the folders of the endpoints below the folder where this host keeps them by default."""
-    here = LocalConnection()
-    find = ["find", base_folder(here), "-maxdepth", "5", "-name", Layout("").marker.removeprefix("/")]
-    return sorted(path.rpartition("/")[0] for path in here.run(find).stdout.splitlines())
+    markers = markers_below(LocalConnection(), Layout("").marker.removeprefix("/"))
+    return [path.rpartition("/")[0] for path in markers]
 
 
 def start_all(roots: Sequence[str], show: Show, *, wait: float) -> dict[str, Outcome | SiteError]:

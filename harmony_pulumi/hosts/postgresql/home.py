@@ -85,9 +85,9 @@ def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
     return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")
 
 
-def markers_below(connection: Connection) -> list[str]:
-    """Return the markers of the servers below the folder where a host keeps them by default."""
-    find = ["find", base_folder(connection), "-maxdepth", "5", "-name", "harmony.json"]
+def markers_below(connection: Connection, name: str = "harmony.json") -> list[str]:
+    """Return the markers, of servers or by another name, below the folder where a host keeps them by default."""
+    find = ["find", base_folder(connection), "-maxdepth", "5", "-name", name]
     return sorted(connection.run(find).stdout.splitlines())
 
 
