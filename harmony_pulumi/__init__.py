@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         MemberPlacement,
         PostgreSQLConfig,
     )
-    from harmony_pulumi.errors import CapabilityError, InputError, Problem, SiteError
+    from harmony_pulumi.errors import SiteError
     from harmony_pulumi.failover import Active, FailoverTopology
+    from harmony_pulumi.input_errors import CapabilityError, InputError, Problem
     from harmony_pulumi.topologies.base import HigherOrderTopology, Topology
     from harmony_pulumi.topologies.linux_host import LinuxHostTopology
 
@@ -51,8 +52,9 @@ _HOMES = {
         "MemberPlacement",
         "PostgreSQLConfig",
     ),
-    "errors": ("CapabilityError", "InputError", "Problem", "SiteError"),
+    "errors": ("SiteError",),
     "failover": ("Active", "FailoverTopology"),
+    "input_errors": ("CapabilityError", "InputError", "Problem"),
     "topologies.base": ("HigherOrderTopology", "Topology"),
     "topologies.linux_host": ("LinuxHostTopology",),
 }

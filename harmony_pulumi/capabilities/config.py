@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harmony_pulumi.errors import InputError, Problem
+from harmony_pulumi.input_errors import InputError, Problem
 
 
 class Config(BaseModel):

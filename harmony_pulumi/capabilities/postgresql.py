@@ -15,7 +15,7 @@ import pulumi
 
 from harmony_pulumi.capabilities.addresses import address
 from harmony_pulumi.capabilities.base import Capability
-from harmony_pulumi.errors import InputError, Problem
+from harmony_pulumi.input_errors import InputError, Problem
 
 if TYPE_CHECKING:
     from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig

@@ -31,7 +31,7 @@ from harmony_pulumi.capabilities.postgresql_facts import (
     password_problem,
 )
 from harmony_pulumi.capabilities.postgresql_settings import meaning, problem_with, quantity, setting
-from harmony_pulumi.errors import Problem
+from harmony_pulumi.input_errors import Problem
 
 _RESERVED_DATABASES = frozenset({"postgres", "template0", "template1"})
 _LONGEST_IDENTIFIER = 63  # NAMEDATALEN - 1 bytes: PostgreSQL, "Identifiers and Key Words".

@@ -91,7 +91,7 @@ def _observation_of(handle: Handle) -> Callable[[], Seen]:
 
 
 def _endpoint_of(handle: Handle) -> Callable[[], Seen]:
-    from harmony_pulumi.capabilities.endpoint import load_endpoint
+    from harmony_pulumi.capabilities.endpoint_site import load_endpoint
 
     return lambda: load_endpoint(handle).observe()
 

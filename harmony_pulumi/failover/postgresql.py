@@ -20,8 +20,8 @@ from harmony_pulumi.capabilities.postgresql import (
     insist,
     uri,
 )
-from harmony_pulumi.errors import Problem
 from harmony_pulumi.failover.base import Active, Failover
+from harmony_pulumi.input_errors import Problem
 from harmony_pulumi.topologies.base import T
 
 if TYPE_CHECKING:

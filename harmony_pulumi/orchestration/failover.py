@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from harmony_pulumi.capabilities.endpoint import EndpointObservation
+from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration.preflight import Check, certificates

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.addresses import address, is_same
-from harmony_pulumi.capabilities.endpoint import EndpointObservation, EndpointSite
+from harmony_pulumi.capabilities.endpoint_site import EndpointObservation, EndpointSite
 from harmony_pulumi.capabilities.site import Away, Beyond, Fork, Observation, Operation, Roles
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration import failover

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.endpoint import EndpointSite
+from harmony_pulumi.capabilities.endpoint_site import EndpointSite
 from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError, counted
 from harmony_pulumi.orchestration import failover, rejoin, switchover

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harmony_pulumi.capabilities.endpoint import load_endpoint
+from harmony_pulumi.capabilities.endpoint_site import load_endpoint
 from harmony_pulumi.capabilities.site import (
     Beyond,
     Certificates,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from harmony_pulumi.capabilities.addresses import is_same
-from harmony_pulumi.capabilities.endpoint import EndpointObservation
+from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS
 from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
 

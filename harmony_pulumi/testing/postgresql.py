@@ -23,7 +23,8 @@ from psycopg.conninfo import conninfo_to_dict
 from harmony_pulumi.capabilities.postgresql import PostgreSQL, PostgreSQLCluster, PostgreSQLPlan, Replication
 from harmony_pulumi.capabilities.postgresql_config import Deadlines, MemberPlacement, PostgreSQLConfig
 from harmony_pulumi.capabilities.site import Observation, load_site
-from harmony_pulumi.errors import InputError, SiteError
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.input_errors import InputError
 from harmony_pulumi.orchestration.wait import wait_for
 from harmony_pulumi.testing.report import Report, expect
 from harmony_pulumi.testing.sandbox import Sandbox

@@ -6,7 +6,7 @@ import inspect
 import re
 
 from harmony_pulumi.capabilities.base import capabilities_of, known_capabilities, names, verbs_of
-from harmony_pulumi.errors import CapabilityError
+from harmony_pulumi.input_errors import CapabilityError
 from harmony_pulumi.testing.report import Report, expect
 from harmony_pulumi.topologies.base import Topology
 

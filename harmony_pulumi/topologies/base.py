@@ -18,7 +18,7 @@ from harmony_pulumi.capabilities.base import (
     names,
     verbs_of,
 )
-from harmony_pulumi.errors import CapabilityError, InputError, Problem
+from harmony_pulumi.input_errors import CapabilityError, InputError, Problem
 
 _NAMESPACES = {"harmony_pulumi": "harmony"}
 

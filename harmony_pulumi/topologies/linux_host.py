@@ -21,7 +21,7 @@ from harmony_pulumi.capabilities.postgresql import (
     insist,
     overlap,
 )
-from harmony_pulumi.errors import InputError, Problem
+from harmony_pulumi.input_errors import InputError, Problem
 from harmony_pulumi.topologies.base import Topology
 
 if TYPE_CHECKING:

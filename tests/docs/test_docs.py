@@ -78,7 +78,7 @@ def test_programs_run_under_mocks_as_first_given_and_after_each_change(page: Pat
 
 
 def assert_refused(folder: Path, message: str) -> None:
-    said = re.search(r"^harmony_pulumi\.errors\.(.*)", under_mocks(folder).stderr, re.MULTILINE | re.DOTALL)
+    said = re.search(r"^harmony_pulumi\.input_errors\.(.*)", under_mocks(folder).stderr, re.MULTILINE | re.DOTALL)
     assert said
     parts = (re.escape(" ".join(part.split())) for part in message.split("…"))
     assert re.search(".*".join(parts), " ".join(said[1].split())), said[1]

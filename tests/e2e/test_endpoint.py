@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from harmony_pulumi.capabilities.endpoint import EndpointSite, load_endpoint
+from harmony_pulumi.capabilities.endpoint_site import EndpointSite, load_endpoint
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from tests.e2e.conftest import (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harmony_pulumi.capabilities.addresses import address
-from harmony_pulumi.capabilities.endpoint import EndpointObservation
+from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.capabilities.site import (
     Beyond,
     Certificates,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harmony_pulumi.capabilities.endpoint import EndpointObservation
+from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
 from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
 from tests.orchestration.sites import MemoryEndpoint, World, pair_site, survey

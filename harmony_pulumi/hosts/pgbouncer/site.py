@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from harmony_pulumi.capabilities.endpoint import EndpointObservation
+from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import connect
 from harmony_pulumi.hosts.pgbouncer import files

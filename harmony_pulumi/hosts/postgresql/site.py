@@ -179,6 +179,8 @@ class HostPostgreSQL:
     handle: Mapping[str, Any]
     _held: list[_Held] = field(default_factory=list["_Held"], repr=False)
     """What was found as the lock was taken, which nobody else changes until it is let go: clients wait meanwhile."""
+    _chosen: dict[int, Binaries] = field(default_factory=dict[int, Binaries], repr=False)
+    """The PostgreSQL that was found, by major: to look for it starts every one that is installed."""
 
     @classmethod
     def from_handle(cls, handle: Mapping[str, Any]) -> HostPostgreSQL:
@@ -613,7 +615,9 @@ class HostPostgreSQL:
 
     def _server(self, connection: Connection, marker: Marker) -> Server:
         user = os_user(connection, self.handle["host"])
-        return Server(connection, Layout(self._root, marker.data), choose_binaries(connection, marker.major), user)
+        if marker.major not in self._chosen:
+            self._chosen[marker.major] = choose_binaries(connection, marker.major)
+        return Server(connection, Layout(self._root, marker.data), self._chosen[marker.major], user)
 
     def _own_certificates(self, server: Server) -> tuple[dict[str, str], dict[str, str]]:
         """Return when each certificate expires, and what else is wrong with those that others are to trust."""
