@@ -66,7 +66,13 @@ def test_an_unreachable_member_proves_nothing_about_who_takes_writes() -> None:
 
 
 def test_a_role_change_that_was_cut_off_is_a_problem_that_says_how_to_finish_it() -> None:
-    operation = {"kind": "switchover", "target": "replica", "operator": "`harmony switchover` by ops@db1"}
+    operation = {
+        "kind": "switchover",
+        "source": "primary",
+        "target": "replica",
+        "terms": None,
+        "operator": "`harmony switchover` by ops@db1",
+    }
     told = {"epoch": 1, "operation": operation, "away": None}
     judged = judge({**PRIMARY, "roles": told}, {**STANDBY, "roles": told})
     finding = only(judged)
@@ -182,7 +188,7 @@ def test_in_a_pair_of_pairs_each_standby_is_judged_by_the_member_it_streams_from
 
 
 def test_in_a_pair_of_pairs_what_is_left_open_is_told_of_the_pair_that_it_is_of() -> None:
-    operation = {"kind": "switchover", "target": "replica", "operator": "ada"}
+    operation = {"kind": "switchover", "source": "primary", "target": "replica", "terms": None, "operator": "ada"}
     away = {"member": "replica", "since": "today", "fenced": "off", "fork": "0/1"}
     world = {"pair": "shop/prod/world-orders", "epoch": 1, "active": "primary", "operation": None, "away": away}
     east = {"pair": "shop/prod/east-orders", "epoch": 3, "active": "replica", "operation": operation, "away": None}
@@ -197,7 +203,7 @@ def test_in_a_pair_of_pairs_what_is_left_open_is_told_of_the_pair_that_it_is_of(
     )
     said = {f.code: (f.member, f.message) for f in judged.findings}
     assert set(said) == {"unfinished", "left_behind"}
-    assert "run `harmony switchover east-orders --to toronto` to finish it" in said["unfinished"][1]
+    assert "run `harmony switchover --to toronto east-orders` to finish it" in said["unfinished"][1]
     assert said["left_behind"][0] == "dublin"
     assert "Run `harmony rejoin` once it is back" in said["left_behind"][1]
 
