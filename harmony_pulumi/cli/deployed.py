@@ -60,6 +60,8 @@ class Database:
     """The pairs that are its members, and theirs; each has the name of its resource."""
     around: tuple[str, ...] = ()
     """Of one of those: the URN of the database that it is in."""
+    lacks_its_pair: bool = False
+    """Of a server: whether it was deployed as a member of a pair that the stack does not have."""
 
     @property
     def is_group(self) -> bool:
@@ -103,6 +105,8 @@ class Resources:
                 urn=urn,
                 topology=self._topology_of(urn, topologies),
                 recorded_active=str(_outputs(r).get("observed_active") or ""),
+                # Those that are members of others, and have their pair, are left out below.
+                lacks_its_pair=not is_group(handle) and bool(_outputs(r).get("peers")),
             )
             for urn, r, handle in self._handles()
         ]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from harmony_pulumi.capabilities.addresses import is_same
 from harmony_pulumi.cli.deployed import Database, Handle, Member
+from harmony_pulumi.errors import counted
 from harmony_pulumi.orchestration.roles import command
 
 SCHEMA = 1
@@ -32,6 +33,7 @@ Code = Literal[
     "different_database",
     "endpoint",
     "left_behind",
+    "no_pair",
     "no_primary",
     "not_encrypted",
     "not_streaming",
@@ -230,7 +232,7 @@ def report(
     for (database, seen), seen_endpoints in zip(databases, endpoints or [()] * len(databases), strict=True):
         members = [_member(m, o, database.members, seen, now) for m, o in zip(database.members, seen, strict=True)]
         forwarding = [_endpoint(o, members, now) for o in seen_endpoints]
-        found = [*_unfinished(database, seen), *_findings(database, members, forwarding)]
+        found = [*_unfinished(database, seen), *_findings(database, members, forwarding, seen)]
         findings += found
         healthy = all(f.severity != "problem" for f in found)
         statuses.append(_database(database, members, forwarding, healthy=healthy))
@@ -332,7 +334,8 @@ def _slot(slot: Mapping[str, Any]) -> SlotStatus:
     return SlotStatus(
         name=slot["name"],
         active=bool(slot["active"]),
-        retained_bytes=int(slot["retained_bytes"]),
+        # Where a standby is asked, its slot may be ahead of what it has replayed.
+        retained_bytes=max(int(slot["retained_bytes"]), 0),
         bound_bytes=None if bound is None else int(bound),
         wal_status=slot["wal_status"],
     )
@@ -351,9 +354,15 @@ def _in_utc(time: str) -> str:
 
 
 def _findings(
-    database: Database, members: Sequence[MemberStatus], endpoints: Sequence[EndpointStatus]
+    database: Database, members: Sequence[MemberStatus], endpoints: Sequence[EndpointStatus], seen: Sequence[Seen]
 ) -> list[Finding]:
-    found = list(_role_findings(database, members))
+    found = list(_role_findings(database, members, seen))
+    if database.lacks_its_pair:
+        message = (
+            "was deployed as a member of a pair, and the stack has no such pair: an `up` failed, or is under way. Run "
+            "`pulumi up` again"
+        )
+        found.append(Finding("problem", "no_pair", database.name, members[0].name, message))
     for member, declared in zip(members, database.members, strict=True):
         if member.state != "running":
             found.append(_not_running(database.name, member, declared.handle))
@@ -376,7 +385,7 @@ def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
         # A pair inside another one is to be named: it is not what a command acts on by itself.
         which = f" {told[0][1]['pair'].rpartition('/')[2]}" if any(level.get("outer") for _, level in told) else ""
         for operation in [level["operation"] for _, level in told if level.get("operation")][:1]:
-            known = {role: names.get(role, role) for role in (operation["source"], operation["target"])}
+            known = {role: str(names.get(role, role)) for role in (operation["source"], operation["target"])}
             message = (
                 f"a {operation['kind']} to {known[operation['target']]} is under way, or was cut off: "
                 f"{operation['operator']}. If that has ended, run `harmony {command(operation, known)}{which}` to "
@@ -408,7 +417,7 @@ def _told_by_pair(database: Database, seen: Sequence[Seen]) -> list[list[tuple[s
     return [[(name, level) for _, name, level in sorted(told, key=lambda one: one[0])] for told in found.values()]
 
 
-def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Iterator[Finding]:
+def _role_findings(database: Database, members: Sequence[MemberStatus], seen: Sequence[Seen]) -> Iterator[Finding]:
     if not database.is_group:
         return
     primaries = [m for m in members if m.active]
@@ -425,7 +434,12 @@ def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Itera
         what = "no member takes writes" if asked else "no member is known to take writes: not all could be asked"
         yield Finding("problem", "no_primary", database.name, "", f"{what}; {meant} is declared to be active")
     elif meant != primaries[0].name:
-        message = f"{primaries[0].name} takes the writes, but {meant} is declared to be active"
+        observation = next(o for m, o in zip(members, seen, strict=True) if m.active)
+        ways = f"somebody promoted it by hand. If it is to stay, run `harmony accept`; if {meant} is, stop it first"
+        if _is_known_to_lead(observation, seen):
+            again = _switchover_to(database, primaries[0].position)
+            ways = f"its site knows of that, and the stack does not. `{again}`, which moves nothing, tells it"
+        message = f"{primaries[0].name} takes the writes, but {meant} is declared to be active: {ways}"
         yield Finding("problem", "active_differs", database.name, "", message)
     if len(identifiers := {m.system_identifier for m in members if m.system_identifier}) > 1:
         message = (
@@ -435,10 +449,10 @@ def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Itera
         yield Finding("problem", "different_database", database.name, "", message)
     for primary in primaries:
         if database.handle.get("synchronous") and not primary.waits_for:
-            message = (
-                f"is declared synchronous, and its commits wait for nobody. `harmony switchover --to {primary.name}`, "
-                f"which moves nothing, or `pulumi up --refresh` mends that"
-            )
+            ways = f"`harmony switchover --to {primary.name}`, which moves nothing, or `pulumi up --refresh` mends that"
+            if any(level.get("away") for observation in seen for level in _levels(observation)):
+                ways = "`harmony rejoin` restores that"  # Until then, nothing else does.
+            message = f"is declared synchronous, and its commits wait for nobody. {ways}"
             yield Finding("problem", "not_synchronous", database.name, primary.name, message)
         streams = [m.replication for m in members if m.replication and m.replication.source == primary.name]
         if primary.waits_for and not any(stream.sync_state in {"sync", "quorum"} for stream in streams):
@@ -449,12 +463,40 @@ def _role_findings(database: Database, members: Sequence[MemberStatus]) -> Itera
             yield Finding("problem", "commits_wait", database.name, primary.name, message)
 
 
+def _levels(seen: Seen) -> Iterator[Mapping[str, Any]]:
+    """Iterate over what a server was told of its pair, of the one around that, and so on."""
+    level: Mapping[str, Any] | None = seen.get("roles")
+    while level:
+        yield level
+        level = level.get("outer")
+
+
+def _is_known_to_lead(leader: Seen, all_seen: Sequence[Seen]) -> bool:
+    """Tell whether, by the newest that the sites were told of each of its pairs, this server is to be active."""
+    told = sorted((level for o in all_seen for level in _levels(o)), key=lambda level: int(level["epoch"]))
+    active = {level.get("pair"): level.get("active") for level in told}
+    own = list(_levels(leader))
+    return bool(own) and all(active[level.get("pair")] == level.get("me") for level in own)
+
+
+def _switchover_to(database: Database, position: str) -> str:
+    """Return the command that has a position be active, in the outermost pair that is declared otherwise."""
+    group, path, which = database.handle, position.split("/"), ""
+    while group.get("active") == path[0]:
+        group = group["members"][path.pop(0)]
+        which = f" {group.get('pair', '').rpartition('/')[2]}"
+    return f"harmony switchover{which} --to {group['members'][path[0]]['name']}"
+
+
 def _not_running(database: str, member: MemberStatus, handle: Handle) -> Finding:
     detail = member.detail or "no reason was given"
+    start = "`pulumi up --refresh` starts it"
+    if handle.get("root"):
+        start = f"`harmony start {handle['root']}` on its host starts it, or `pulumi up --refresh`"
     known: dict[str, tuple[Code, str]] = {
         "stopped": (
             "stopped",
-            f"is stopped: {detail}. `pulumi up --refresh` starts it; read its log{_place(handle)} first",
+            f"is stopped: {detail}. {start}; read its log{_place(handle)} first",
         ),
         "absent": (
             "absent",
@@ -476,11 +518,13 @@ def _standby_findings(
         state = replication.state if replication else "no connection"
         source = replication.source if replication else " or ".join(m.name for m in members if m.active)
         timelines = sorted({m.timeline for m in members if m.timeline})
-        message = (
-            f"does not stream from {source or 'any member'} ({state}), so it falls behind"
-            + (f"; the timelines differ: {' and '.join(map(str, timelines))}" if len(timelines) > 1 else "")
-            + f". Its log{_place(handle)} says why"
-        )
+        message = f"does not stream from {source or 'any member'} ({state}), so it falls behind"
+        if len(timelines) > 1:
+            message += (
+                f"; the timelines differ: {' and '.join(map(str, timelines))}. If it does not catch up, `harmony "
+                f"rejoin` has it follow, and puts aside what it alone has"
+            )
+        message += f". Its log{_place(handle)} says why"
         yield Finding("problem", "not_streaming", database, member.name, message)
     if replication and not replication.tls:
         message = f"streams from {replication.source} without TLS; look at pg_hba.conf of {replication.source}"
@@ -544,8 +588,8 @@ def _endpoint_findings(database: str, endpoint: EndpointStatus, active: MemberSt
         yield finding("problem", "endpoint", f"leads to {to}, and {active.name} is active; {again} leads it there")
     if endpoint.paused:
         message = (
-            f"is paused, so {endpoint.waiting} of its {endpoint.clients} clients wait. That lasts as long as roles "
-            f"move; if they do not, {again} has them go on"
+            f"is paused, and has {endpoint.waiting} of {counted(endpoint.clients, 'client')} wait. That lasts as long "
+            f"as roles move; if they do not, {again} has them go on"
         )
         yield finding("problem", "endpoint", message)
     for certificate in endpoint.certificates:

@@ -94,7 +94,7 @@ def _heading(member: MemberStatus) -> Text:
 
 def _rows(now: datetime) -> list[tuple[str, Callable[[MemberStatus], Text]]]:
     return [
-        ("declared", lambda m: Text(m.position)),
+        ("deployed as", lambda m: Text(m.position)),
         ("role", lambda m: Text(m.role)),
         ("state", lambda m: Text(m.state, _STATE_STYLES.get(m.state, "yellow"))),
         ("endpoint", lambda m: Text(m.endpoint)),

@@ -11,6 +11,7 @@ from harmony_pulumi.capabilities.addresses import is_same
 from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS
 from harmony_pulumi.capabilities.site import LogicalSlot, Observation, Survey
+from harmony_pulumi.errors import counted
 
 _MOST_LAG_BYTES = 64 * 1024 * 1024
 """More than this takes a replica seconds to replay, and clients would wait for it."""
@@ -112,9 +113,10 @@ def _endpoint(seen: EndpointObservation, source: Observation) -> tuple[Verdict, 
             f"leads to {seen['points_to'] or 'no server that is known'}, and {leader}, at {source['endpoint']}, is "
             f"active; `harmony switchover --to {leader}`, which moves no role, leads it there"
         )
+    clients = counted(seen["clients"], "client")
     if seen["paused"]:
-        return "warning", f"is paused, and its {seen['clients']} clients wait until the switchover is over"
-    return "ok", f"leads to {leader}; {seen['clients']} clients"
+        return "warning", f"is paused, and has {clients} wait until the switchover is over"
+    return "ok", f"leads to {leader}; {clients}"
 
 
 def _link(why_not: str, old: str, new: str) -> Check:

@@ -51,12 +51,18 @@ def test_a_member_that_does_not_run_is_a_problem_that_names_it_and_its_reason(st
     assert (judged.healthy, finding.severity, finding.code, finding.member) == (False, "problem", state, "toronto")
     assert "no server process in /srv/toronto/data" in finding.message
     assert judged.databases[0].members[1].replication is None
+    assert ("`harmony start /srv/toronto-orders` on its host" in finding.message) == (state == "stopped")
 
 
 def test_without_a_primary_nobody_takes_writes() -> None:
     judged = judge({**STOPPED, "name": "montreal"}, STANDBY)
     assert {f.code for f in judged.findings} == {"no_primary", "stopped", "not_streaming"}
     assert judged.databases[0].observed_active == ""
+
+
+def test_a_slot_never_keeps_less_than_nothing() -> None:
+    judged = judge({**PRIMARY, "slots": [slot("s", retained_bytes=-(2**21))]}, STANDBY)
+    assert judged.databases[0].members[0].slots[0].retained_bytes == 0
 
 
 def test_an_unreachable_member_proves_nothing_about_who_takes_writes() -> None:
@@ -89,6 +95,12 @@ def test_a_synchronous_pair_whose_commits_wait_for_nobody_is_a_problem() -> None
             handle["synchronous"] = True
     judged = judge(PRIMARY, STANDBY, resources=resources)
     assert only(judged).code == "not_synchronous"
+    assert "`harmony switchover --to montreal`, which moves nothing" in only(judged).message
+    away = {"member": "replica", "since": "today", "fenced": "off", "fork": "0/1"}
+    told = {"epoch": 1, "active": "primary", "me": "primary", "operation": None, "away": away}
+    left = judge({**PRIMARY, "roles": told}, STANDBY, resources=resources)
+    assert "commits wait for nobody. `harmony rejoin` restores that" in left.findings[1].message
+    assert "switchover" not in left.findings[1].message
     assert judge({**PRIMARY, "waits_for": "FIRST 1 (toronto)"}, STANDBY, resources=resources).healthy is False
 
 
@@ -104,14 +116,79 @@ def test_two_primaries_are_a_problem_that_names_both_and_the_declared_one() -> N
 def test_a_primary_that_is_not_the_declared_one_is_a_problem() -> None:
     judged = judge(seen("montreal", "standby"), seen("toronto", replicas=[replica("montreal")]))
     assert only(judged).code == "active_differs"
+    assert "somebody promoted it by hand. If it is to stay, run `harmony accept`; if mont" in only(judged).message
     assert judged.databases[0].observed_active == "replica"
+
+
+def told(epoch: int, active: str, me: str, pair: str = "shop/dev/orders", **changes: Any) -> dict[str, Any]:
+    known = {"pair": pair, "epoch": epoch, "active": active, "me": me, "operation": None, "away": None, "outer": None}
+    return {"roles": {**known, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("montreal", "toronto", "ways"),
+    [
+        (
+            told(1, "replica", "primary"),
+            told(1, "replica", "replica"),
+            "`harmony switchover --to toronto`, which",
+        ),
+        (
+            told(0, "primary", "primary"),
+            told(1, "replica", "replica"),
+            "`harmony switchover --to toronto`, which",
+        ),
+        ({}, told(1, "replica", "replica"), "`harmony switchover --to toronto`, which"),
+        (told(2, "primary", "primary"), told(1, "replica", "replica"), "`harmony accept`"),
+        (told(0, "primary", "primary"), told(0, "primary", "replica"), "`harmony accept`"),
+    ],
+)
+def test_whether_the_stack_alone_is_behind_is_told_by_what_the_sites_know_last(
+    montreal: dict[str, Any], toronto: dict[str, Any], ways: str
+) -> None:
+    leader = seen("toronto", replicas=[replica("montreal")])
+    judged = judge({**seen("montreal", "standby"), **montreal}, {**leader, **toronto})
+    assert only(judged).message.startswith("toronto takes the writes, but montreal is declared to be active: ")
+    assert ways in only(judged).message
+
+
+def test_in_a_pair_of_pairs_the_command_that_tells_the_stack_names_the_pair_that_differs() -> None:
+    resources = pair_of_pairs()
+    for resource in resources:
+        site = resource["outputs"].get("site", {})
+        for inner in (site, *site.get("members", {}).values()):
+            if "members" in inner and inner["members"]["replica"]["name"] == "toronto":
+                inner["pair"] = "shop/dev/east-orders"
+    outer = told(0, "primary", "primary", pair="shop/dev/world-orders")["roles"]
+    leader = seen("toronto", replicas=[replica("montreal"), replica("dublin")])
+    led = {**leader, **told(1, "replica", "replica", "shop/dev/east-orders", outer=outer)}
+    judged = judge(seen("montreal", "standby"), led, seen("dublin", "standby"), resources=resources)
+    assert "`harmony switchover east-orders --to toronto`, which moves nothing" in only(judged).message
+    dublin = seen("dublin", replicas=[replica("montreal"), replica("toronto")])
+    leads = {**dublin, **told(1, "replica", "replica", "shop/dev/world-orders")}
+    judged = judge(seen("montreal", "standby"), seen("toronto", "standby"), leads, resources=resources)
+    assert "`harmony switchover --to dublin`, which moves nothing" in only(judged).message
+
+
+def test_a_server_whose_pair_was_not_deployed_is_a_problem() -> None:
+    resources = one_pair()[:-1]
+    for resource in resources:
+        if "site" in resource["outputs"]:
+            resource["outputs"]["peers"] = [{"name": "the other one"}]
+    databases = Resources.of(resources).databases()
+    judged = report([(database, [seen("montreal")]) for database in databases], now=NOW)
+    assert [finding.code for finding in judged.findings] == ["no_pair", "no_pair"]
+    assert not judged.healthy
+    assert "Run `pulumi up` again" in judged.findings[0].message
+    whole = [*resources, one_pair()[-1]]
+    assert [database.lacks_its_pair for database in Resources.of(whole).databases()] == [False]
 
 
 def test_a_standby_that_no_member_sees_streaming_is_a_problem_and_its_timeline_is_told() -> None:
     finding = only(judge(seen("montreal", timeline=2), seen("toronto", "standby", receiver="")))
     assert finding.code == "not_streaming"
     assert "does not stream from montreal" in finding.message
-    assert "1 and 2" in finding.message
+    assert "1 and 2. If it does not catch up, `harmony rejoin` has it follow" in finding.message
     assert "/srv/toronto-orders" in finding.message
 
 
@@ -243,7 +320,7 @@ def test_an_endpoint_that_leads_to_the_active_member_is_healthy() -> None:
         ({"points_to": ""}, "leads to no server that is known, and montreal is active"),
         (
             {"paused": True},
-            "is paused, so 1 of its 3 clients wait. That lasts as long as roles move; if they do not",
+            "is paused, and has 1 of 3 clients wait. That lasts as long as roles move; if they do not",
         ),
     ],
 )

@@ -30,7 +30,7 @@ HEALTHY = """\
 
                  montreal  ● active           toronto
  ──────────────────────────────────────────────────────────────────
-  declared       primary                      replica
+  deployed as    primary                      replica
   role           primary                      standby
   state          running                      running
   endpoint       montreal.example:5432        toronto.example:5432

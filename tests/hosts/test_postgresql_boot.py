@@ -166,6 +166,23 @@ def test_before_the_first_role_change_two_primaries_are_refused(source: dict[str
             verdict(roles(0, "primary"), [peer(roles(0, "primary", "replica"), *seen_as)], source, left)
 
 
+@pytest.mark.parametrize(
+    ("mine", "seen_as", "ways"),
+    [
+        (roles(0, "primary"), ("primary", ""), ["toronto runs now", "`harmony accept`; then `harmony rejoin`"]),
+        (roles(0, "primary"), ("", "primary"), ["pg_ctl -D FOLDER/config start", "`harmony accept`; then `harmony re"]),
+        (None, ("primary", ""), ["the other one stays stopped, keep its folder"]),
+    ],
+)
+def test_of_two_primaries_it_is_said_how_one_stays_and_the_other_keeps_its_data(
+    mine: Roles | None, seen_as: tuple[str, str], ways: list[str]
+) -> None:
+    with pytest.raises(SiteError) as refused:
+        verdict(mine, [peer(None, *seen_as)], None, "primary")
+    assert all(way in str(refused.value) for way in ways)
+    assert "move" not in str(refused.value)
+
+
 def test_after_a_role_change_only_a_peer_that_runs_as_a_primary_is_in_the_way() -> None:
     mine, theirs = roles(1, "primary"), roles(1, "primary", "replica")
     assert starts(mine, [peer(theirs, "", "primary")]) is Start.LEAD  # It starts as a standby.

@@ -282,8 +282,8 @@ def endpoint(**changes: Any) -> EndpointObservation:
 
 
 OF_AN_ENDPOINT: list[tuple[dict[str, Any], str, str]] = [
-    ({}, "ok", "kingston leads to montreal; 1 clients"),
-    ({"paused": True}, "warning", "kingston is paused, and its 1 clients wait until the switchover is over"),
+    ({}, "ok", "kingston leads to montreal; 1 client"),
+    ({"paused": True}, "warning", "kingston is paused, and has 1 client wait until the switchover is over"),
     (
         {"state": "stopped", "detail": "no PgBouncer runs in /srv"},
         "problem",
@@ -316,7 +316,7 @@ def test_every_endpoint_is_to_lead_to_the_member_that_steps_down(
     one, second = endpoint_checks({"kingston": endpoint(**changes), "ottawa": other}, seen("primary"))
     assert (one.name, one.verdict) == ("endpoint", verdict)
     assert one.found.startswith(found)
-    assert (second.verdict, second.found) == ("ok", "ottawa leads to montreal; 1 clients")
+    assert (second.verdict, second.found) == ("ok", "ottawa leads to montreal; 1 client")
 
 
 def test_an_address_of_the_member_that_is_written_in_another_way_is_its_address() -> None:

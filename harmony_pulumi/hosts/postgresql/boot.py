@@ -103,9 +103,9 @@ def verdict(mine: Roles | None, answers: Sequence[Answer], source: Mapping[str, 
     leads = is_to_lead(known, source)
     # Once roles have moved, one that is stopped starts as a standby, however it was left. Before, it was promoted by
     # hand, or the program was changed after that: whose data counts is not known.
-    rivals = [a.name for a in answers if a.role == "primary" or (a.left_as == "primary" and not moved)]
+    rivals = [a for a in answers if a.role == "primary" or (a.left_as == "primary" and not moved)]
     if rivals and left != "standby" and (leads or not moved):
-        raise SiteError(_two_primaries(rivals))
+        raise SiteError(_two_primaries(rivals, in_a_pair=known is not None))
     learnt = known if known and mine and _epochs(known) != _epochs(mine) else None
     if not leads:
         return Verdict(Start.FOLLOW, _leader(known, answers), learnt)
@@ -179,11 +179,19 @@ def _leader(known: Roles | None, answers: Sequence[Answer]) -> str:
     return f"{leader.name if leader else other['active']} is active at epoch {other['epoch']}"
 
 
-def _two_primaries(rivals: Sequence[str]) -> str:
+def _two_primaries(rivals: Sequence[Answer], *, in_a_pair: bool) -> str:
+    names = " and ".join(rival.name for rival in rivals)
+    text = (
+        f"it is a primary, and so is {names}: started side by side, both would accept writes. Find out which one has "
+        f"the data that counts"
+    )
+    if not in_a_pair:
+        return f"{text}, see that the other one stays stopped, keep its folder, and declare the first as the primary"
+    runs = any(rival.role == "primary" for rival in rivals)
+    alone = f"have it run alone ({names} runs now)" if runs else "start it alone (pg_ctl -D FOLDER/config start)"
     return (
-        f"it is a primary, and so is {' and '.join(rivals)}: started side by side, both would accept writes. Find out "
-        f"which one has the data that counts (docs/how-to/split-brain.md), stop the other one, move its folder away, "
-        f"and have the program declare the first as the primary"
+        f"{text}, and {alone}. If the stack does not know it as the active one, `harmony accept`; then `harmony "
+        f"rejoin` brings the other one back, and keeps what that alone has"
     )
 
 

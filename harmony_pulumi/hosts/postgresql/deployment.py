@@ -192,8 +192,9 @@ class Deployment:
                 peer, root = site.handle["name"], site.handle["root"]
                 msg = (
                     f"{self.connection.name}: a new, empty database was about to be made in {self.root}, but "
-                    f"{peer} holds this database in {root} (system identifier {held.system_identifier}). Make {peer} "
-                    f"the primary, or move its folder away if its data is not needed."
+                    f"{peer} holds this database in {root} (system identifier {held.system_identifier}). Is a disk not "
+                    f"mounted? If what was in {self.root} is gone for good, fail over to {peer} (`harmony failover`), "
+                    f"and `pulumi up --refresh` makes a copy of it here; a new database needs another name."
                 )
                 raise SiteError(msg)
 

@@ -168,9 +168,12 @@ def role_problem(connection: Connection, props: Mapping[str, Any], root: str, us
     if roles and (epoch := last_epoch(roles)):
         by = f"its site was told, at epoch {epoch}, that it is to be a {wanted}"
         return f"{marker.data} was left as a {has}, and {by}. See `harmony status`, then finish what was begun"
+    way = "`harmony switchover` moves them then"
+    if has == "primary":
+        way = "or, where its pair is deployed, `harmony rejoin` has it follow, and keeps what it alone has"
     return (
         f"{marker.data} was left as a {has}, and the program declares a {wanted}. Roles are moved by orchestration, "
-        f"not by deployment: declare the roles as they were left, or move {root} away to have it copied anew"
+        f"not by deployment: declare the roles as they were left; {way}"
     )
 
 
