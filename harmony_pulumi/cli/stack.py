@@ -57,7 +57,16 @@ def read_stack(cwd: Path, stack: str | None) -> StackState:
         raise NothingToShowError(msg)
     resources = Resources.of(answer.result().get("resources") or ())
     of_project = next((urn.split(":")[2:5:2] for urn in resources.by_urn), ["", ""])
-    return StackState(project=of_project[1], stack=stack or of_project[0] or "selected", resources=resources)
+    return StackState(project=of_project[1], stack=stack or of_project[0] or _selected(cwd), resources=resources)
+
+
+def _selected(cwd: Path) -> str:
+    """Return the name of the selected stack: one without resources does not say it."""
+    from pulumi.automation import CommandError, PulumiCommand
+
+    with suppress(CommandError):
+        return PulumiCommand(skip_version_check=True).run(["stack", "--show-name"], str(cwd), {}).stdout.strip()
+    return "that is selected"
 
 
 def _export(cwd: Path, stack: str | None) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ This module holds the capability rule. It knows no capability and no topology in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import pulumi
@@ -91,6 +92,9 @@ class Topology(pulumi.ComponentResource):
                     )
                     raise CapabilityError(msg)
             msg = f"'{type(self).__name__}' object has no attribute '{attribute}'"
+            verbs = sorted(verb for capability in capabilities_of(type(self)) for verb in verbs_of(capability))
+            if close := get_close_matches(attribute, verbs, n=1):
+                msg += f"; did you mean {close[0]}?"
             raise AttributeError(msg)
 
 

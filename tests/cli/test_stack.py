@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harmony_pulumi.cli.stack import run_pulumi
+from harmony_pulumi.cli.stack import read_stack, run_pulumi
 
 # What a CLI does that waits for a backend: it ends on SIGINT, or does not; a plugin of it lives as long.
 POLITE = "trap 'kill $plugin; exit 130' INT; sleep 600 & plugin=$!; echo $$ $plugin > pids; wait"
@@ -58,3 +58,10 @@ def test_why_a_stack_could_not_be_told_is_told(pulumi: Path) -> None:
     assert "the stack is currently locked by ada" in run_pulumi(["up"], pulumi.parent)
     write(pulumi, 'test "$1" = --non-interactive && test "$PULUMI_AUTOMATION_API" = true')
     assert run_pulumi(["up"], pulumi.parent) == ""
+
+
+def test_a_selected_stack_without_resources_is_named(pulumi: Path) -> None:
+    write(pulumi, 'case "$*" in *export*) echo "{}" ;; *"stack --show-name"*) echo dev ;; esac')
+    assert read_stack(pulumi.parent, None).stack == "dev"
+    write(pulumi, 'case "$*" in *export*) echo "{}" ;; version) ;; *) exit 255 ;; esac')
+    assert read_stack(pulumi.parent, None).stack == "that is selected"

@@ -287,6 +287,15 @@ def test_any_other_missing_attribute_is_an_ordinary_error(attribute: str) -> Non
     assert not isinstance(caught.value, CapabilityError)
 
 
+@in_a_program
+def test_a_verb_that_is_misspelt_is_told_with_the_one_that_the_topology_has() -> None:
+    for topology in (LinuxHostTopology("a"), FailoverTopology("pair", primary=Bare("b"), replica=Host("c"))):
+        with pytest.raises(AttributeError) as caught:
+            cast("Any", topology).deploy_postgres("orders")
+        assert str(caught.value).endswith("; did you mean deploy_postgresql?") == (topology.name == "a")
+        assert not hasattr(topology, "deploy_postgres")
+
+
 def test_a_missing_capability_registers_nothing() -> None:
     def program() -> None:
         pair = FailoverTopology("pair", primary=LinuxHostTopology("a"), replica=Host("b"))

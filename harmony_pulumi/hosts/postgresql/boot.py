@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypedDict
 
 from harmony_pulumi.capabilities.site import Observation, Roles, load_site
@@ -352,6 +353,9 @@ def _read_sites(connection: Connection, path: str) -> Sites:
     text = connection.read_file(path)
     if text is None:
         msg = f"there is no {path}: this is no server's folder, or it is not whole; `pulumi up` makes it"
+        folder = Path(path).parent
+        if any(folder.glob("*/harmony.json")):
+            msg = f"this is no server's folder, but one that has servers' folders in it: `harmony start {folder}/*`"
         raise SiteError(msg)
     try:
         found = json.loads(text)
