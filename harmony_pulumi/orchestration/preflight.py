@@ -133,7 +133,8 @@ def problems(found: list[Check]) -> list[str]:
 def _states(source: Observation, target: Observation) -> Iterator[Check]:
     dead = f"if it is dead, `harmony failover --to {target['name']} --max-data-loss BYTES`"
     back = (
-        "somebody promoted it: docs/how-to/split-brain.md"
+        f"somebody promoted it: stop the one that is not to stay, then `harmony accept` if {target['name']} stays, and "
+        f"`harmony rejoin`"
         if target["role"] == "primary"
         else "start it, or run `harmony rejoin`"
     )

@@ -168,7 +168,7 @@ def _after_promotion(operation: Operation, source: Facts, target: Facts) -> Step
     if source.role == "primary":
         msg = (
             f"both {source.name} and {target.name} are primaries. Stop one of them now; the one that clients are to "
-            f"keep stays. What to do then: docs/how-to/split-brain.md"
+            f"keep stays. Then run `harmony accept`, and `harmony rejoin`"
         )
         raise SiteError(msg)
     if operation["given_up"]:

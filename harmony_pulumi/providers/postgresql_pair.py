@@ -91,7 +91,8 @@ class PostgreSQLPairProvider(Provider):
         if len(active) != 1:
             names = " and ".join(_names(state)[role] for role in active) or "no member"
             verb = "are" if len(active) > 1 else "is"
-            ways = "stop one now: docs/how-to/split-brain.md" if active else "`harmony plan` says what can be done"
+            stop = "stop the one that is not to stay, then `harmony accept` if the other was not active, and `rejoin`"
+            ways = stop if active else "`harmony plan` says what can be done"
             show(f"warning: {state['name']}: {names} {verb} active; expected exactly one; {ways}")
         elif active[0] != state["active"]:
             name = _names(state)[active[0]]

@@ -107,7 +107,7 @@ OF_THE_SOURCE: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 OF_THE_TARGET: list[tuple[dict[str, Any], list[str]]] = [
-    ({"role": "primary"}, ["toronto: a running primary; a standby that runs is needed; somebody promoted it: docs/"]),
+    ({"role": "primary"}, ["toronto: a running primary; a standby that runs is needed; somebody promoted it: stop "]),
     (STOPPED, ["toronto: stopped: no server process; a standby that runs is needed; start it, or run `harmony r"]),
     (
         {"state": "unreachable", "role": "", "detail": "no answer"},
