@@ -92,10 +92,17 @@ def test_status_tells_a_healthy_pair_from_one_whose_replica_is_stopped_and_its_r
     text = harmony(stack, "status")
     assert text.returncode == 1
     assert "unknown: stopped" in text.stdout
-    assert "`pulumi up --refresh` starts it" in " ".join(text.stdout.split())
+    root = stack.server("toronto")["root"]
+    assert f"`harmony start {root}` on its host starts it" in " ".join(text.stdout.split())
 
+    assert harmony(stack, "start", root).returncode == 0
     stack.up("--refresh")
     assert status(stack)[0] == 0
+
+    # As after an `up` that failed once the servers were there.
+    stack.run("state", "delete", "--yes", database["urn"])
+    code, document = status(stack)
+    assert (code, [f["code"] for f in document["findings"]]) == (1, ["no_pair", "no_pair"])
 
 
 def test_status_works_from_saved_handles_without_pulumi_and_backend(stack: Stack) -> None:
@@ -171,7 +178,7 @@ def test_where_there_is_nothing_to_look_at_the_reason_is_told_in_plain_words(
         for done, words in (
             (harmony(stack, command, "--stack", "nowhere"), "there is no stack 'nowhere'"),
             (harmony(stack, command, cwd=tmp_path), "there is no Pulumi project"),
-            (harmony(stack, command), "`pulumi up` deploys what the program says"),
+            (harmony(stack, command), "stack dev has no"),
             (_run(empty, stack, command), "Pulumi is not logged in"),
         ):
             assert (done.returncode, done.stdout) == (2, "")
