@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.hosts.connection import Completed, Connection
 from harmony_pulumi.hosts.pgbouncer import files
 from harmony_pulumi.hosts.pgbouncer.files import Layout
@@ -254,8 +254,9 @@ class Pooler:
                 self.resume(port)
             msg = (
                 f"{self.connection.name}: the endpoint in {self.layout.root} could not be paused: after "
-                f"{deadline:g} s, {files.at_work(pools)} transactions of its {files.clients_of(pools)} clients were "
-                f"still at work, so all go on. End what is at work, or wait for it, and run this again"
+                f"{deadline:g} s, of {counted(files.clients_of(pools), 'client')}, "
+                f"{counted(files.at_work(pools), 'transaction')} had not ended, so all go on. End what is at "
+                f"work, or wait for it, and run this again"
             )
             raise SiteError(msg) from error
 
