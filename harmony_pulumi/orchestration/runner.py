@@ -385,9 +385,9 @@ def fail_over(
         _refuse_where_it_follows(pair, known)
         source = other_than(pair, target)
         under_way = known["operation"] if known else None
-        if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary") and known["away"]:
+        if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary"):
             journal.note(f"{pair.names[target]} is active already, at epoch {known['epoch']}", step="resume")
-            serve(pair, target, journal)
+            _lead_on(pair, target, seen, terms, journal)
             return known["epoch"]
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             _refuse_where_moved_around(pair, target, known, vouched)
@@ -408,6 +408,20 @@ def fail_over(
             )
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
         return under_way["epoch"]
+
+
+def _lead_on(pair: Pair, active: str, seen: Mapping[str, Observation], terms: Terms, journal: Journal) -> None:
+    """Lead the endpoints on that still lead elsewhere, unless the other member may have taken over unnoticed."""
+    other, known = seen[other_than(pair, active)], told(seen)
+    if pair.endpoints and not (host_answers(other) or (known and known["away"]) or terms["fenced"]):
+        text = (
+            f"the endpoints are left as they lead: {other['name']} does not answer ({other['detail']}), and may have "
+            f"been made active meanwhile. Have it answer, or make certain that it accepts no writes, then run this "
+            f"again with --fenced-by-me {other['name']}"
+        )
+        journal.note(text, step="endpoint", state="warning")
+        return
+    serve(pair, active, journal)
 
 
 def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
@@ -482,6 +496,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         (active,) = primaries
         _refuse_where_moved_around(pair, active, known, ())
         if known and not under_way and known["active"] == active and not _contradict(pair, seen):
+            serve(pair, active, journal)
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
         desired = Desired(active, epoch_after(known))

@@ -541,7 +541,7 @@ def test_an_endpoint_that_cannot_be_told_of_a_failover_counts_as_not_fenced(stac
     stack.up()
     outputs = stack.outputs()
     kingston, ottawa = endpoints_of(outputs)
-    there = address_of(outputs, "replica")
+    there, before = address_of(outputs, "replica"), offer_of(outputs, "primary")
     (montreal,) = (root for root, _ in stack.markers() if root.name == "montreal-orders")
     stop_postmaster(montreal / "data", signal.SIGKILL)
     os.kill(process(stack, "ottawa"), signal.SIGKILL)
@@ -560,7 +560,10 @@ def test_an_endpoint_that_cannot_be_told_of_a_failover_counts_as_not_fenced(stac
         os.kill(process(stack), signal.SIGCONT)
     seen = ottawa.observe()
     assert (seen["state"], seen["points_to"]) == ("running", there)
-    harmony(stack, "switchover", "--to", "toronto", "--yes")
+    kingston.point(before)  # As if it had not heard of it at all.
+    shown = harmony(stack, *lose)
+    assert "toronto is active already, at epoch 1" in shown
+    assert "toronto becomes the primary" not in shown
     seen = kingston.observe()
     assert (seen["state"], seen["points_to"], seen["paused"]) == ("running", there, False)
 

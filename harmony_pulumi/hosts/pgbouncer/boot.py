@@ -60,13 +60,24 @@ def active_of(seen: Mapping[str, Observation]) -> tuple[str, str]:
         seen: of every member, by role.
     """
     names = {role: observation["name"] for role, observation in seen.items()}
-    silent = [f"{o['name']} does not answer ({o['detail']})" for o in seen.values() if not _answers(o)]
+    silent = [observation for observation in seen.values() if not _answers(observation)]
     if silent:
-        return "", f"{' and '.join(silent)}, so it may have been made active meanwhile; once it is back, run this again"
+        words = " and ".join(f"{o['name']} does not answer ({o['detail']})" for o in silent)
+        # Nobody but an operator can know that one is gone; a failover to one that leads already moves no role.
+        lost = "".join(
+            f"; if {silent[0]['name']} is lost for good, `harmony failover --to {o['name']} --max-data-loss 0 "
+            f"--fenced-by-me {silent[0]['name']}` starts this endpoint"
+            for o in seen.values()
+            if len(silent) == 1 and o is not silent[0]
+        )
+        return "", f"{words}, so it may have been made active meanwhile; once it is back, run this again{lost}"
     told = [observation["roles"] for observation in seen.values() if observation["roles"]]
     known = latest({str(number): roles for number, roles in enumerate(told)})
     if known is None:
-        return "", f"{' and '.join(names.values())} were told nothing of their roles; `pulumi up` tells them"
+        return "", (
+            f"{' and '.join(names.values())} were told nothing of their roles; `pulumi up` tells them, or, where that "
+            f"finds nothing to change, `harmony switchover --to {names['primary']}`"
+        )
     if strangers := sorted({roles["pair"] for roles in told} - {known["pair"]}):
         return "", f"its members were told of different pairs: {known['pair']} and {' and '.join(strangers)}"
     if any(roles["epoch"] == known["epoch"] and roles["active"] != known["active"] for roles in told):
