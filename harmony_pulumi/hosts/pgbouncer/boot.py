@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from harmony_pulumi.capabilities.addresses import is_same
 from harmony_pulumi.capabilities.site import Observation
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts import starts
 from harmony_pulumi.hosts.connection import LocalConnection, connect
 from harmony_pulumi.hosts.pgbouncer.files import Layout, address_of
 from harmony_pulumi.hosts.pgbouncer.site import HostPgBouncer, forward
@@ -23,7 +23,6 @@ from harmony_pulumi.orchestration.journal import Journal, Show, operator
 from harmony_pulumi.orchestration.replication import Member, members_of
 from harmony_pulumi.orchestration.roles import command, latest
 from harmony_pulumi.orchestration.switchover import ANSWERING
-from harmony_pulumi.orchestration.wait import wait_for
 
 
 class Sites(TypedDict):
@@ -199,34 +198,10 @@ def start_all(roots: Sequence[str], show: Show, *, wait: float) -> dict[str, Out
         show: is given each line for people.
         wait: seconds to ask for, again and again, the members of those that cannot be told who is active.
     """
-    found = {root: _start(root, show) for root in roots}
-
-    def ask_again() -> list[str]:
-        for root in _waiting(found):
-            if _is_known(root):
-                found[root] = _start(root, show)
-        return _waiting(found)
-
-    if wait and _waiting(found):
-        with suppress(SiteError):  # They still wait, as is found.
-            wait_for("the members' answers", ask_again, lambda left: not left, deadline=wait, advice="")
-    return found
-
-
-def _start(root: str, show: Show) -> Outcome | SiteError:
-    try:
-        return Home.at(root).start(show)
-    except SiteError as error:
-        return error
-
-
-def _is_known(root: str) -> bool:
-    """Tell whether it is known by now who is active; also where its start will say what is wrong."""
-    try:
-        return bool(Home.at(root).active()[0])
-    except SiteError:
-        return True
-
-
-def _waiting(found: Mapping[str, Outcome | SiteError]) -> list[str]:
-    return [root for root, outcome in found.items() if isinstance(outcome, Outcome) and not outcome.leads_to]
+    return starts.start_all(
+        roots,
+        lambda root: Home.at(root).start(show),
+        waits=lambda outcome: not outcome.leads_to,
+        would_wait=lambda root: not Home.at(root).active()[0],
+        wait=wait,
+    )
