@@ -10,6 +10,7 @@ from typing import Any
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Completed, Connection
+from harmony_pulumi.hosts.logs import set_aside_if_large
 from harmony_pulumi.hosts.pgbouncer import files
 from harmony_pulumi.hosts.pgbouncer.files import Layout
 from harmony_pulumi.hosts.postgresql.home import listening_ports
@@ -143,6 +144,7 @@ class Pooler:
             SiteError: it did not start, or could not listen on its port; the message holds the end of its log.
         """
         program = find_program(self.connection)
+        set_aside_if_large(self.connection, self.layout.log, self.user)
         size = self._log_size()
         argv = ["sh", "-c", _START, "sh", program.path, self.layout.pidfile, self.layout.config, self.layout.paused]
         done = self.connection.run(argv, user=self.user)
