@@ -135,6 +135,8 @@ class MemberStatus:
     """Null if no member sees it stream: its lag is unknown then."""
     slots: list[SlotStatus]
     certificates: list[CertificateStatus]
+    flaws: dict[str, str]
+    """Of the certificates that nobody trusts, whenever they expire: what is wrong with each, by its name."""
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,7 @@ def _endpoint(seen: Seen, members: Sequence[MemberStatus], now: datetime) -> End
         clients=int(seen.get("clients") or 0),
         waiting=int(seen.get("waiting") or 0),
         version=text("version"),
-        certificates=[_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()],
+        certificates=certificates_of(seen, now),
     )
 
 
@@ -306,7 +308,8 @@ def _member(
         waits_for=text("waits_for"),
         replication=_replication(member.name, sources) if running else None,
         slots=[_slot(slot) for slot in seen.get("slots") or ()],
-        certificates=[_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()],
+        certificates=certificates_of(seen, now),
+        flaws=dict(seen.get("flaws") or {}),
     )
 
 
@@ -359,7 +362,10 @@ def _findings(
         elif member.role == "standby":
             found += _standby_findings(database.name, member, declared.handle, members)
         found += _slot_findings(database.name, member)
-        found += _certificate_findings(database.name, member)
+        found += [
+            Finding(severity, "certificate", database.name, member.name, f"has the certificate {words}")
+            for severity, words in certificate_problems(member.certificates, member.flaws)
+        ]
     active = [member for member in members if member.active]
     for endpoint in endpoints:
         found += _endpoint_findings(database.name, endpoint, active[0] if len(active) == 1 else None)
@@ -509,15 +515,23 @@ def _slot_findings(database: str, member: MemberStatus) -> Iterator[Finding]:
             yield Finding("warning", "slot", database, member.name, f"{kept}, for a replica that is not connected")
 
 
-def _certificate_findings(database: str, member: MemberStatus) -> Iterator[Finding]:
-    for certificate in member.certificates:
-        left = certificate.days_left
-        severity = severity_of(left)
-        if severity is None:
+def certificate_problems(
+    certificates: Sequence[CertificateStatus], flaws: Mapping[str, str]
+) -> Iterator[tuple[Severity, str]]:
+    """Find what is wrong with the certificates of a server: how bad it is; and which one, why, and what to do."""
+    for name, flaw in flaws.items():
+        yield "problem", f"{name!r}, which {flaw}; `harmony rotate-certificates` makes a new one"
+    for certificate in certificates:
+        severity = severity_of(certificate.days_left)
+        if severity is None or certificate.name in flaws:
             continue
         command = "harmony rotate-certificates" + (" --authority" if certificate.name == "ca" else "")
-        message = f"has the certificate {_expiry(certificate)}; `{command}` makes a new one"
-        yield Finding(severity, "certificate", database, member.name, message)
+        yield severity, f"{_expiry(certificate)}; `{command}` makes a new one"
+
+
+def certificates_of(seen: Seen, now: datetime) -> list[CertificateStatus]:
+    """Return the certificates that were seen of a server or an endpoint."""
+    return [_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()]
 
 
 def _expiry(certificate: CertificateStatus) -> str:

@@ -166,6 +166,18 @@ def test_a_certificate_is_judged_by_the_days_it_has_left(left: timedelta, severi
     assert judged.healthy == (severity != "problem")
 
 
+@pytest.mark.parametrize("left", [timedelta(days=300), timedelta(days=1)])
+def test_a_certificate_that_nobody_trusts_is_a_problem_whenever_it_expires(left: timedelta) -> None:
+    flaws = {"server": "does not belong to its key"}
+    judged = judge({**PRIMARY, "certificates": {"server": (NOW + left).isoformat()}, "flaws": flaws}, STANDBY)
+    (finding,) = judged.findings
+    assert (finding.severity, finding.code, finding.member) == ("problem", "certificate", "montreal")
+    assert finding.message == (
+        "has the certificate 'server', which does not belong to its key; `harmony rotate-certificates` makes a new one"
+    )
+    assert judged.databases[0].members[0].flaws == flaws
+
+
 def test_a_server_that_stands_alone_is_healthy_as_a_primary_and_as_a_streaming_standby() -> None:
     alone = Database("audit", handle("dublin", "audit"))
     for observation, healthy in ((seen("dublin"), True), (seen("dublin", "standby"), True)):

@@ -35,8 +35,8 @@ class Shifted(datetime):
         (SERVER, OTHERS.certificate, "was signed by no authority that is trusted there"),
         (SERVER, "", "was signed by no authority that is trusted there"),
         (KeyPair(SERVER.certificate, CLIENT.key), OURS.certificate, "does not belong to its key"),
-        (KeyPair(SERVER.certificate[:100], SERVER.key), OURS.certificate, "or its key cannot be read"),
-        (KeyPair(SERVER.certificate, ""), OURS.certificate, "or its key cannot be read"),
+        (KeyPair(SERVER.certificate[:100], SERVER.key), OURS.certificate, "cannot be read, or its key cannot"),
+        (KeyPair(SERVER.certificate, ""), OURS.certificate, "cannot be read, or its key cannot"),
     ],
 )
 def test_what_is_wrong_with_a_certificate_is_told(pair: KeyPair, trusted: str, said: str) -> None:
