@@ -583,6 +583,43 @@ def test_a_transaction_that_lasts_too_long_ends_the_switchover_and_clients_go_on
         assert server_of(other) == address_of(outputs, "primary")
 
 
+def test_an_endpoint_gets_the_new_authority_of_the_server_that_it_leads_to(stack: Stack) -> None:
+    pair(stack)
+    stack.up()
+    outputs = stack.outputs()
+    (montreal,) = (root for root, _ in stack.markers() if root.name == "montreal-orders")
+    trusted, authority = home(stack) / "tls/server-ca.crt", montreal / "tls/ca.crt"
+    before = authority.read_text()
+    assert trusted.read_text() == before
+    with closing(connect(stack, outputs)) as at_work:
+        at_work.execute("BEGIN")
+        at_work.execute("SELECT 1")
+        harmony(stack, "rotate-certificates", "--authority", "--yes")
+        at_work.execute("SELECT 1")
+        at_work.execute("COMMIT")
+    assert authority.read_text() != before
+    assert trusted.read_text() == authority.read_text()
+    # Also without the cross certificate by which the old authority vouches for the new one, as once that has expired.
+    shown = montreal / "tls/server.crt"
+    shown.write_text(shown.read_text().partition("-----END CERTIFICATE-----\n")[0] + "-----END CERTIFICATE-----\n")
+    superuser_says(stack, outputs, "primary", "SELECT pg_reload_conf()")
+    console(stack, "RECONNECT")
+    with closing(connect(stack, outputs)) as client:
+        assert client.execute("SELECT 1").fetchone() == (1,)
+
+    os.kill(process(stack), signal.SIGSTOP)
+    try:
+        shown_then = harmony(stack, "rotate-certificates", "--authority", "--yes", expect=1)
+        assert "the endpoint on kingston: " in shown_then
+        assert "have it answer, then run this again" in shown_then
+    finally:
+        os.kill(process(stack), signal.SIGCONT)
+    assert "going on with the rotation" in harmony(stack, "rotate-certificates", "--authority", "--yes")
+    assert trusted.read_text() == authority.read_text()
+    with closing(connect(stack, outputs)) as client:
+        assert client.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_a_failover_leads_the_clients_of_the_endpoint_to_the_one_that_took_over(stack: Stack) -> None:
     pair(stack)
     stack.up()

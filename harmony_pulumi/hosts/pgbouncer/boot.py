@@ -156,7 +156,7 @@ class Home:
                     pooler.start(marker.port)
             elif changed or not is_same(seen["points_to"], address_of(offer["endpoint"])):
                 with journal.step("point", f"leading to {member.name} from now on"):
-                    pooler.reload(marker.port)
+                    pooler.reload(marker)
             return Outcome(member.name)
 
     @property
