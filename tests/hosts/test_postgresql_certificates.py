@@ -43,6 +43,16 @@ def test_what_is_wrong_with_a_certificate_is_told(pair: KeyPair, trusted: str, s
     assert certificates.flaw(pair, trusted) == said
 
 
+def test_a_certificate_that_is_not_valid_yet_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shifted, "by", timedelta(days=3))
+    monkeypatch.setattr(certificates, "datetime", Shifted)
+    made = certificates.make_server(OURS, "localhost", 30)
+    assert certificates.flaw(made, OURS.certificate) == ""
+    monkeypatch.setattr(Shifted, "by", timedelta())
+    begin = x509.load_pem_x509_certificate(made.certificate.encode()).not_valid_before_utc
+    assert certificates.flaw(made, OURS.certificate) == f"is not valid before {begin:%Y-%m-%d %H:%M} UTC"
+
+
 def test_what_is_no_certificate_has_neither_a_number_nor_a_lifetime() -> None:
     assert certificates.serial("nonsense") == ""
     assert certificates.lifetime_days("nonsense") == 365

@@ -135,6 +135,8 @@ def flaw(pair: KeyPair, authorities: str) -> str:
         return "does not belong to its key"
     if not any(_has_signed(authority, found) for authority in _each(authorities)):
         return "was signed by no authority that is trusted there"
+    if found.not_valid_before_utc > datetime.now(UTC):
+        return f"is not valid before {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
     return ""
 
 
