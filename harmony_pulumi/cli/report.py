@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from harmony_pulumi.capabilities.addresses import is_same
 from harmony_pulumi.cli.deployed import Database, Handle, Member
+from harmony_pulumi.orchestration.roles import command
 
 SCHEMA = 1
 
@@ -381,12 +382,12 @@ def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
         # A pair inside another one is to be named: it is not what a command acts on by itself.
         which = f" {told[0][1]['pair'].rpartition('/')[2]}" if any(level.get("outer") for _, level in told) else ""
         for operation in [level["operation"] for _, level in told if level.get("operation")][:1]:
-            target = names.get(operation["target"], operation["target"])
-            again = f"harmony {operation['kind']}{which}"
-            again += f" --to {target}" if operation["kind"] != "rejoin" else ""
+            called = {role: names.get(role) or role for role in (operation["source"], operation["target"])}
+            kind, _, options = command(operation, called).partition(" ")
+            again = f"harmony {kind}{which} {options}".strip()
             message = (
-                f"a {operation['kind']} to {target} is under way, or was cut off: {operation['operator']}. If that has "
-                f"ended, run `{again}` to finish it"
+                f"a {operation['kind']} to {called[operation['target']]} is under way, or was cut off: "
+                f"{operation['operator']}. If that has ended, run `{again}` to finish it"
             )
             yield Finding("problem", "unfinished", database.name, "", message)
         if left := max((level for _, level in told), key=lambda level: int(level["epoch"]))["away"]:
