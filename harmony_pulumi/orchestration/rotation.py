@@ -263,6 +263,9 @@ def _act(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -> 
                 source.certificates,
                 lambda seen: seen["used"].get(name) == seen["issued"],
                 deadline=pair.deadline,
+                words=lambda seen: (
+                    f"{name} shows {seen['used'].get(name, 'none')}, and {seen['issued']} was issued to it"
+                ),
                 advice=f"Look at the end of the log of {name}, and run this again.",
             )
         case Step.DISTRUST:
