@@ -101,6 +101,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     _refuse_strangers(pair, seen)
     _refuse_contradiction(pair, seen)
     known = told(seen)
+    served = True
     if moves(desired, known, pair.names) and desired.active != _settled_active(known):
         move(pair, desired, journal, by=by)
         known = told(look(pair))
@@ -126,15 +127,20 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
             if not (known and known["away"]):
                 _forget_leader(pair, desired.active, seen)
                 _keep_following(pair, desired, seen)
+            # Nobody can have taken over unnoticed: then clients need not wait until the other member streams.
+            served = all(map(host_answers, seen.values())) or bool(known and known["away"])
+            if served:
+                serve(pair, desired.active, journal)
     if known and (away := known["away"]):
         left = pair.names[away["member"]]
         text = f"{left} was left behind by the failover of {away['since']}: `harmony rejoin` brings it back"
         journal.note(text, step="away", state="warning")
-        if pair.endpoints:
-            with _alone_with(pair, desired.active, by):
-                serve(pair, desired.active, journal)
         return pair.members[desired.active].site.observe()
-    return settle(pair, desired.active, journal, by=by)
+    leader = settle(pair, desired.active, journal, by=by)
+    if pair.endpoints and not served:
+        with _alone_with(pair, desired.active, by):
+            serve(pair, desired.active, journal)
+    return leader
 
 
 def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation:
@@ -160,14 +166,12 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
             member.movable.remember(json.dumps(pictures, indent=1) + "\n")
     # Only now: a failover relies on it.
     untold = pair.synchronous and not all(roles["synchronous"] for roles in _all_told(pair, seen).values())
-    if untold or pair.endpoints:
+    if untold:
         with _alone_with(pair, active, by) as seen:
-            serve(pair, active, journal)
-            if untold:
-                known = _all_told(pair, seen)
-                # The active one first: it is where commits are to wait as long as the other may count on it.
-                order = sorted(known, key=lambda role: role != active)
-                _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
+            known = _all_told(pair, seen)
+            # The active one first: it is where commits are to wait as long as the other may count on it.
+            order = sorted(known, key=lambda role: role != active)
+            _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
     return leader
 
 

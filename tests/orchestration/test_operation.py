@@ -192,6 +192,28 @@ def rejoin_and_forget(code: Code, world: World) -> None:
     assert known(code, world)["away"] is None
 
 
+def test_an_endpoint_is_led_on_though_the_other_member_does_not_stream(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].crash()
+    world.endpoints["ottawa"].points_to = "replica"
+    assert "toronto streaming: not within" in outcome(code, world, "primary", 0)
+    served(world, "primary")
+
+
+def test_an_endpoint_is_led_on_once_a_member_that_did_not_answer_streams(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].unreachable = True
+    world.endpoints["ottawa"].points_to = "replica"
+
+    def come_back(world: World, _label: str) -> None:
+        assert world.endpoints["ottawa"].points_to == "replica", "it may have been made active meanwhile"
+        world.servers["replica"].unreachable = False
+
+    world.whenever = at("montreal.require_synchronous: before", come_back)
+    assert outcome(code, world, "primary", 0) == "done"
+    served(world, "primary")
+
+
 def test_no_endpoint_is_led_on_where_another_may_have_taken_over_unnoticed(code: Code) -> None:
     world = settled(code, endpoints=BOTH)
     world.servers["replica"].unreachable = True
