@@ -72,17 +72,13 @@ def failover(
             refuse(f"--fenced-by-me {names}: the member to be fenced is {source}; nothing was touched")
         fenced = f"--fenced-by-me {source}: an operator vouches for it" if source in vouched else ""
         terms = Terms(max_data_loss=max_data_loss, accept_unknown_loss=accept_unknown_loss, fenced=fenced)
-        if known and known["active"] == role and not known["operation"] and seen[role]["role"] == "primary":
-            console().print(f"{name} is active already")
-            if chosen.handle["active"] != role:  # But a run before this one may have been cut off before it said so.
-                tell_stack(chosen, role, known["epoch"], cwd, stack)
-            return
+        is_done = known and known["active"] == role and not known["operation"] and seen[role]["role"] == "primary"
         try:
-            checks = failover_preflight(pair, role, seen, terms, vouched)
+            checks = [] if is_done else failover_preflight(pair, role, seen, terms, vouched)
         except SiteError as error:
             refuse(str(error), status=1)
     show_checks(checks)
-    if not yes and all(check.verdict != "problem" for check in checks):
+    if not (yes or is_done) and all(check.verdict != "problem" for check in checks):
         for number, step in enumerate(steps_in_words(pair.names, role, "failover")[1:]):
             console().print(f"{'  ' if number else ''}{step}", markup=False)
         ask(f"Fail {pair.name} over to {name} now?")
@@ -91,7 +87,8 @@ def failover(
     again += "".join(f" --fenced-by-me {name}" for name in vouched)
     with acting(pair, "failover", role, again=again) as (journal, by):
         epoch = fail_over(pair, role, terms, journal, by=by, vouched=vouched)
-    tell_stack(chosen, role, epoch, cwd, stack)
+    if not is_done or chosen.handle["active"] != role:  # A run before this one may not have come to say so.
+        tell_stack(chosen, role, epoch, cwd, stack)
 
 
 def rejoin(

@@ -31,7 +31,7 @@ from harmony_pulumi.orchestration.members import (
     serve,
 )
 from harmony_pulumi.orchestration.preflight import certificate_advice
-from harmony_pulumi.orchestration.replication import Group, Member, missing
+from harmony_pulumi.orchestration.replication import Group, Member, followed, missing
 from harmony_pulumi.orchestration.roles import Desired, latest, outer_of
 from harmony_pulumi.orchestration.switchover import (
     ANSWERING,
@@ -419,6 +419,7 @@ class Run:
                 self.target.site.observe,
                 lambda seen: not missing(seen, [self.source.name]),
                 deadline=self.pair.deadline,
+                words=followed,
                 advice=f"The end of the log of {self.source.name} says why: mend that, then run this again",
             )
         except SiteError as error:

@@ -24,7 +24,7 @@ from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, look, roles_for, told
 from harmony_pulumi.orchestration.rejoin import fork_of
-from harmony_pulumi.orchestration.replication import Member, all_alone, members_of, missing
+from harmony_pulumi.orchestration.replication import Member, all_alone, followed, members_of, missing
 from harmony_pulumi.orchestration.roles import Desired
 from harmony_pulumi.orchestration.switchover import ANSWERING, Step, host_answers
 from harmony_pulumi.orchestration.wait import wait_for
@@ -300,6 +300,7 @@ class PairSite:
                 self._leader.site.observe,
                 lambda seen: not missing(seen, [other.name]),
                 deadline=self.pair.deadline,
+                words=followed,
                 advice=f"Look at the end of the log of {other.name}.",
             )
         except SiteError as error:

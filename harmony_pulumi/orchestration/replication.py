@@ -108,6 +108,7 @@ def establish(
             source.observe,
             lambda observation: not missing(observation, names),
             deadline=deadline,
+            words=followed,
             advice=lambda seen: certificate_advice(seen) or "Look at the members' logs.",
         )
     wanted = "standby" if follows else "primary"
@@ -122,9 +123,21 @@ def establish(
                 source.observe,
                 lambda observation: any(r["sync_state"] == "sync" for r in observation["replicas"]),
                 deadline=deadline,
+                words=followed,
                 advice="Look at the primary's log.",
             )
     return seen
+
+
+def followed(source: Observation) -> str:
+    """Return in words how a member runs that others are to stream from, and who does."""
+    detail = f": {source['detail']}" if source["detail"] else ""
+    state = f"{source['name']} is {source['state']}{detail}"
+    if source["role"]:
+        state = f"{source['name']} is a running {source['role']}"
+    replicas = [f"{r['name']} is connected ({r['state']}, {r['sync_state']})" for r in source["replicas"]]
+    slots = [f"slot {s['name']} is {s['wal_status']}" for s in source["slots"] if s["wal_status"] == "lost"]
+    return "; ".join([state, *(replicas or ["no replica is connected"]), *slots])
 
 
 def missing(source: Observation, names: list[str]) -> list[str]:

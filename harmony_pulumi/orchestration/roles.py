@@ -119,9 +119,14 @@ def _progress(roles: Roles) -> int:
 
 
 def command(under_way: Operation, names: Mapping[str, str]) -> str:
-    """Return how to have `harmony` finish what is under way."""
+    """Return how to have `harmony` finish what is under way.
+
+    A failover that was given up is begun anew, or refused, by a failover; what takes it back is what goes on with it.
+    """
     if under_way["kind"] == "rejoin":
         return "rejoin"
+    if under_way["given_up"]:
+        return f"switchover --to {names[under_way['target']]}"
     to = f"{under_way['kind']} --to {names[under_way['target']]}"
     return f"{to}{_terms(terms, names[under_way['source']])}" if (terms := under_way["terms"]) else to
 

@@ -101,6 +101,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     _refuse_strangers(pair, seen)
     _refuse_contradiction(pair, seen)
     known = told(seen)
+    served = True
     if moves(desired, known, pair.names) and desired.active != _settled_active(known):
         move(pair, desired, journal, by=by)
         known = told(look(pair))
@@ -126,15 +127,20 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
             if not (known and known["away"]):
                 _forget_leader(pair, desired.active, seen)
                 _keep_following(pair, desired, seen)
+            # Nobody can have taken over unnoticed: then clients need not wait until the other member streams.
+            served = all(map(host_answers, seen.values())) or bool(known and known["away"])
+            if served:
+                serve(pair, desired.active, journal)
     if known and (away := known["away"]):
         left = pair.names[away["member"]]
         text = f"{left} was left behind by the failover of {away['since']}: `harmony rejoin` brings it back"
         journal.note(text, step="away", state="warning")
-        if pair.endpoints:
-            with _alone_with(pair, desired.active, by):
-                serve(pair, desired.active, journal)
         return pair.members[desired.active].site.observe()
-    return settle(pair, desired.active, journal, by=by)
+    leader = settle(pair, desired.active, journal, by=by)
+    if pair.endpoints and not served:
+        with _alone_with(pair, desired.active, by):
+            serve(pair, desired.active, journal)
+    return leader
 
 
 def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation:
@@ -160,14 +166,12 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
             member.movable.remember(json.dumps(pictures, indent=1) + "\n")
     # Only now: a failover relies on it.
     untold = pair.synchronous and not all(roles["synchronous"] for roles in _all_told(pair, seen).values())
-    if untold or pair.endpoints:
+    if untold:
         with _alone_with(pair, active, by) as seen:
-            serve(pair, active, journal)
-            if untold:
-                known = _all_told(pair, seen)
-                # The active one first: it is where commits are to wait as long as the other may count on it.
-                order = sorted(known, key=lambda role: role != active)
-                _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
+            known = _all_told(pair, seen)
+            # The active one first: it is where commits are to wait as long as the other may count on it.
+            order = sorted(known, key=lambda role: role != active)
+            _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
     return leader
 
 
@@ -385,9 +389,9 @@ def fail_over(
         _refuse_where_it_follows(pair, known)
         source = other_than(pair, target)
         under_way = known["operation"] if known else None
-        if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary") and known["away"]:
+        if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary"):
             journal.note(f"{pair.names[target]} is active already, at epoch {known['epoch']}", step="resume")
-            serve(pair, target, journal)
+            _lead_on(pair, target, seen, terms, journal)
             return known["epoch"]
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             _refuse_where_moved_around(pair, target, known, vouched)
@@ -408,6 +412,20 @@ def fail_over(
             )
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
         return under_way["epoch"]
+
+
+def _lead_on(pair: Pair, active: str, seen: Mapping[str, Observation], terms: Terms, journal: Journal) -> None:
+    """Lead the endpoints on that still lead elsewhere, unless the other member may have taken over unnoticed."""
+    other, known = seen[other_than(pair, active)], told(seen)
+    if pair.endpoints and not (host_answers(other) or (known and known["away"]) or terms["fenced"]):
+        text = (
+            f"the endpoints are left as they lead: {other['name']} does not answer ({other['detail']}), and may have "
+            f"been made active meanwhile. Have it answer, or make certain that it accepts no writes, then run this "
+            f"again with --fenced-by-me {other['name']}"
+        )
+        journal.note(text, step="endpoint", state="warning")
+        return
+    serve(pair, active, journal)
 
 
 def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
@@ -482,6 +500,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         (active,) = primaries
         _refuse_where_moved_around(pair, active, known, ())
         if known and not under_way and known["active"] == active and not _contradict(pair, seen):
+            serve(pair, active, journal)
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
         desired = Desired(active, epoch_after(known))

@@ -183,6 +183,8 @@ class Forwarder:
     """Cut off from the orchestrator, not from clients."""
     untold: bool = False
     """Whether it could not be told what it was to be told last."""
+    trusts: int = 0
+    """The authority of that member."""
 
     @property
     def lets_through(self) -> bool:
@@ -953,7 +955,7 @@ class MemoryEndpoint:
 
     def point(self, server: Mapping[str, Any]) -> None:
         with self._act("point"):
-            self.endpoint.points_to = server["role"]
+            self.endpoint.points_to, self.endpoint.trusts = server["role"], server["issued"][0]
 
     def resume(self) -> None:
         with self._act("resume"):

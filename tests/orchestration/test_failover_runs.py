@@ -23,7 +23,7 @@ from tests.orchestration.code import (
     outcome,
     pair_of,
 )
-from tests.orchestration.sites import World, pair_site
+from tests.orchestration.sites import NAMES, World, pair_site
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
 
@@ -752,7 +752,8 @@ def test_a_failover_takes_the_place_of_a_switchover_that_cannot_be_finished(code
             if ended == "done":
                 world.come_to_rest()
                 assert world.leader == to, label
-                assert known(code, world)["epoch"] > before["epoch"]
+                was_over = (before["operation"], before["active"]) == (None, to)
+                assert known(code, world)["epoch"] > before["epoch"] - was_over, label
                 put_right(world)
                 assert bring_back(code, world) == "done", label
                 finished(code, world, to, known(code, world)["epoch"])
@@ -774,6 +775,24 @@ def test_a_failover_given_up_is_begun_anew_by_the_same_command(code: Code) -> No
             assert fail_over(code, world, **accepted) == "done"
             assert known(code, world)["epoch"] == epoch + 1
             failed_over(code, world)
+
+
+def test_a_failover_that_was_given_up_and_cut_off_is_over_by_the_command_that_is_named(code: Code) -> None:
+    begun: set[str] = set()
+    for number, label in enumerate(labels_of(code, "crashed")):
+        for later in range(1, 40):
+            world, accepted = scene(code, "crashed")
+            world.at |= {number: fail, number + later: kill} if can_fail(label) else {}
+            if fail_over(code, world, **accepted) != "killed":
+                break
+            under_way = known(code, world)["operation"]
+            if not (under_way and under_way["given_up"]):
+                continue
+            begun.add(label)
+            assert code.roles.command(under_way, NAMES) == "switchover --to toronto"
+            assert "given up, and montreal is active" in command(code, world, "replica"), (label, later)
+            assert known(code, world)["operation"] is None
+    assert begun
 
 
 def test_who_was_left_behind_is_remembered_by_a_failover_that_is_given_up(code: Code) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
-from tests.orchestration.code import Code, bring_back, fail_over, finished, known, outcome, pair_of, served
+from tests.orchestration.code import Code, accept, bring_back, fail_over, finished, known, outcome, pair_of, served
 from tests.orchestration.sites import FAR, World, pair_site
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_failover_runs import crashed, failed_over, left, scene
@@ -157,6 +157,80 @@ def test_every_endpoint_leads_away_from_the_old_primary_before_another_takes_ove
     assert "add --fenced-by-me montreal" in said
     assert "toronto.promote: before" not in world.labels
     assert world.endpoints["kingston"].points_to == "replica"
+
+
+def test_a_failover_ordered_once_more_leads_an_endpoint_on_that_could_not_be_told(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["primary"].crash()
+    world.servers["primary"].unreachable = world.endpoints["kingston"].unreachable = True
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    assert fail_over(code, world, **accepted) == "done"
+    world.endpoints["kingston"].unreachable = False
+    assert world.endpoints["kingston"].points_to == "primary"
+    for _ in range(2):
+        world.labels = []
+        assert fail_over(code, world) == "done", "what is done already asks for nothing to be accepted"
+        served(world, "replica")
+        assert "toronto.promote: before" not in world.labels
+    assert "kingston.point: before" not in world.labels, "it leads there already"
+
+    # After the rejoin, too, and whether the other one runs or not.
+    rejoin_and_forget(code, world)
+    for crashed_too in (False, True):
+        world.endpoints["ottawa"].points_to = "primary"
+        if crashed_too:
+            world.servers["primary"].crash()
+        assert fail_over(code, world) == "done"
+        served(world, "replica")
+
+
+def rejoin_and_forget(code: Code, world: World) -> None:
+    world.mend()
+    world.servers["primary"].unreachable = False
+    assert bring_back(code, world) == "done"
+    assert outcome(code, world, "replica", known(code, world)["epoch"]) == "done"
+    assert known(code, world)["away"] is None
+
+
+def test_an_endpoint_is_led_on_though_the_other_member_does_not_stream(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].crash()
+    world.endpoints["ottawa"].points_to = "replica"
+    assert "toronto streaming: not within" in outcome(code, world, "primary", 0)
+    served(world, "primary")
+
+
+def test_an_endpoint_is_led_on_once_a_member_that_did_not_answer_streams(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].unreachable = True
+    world.endpoints["ottawa"].points_to = "replica"
+
+    def come_back(world: World, _label: str) -> None:
+        assert world.endpoints["ottawa"].points_to == "replica", "it may have been made active meanwhile"
+        world.servers["replica"].unreachable = False
+
+    world.whenever = at("montreal.require_synchronous: before", come_back)
+    assert outcome(code, world, "primary", 0) == "done"
+    served(world, "primary")
+
+
+def test_no_endpoint_is_led_on_where_another_may_have_taken_over_unnoticed(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].unreachable = True
+    world.endpoints["ottawa"].points_to = "replica"
+    assert fail_over(code, world, "primary") == "done"
+    assert world.endpoints["ottawa"].points_to == "replica"
+    assert "the endpoints are left as they lead: toronto does not answer" in world.shown[-1]
+    assert world.shown[-1].endswith("then run this again with --fenced-by-me toronto")
+    assert fail_over(code, world, "primary", fenced="--fenced-by-me toronto") == "done"
+    served(world, "primary")
+
+
+def test_to_accept_what_is_known_already_leads_an_endpoint_on(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.endpoints["ottawa"].points_to = "replica"
+    assert accept(code, world) == "done"
+    served(world, "primary")
 
 
 def test_nobody_is_led_to_one_that_somebody_promoted_after_the_operation_was_given_up(code: Code) -> None:

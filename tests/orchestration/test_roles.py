@@ -76,6 +76,8 @@ def test_the_command_that_finishes_what_is_under_way_has_its_terms(code: Code) -
     vouched = {"max_data_loss": 0, "accept_unknown_loss": True, "fenced": "--fenced-by-me montreal: ada vouches for it"}
     assert finishes() == "switchover --to toronto"
     assert finishes(kind="rejoin", terms=None) == "rejoin"
+    # One that was given up is taken back by what goes on with it: a failover would begin anew.
+    assert finishes(kind="failover", terms=accepted, given_up="it failed") == "switchover --to toronto"
     assert finishes(kind="failover", terms=accepted) == "failover --to toronto --max-data-loss 8"
     assert finishes(kind="failover", terms=vouched) == (
         "failover --to toronto --max-data-loss 0 --accept-unknown-loss --fenced-by-me montreal"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypedDict
 
 from harmony_pulumi.capabilities.site import Observation, Roles, load_site
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts import starts
 from harmony_pulumi.hosts.connection import Connection, LocalConnection, connect
 from harmony_pulumi.hosts.postgresql.home import WAITING, Marker, left_as, markers_below, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout
@@ -25,7 +25,6 @@ from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, Show, operator
 from harmony_pulumi.orchestration.roles import last_epoch, latest, leads, levels, of_pair
-from harmony_pulumi.orchestration.wait import wait_for
 
 _START_DEADLINE = 600
 """Seconds. After a loss of power, there may be `max_wal_size` and more to be replayed."""
@@ -369,34 +368,10 @@ def start_all(roots: Sequence[str], show: Show, *, wait: float) -> dict[str, Sta
         show: is given each line for people.
         wait: seconds to ask for, again and again, the peers of those that wait for an answer.
     """
-    found = {root: _start(root, show) for root in roots}
-
-    def ask_again() -> list[str]:
-        for root in _waiting(found):
-            if _start_of(root) is not Start.WAIT:
-                found[root] = _start(root, show)
-        return _waiting(found)
-
-    if wait and _waiting(found):
-        with suppress(SiteError):  # They still wait, as is found.
-            wait_for("the peers' answers", ask_again, lambda left: not left, deadline=wait, advice="")
-    return found
-
-
-def _start(root: str, show: Show) -> Start | SiteError:
-    try:
-        return Home.at(root).start(show)
-    except SiteError as error:
-        return error
-
-
-def _start_of(root: str) -> Start | None:
-    """Return what a server is to start as; None if that cannot be told, which its start will say."""
-    try:
-        return Home.at(root).judge().start
-    except SiteError:
-        return None
-
-
-def _waiting(found: Mapping[str, Start | SiteError]) -> list[str]:
-    return [root for root, outcome in found.items() if outcome is Start.WAIT]
+    return starts.start_all(
+        roots,
+        lambda root: Home.at(root).start(show),
+        waits=lambda start: start is Start.WAIT,
+        would_wait=lambda root: Home.at(root).judge().start is Start.WAIT,
+        wait=wait,
+    )

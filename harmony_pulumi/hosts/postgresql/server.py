@@ -19,6 +19,7 @@ from typing import Any
 from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
+from harmony_pulumi.hosts.logs import set_aside_if_large
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -259,6 +260,7 @@ class Server:
 
     def _try_to_start(self, deadline: float) -> str:
         """Start the server; return why it did not start, or nothing."""
+        set_aside_if_large(self.connection, self.layout.log, self.user)
         size = self.log_size()
         argv = [self.program("pg_ctl"), "start", "-D", self.layout.config, "-l", self.layout.log, "-s", "-w"]
         done = self.connection.run([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)
