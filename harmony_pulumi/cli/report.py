@@ -376,7 +376,7 @@ def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
         # A pair inside another one is to be named: it is not what a command acts on by itself.
         which = f" {told[0][1]['pair'].rpartition('/')[2]}" if any(level.get("outer") for _, level in told) else ""
         for operation in [level["operation"] for _, level in told if level.get("operation")][:1]:
-            known = {role: names.get(role, role) for role in (operation["source"], operation["target"])}
+            known = {role: names.get(role) or role for role in (operation["source"], operation["target"])}
             message = (
                 f"a {operation['kind']} to {known[operation['target']]} is under way, or was cut off: "
                 f"{operation['operator']}. If that has ended, run `harmony {command(operation, known)}{which}` to "
