@@ -127,9 +127,7 @@ def rejoin(
     with acting(pair, "rejoin", active, again="harmony rejoin") as (journal, by):
         bring_back(pair, journal, by=by)
         settle(pair, active, journal, by=by)
-    epoch = known["epoch"] if known else 0
-    if epoch:
-        tell_stack(chosen, active, epoch, cwd, stack)
+    tell_stack(chosen, active, known["epoch"] if known else 0, cwd, stack)
 
 
 def revert(

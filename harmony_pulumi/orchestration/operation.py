@@ -50,6 +50,8 @@ _CATCH_UP = 30.0
 """Seconds for the target to replay the token; it streams and is at most 64 MB behind, so it takes less than one."""
 _PAUSE = 10.0
 """Seconds for the transactions that are at work as clients are held back; one that takes longer ends the switchover."""
+_BACK = 30.0
+"""Seconds for the target to stream again once a role change is taken back; it looks for its primary all the while."""
 _FENCE_COMMAND = 120
 """Seconds for a fence_command: it may wait until a machine is off."""
 _NEXT: Mapping[str, Callable[[Operation, Facts, Facts], Step]] = {
@@ -171,8 +173,25 @@ class Run:
             if step is Step.CLOSE:
                 reason = self.operation["given_up"]
                 kind = self.operation["kind"]
-                msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}"
+                apart = self._apart()
+                msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}{apart}"
                 raise SiteError(msg)
+
+    def _apart(self) -> str:
+        """Wait until the target follows the source again, as it did before; if it does not, return that in words."""
+        if self.facts[1].role != "standby":
+            return ""
+        try:
+            wait_for(
+                f"{self.target.name} streaming from {self.source.name}",
+                self.source.site.observe,
+                lambda seen: not missing(seen, [self.target.name]),
+                deadline=_BACK,
+                advice="`harmony status` tells how it is; if it can follow no more, `harmony rejoin` brings it back",
+            )
+        except SiteError as error:
+            return f". {error}"
+        return ""
 
     def _promoted(self) -> bool:
         """Tell whether the target leads as it was told to."""

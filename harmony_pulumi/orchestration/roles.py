@@ -171,11 +171,8 @@ def moves(desired: Desired, told: Roles | None, names: Mapping[str, str]) -> boo
     if desired.epoch == epoch + 1:
         return True
     if desired.epoch < epoch:
-        msg = (
-            f"{wanted}, but {here}: roles have moved since. Write {keep} to keep them as they are, or {other} to move "
-            f"them"
-        )
-        raise SiteError(msg)
+        msg = f"{wanted}, but {here}: roles have moved since. Write {keep} to keep them as they are"
+        raise SiteError(msg if desired.active == active else f"{msg}, or {other} to move them")
     if desired.epoch == epoch:
         msg = f"{wanted}, but {here}: a change of `active` needs a raised epoch. Write {other} to move the roles"
         raise SiteError(msg)
