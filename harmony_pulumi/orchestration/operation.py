@@ -187,6 +187,7 @@ class Run:
                 self.source.site.observe,
                 lambda seen: not missing(seen, [self.target.name]),
                 deadline=_BACK,
+                words=followed,
                 advice="`harmony status` tells how it is; if it can follow no more, `harmony rejoin` brings it back",
             )
         except SiteError as error:
