@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -43,15 +44,14 @@ def put(name: str, module: types.ModuleType) -> None:
     setattr(sys.modules[package], last, module)
 
 
-def altered(module: types.ModuleType, source: Any) -> Code:
-    """Return the modules with the source of one replaced, and what imports it imported anew."""
+def altered(sources: Mapping[types.ModuleType, ast.Module]) -> Code:
+    """Return the modules with the sources of some replaced, and what imports them imported anew."""
     made: dict[str, types.ModuleType] = {}
     anew: tuple[types.ModuleType, ...] = (switchover, failover, rejoin, members, operation, runner)
-    if module in (roles, host_roles):
-        anew = (module, *anew)
+    anew = (*(module for module in (roles, host_roles) if module in sources), *anew)
     try:
         for original in anew:  # Each after those that it imports.
-            text = source if original is module else Path(str(original.__file__)).read_text()
+            text = sources.get(original) or Path(str(original.__file__)).read_text()
             copy = types.ModuleType(original.__name__)
             put(original.__name__, copy)
             made[original.__name__] = copy
