@@ -7,7 +7,6 @@ the tests that come to the statement in which it is one, the quickest first; to 
 from __future__ import annotations
 
 import ast
-import copy
 import signal
 import time
 import types
@@ -35,12 +34,20 @@ class Mutant(NamedTuple):
 
     name: str
     module: types.ModuleType
-    source: ast.Module
     line: int
+    number: int
+    """That of the node, as its source is walked."""
+    alter: Alter
+
+    @property
+    def source(self) -> ast.Module:
+        tree = source_of(self.module)
+        self.alter(list(ast.walk(tree))[self.number])
+        return ast.fix_missing_locations(tree)
 
 
 def ways(node: ast.AST) -> Iterator[tuple[int, str, Alter]]:
-    """Yield each way of altering a node: the line, what is done, and what does it to the node or a copy."""
+    """Yield each way of altering a node: the line, what is done, and what does it to such a node."""
     if isinstance(node, ast.If | ast.IfExp):
         yield node.test.lineno, "turned around", _turn_around
     if isinstance(node, ast.BoolOp):
@@ -83,34 +90,29 @@ def source_of(module: types.ModuleType) -> ast.Module:
     return ast.parse(Path(str(module.__file__)).read_text())
 
 
-def mutants(module: types.ModuleType) -> Iterator[Mutant]:
-    """Yield a module altered in every way."""
+def mutants(module: types.ModuleType, *, before: str = "") -> Iterator[Mutant]:
+    """Yield a module altered in every way; only what is before one of its functions, if that is named."""
     tree = source_of(module)
+    end = next((each.lineno for each in tree.body if before and getattr(each, "name", "") == before), None)
     for number, node in enumerate(ast.walk(tree)):
         for line, what, alter in ways(node):
-            yield Mutant(_name(module, line, what), module, _altered(tree, number, alter), line)
+            if end is None or line < end:
+                yield Mutant(_name(module, line, what), module, line, number, alter)
 
 
 def without_a_call(module: types.ModuleType, names: set[str]) -> Iterator[Mutant]:
     """Yield a module without one of the statements that do nothing but call a method of one of these names."""
-    tree = source_of(module)
-    for number, node in enumerate(ast.walk(tree)):
+    for number, node in enumerate(ast.walk(source_of(module))):
         match node:
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name))) if name in names:
                 name = _name(module, node.lineno, f"without {name}")
-                yield Mutant(name, module, _altered(tree, number, _dropping), node.lineno)
+                yield Mutant(name, module, node.lineno, number, _dropping)
             case _:
                 pass
 
 
 def _name(module: types.ModuleType, line: int, what: str) -> str:
     return f"{module.__name__.removeprefix('harmony_pulumi.')}:{line} {what}"
-
-
-def _altered(tree: ast.Module, number: int, alter: Alter) -> ast.Module:
-    mutant = copy.deepcopy(tree)
-    alter(list(ast.walk(mutant))[number])
-    return ast.fix_missing_locations(mutant)
 
 
 def params(found: Iterator[Mutant]) -> list[Any]:
