@@ -13,12 +13,13 @@ from contextlib import contextmanager
 import pytest
 
 from harmony_pulumi.hosts.postgresql import roles as host_roles
-from harmony_pulumi.orchestration import failover, members, operation, rejoin, roles, switchover
+from harmony_pulumi.orchestration import failover, members, operation, rejoin, replication, roles, switchover
 from tests.hosts import test_postgresql_roles as of_host
 from tests.orchestration import test_failover as of_failover
 from tests.orchestration import test_failover_runs as of_failover_runs
 from tests.orchestration import test_operation as of_operation
 from tests.orchestration import test_rejoin as of_rejoin
+from tests.orchestration import test_replication as of_replication
 from tests.orchestration import test_roles as of_roles
 from tests.orchestration import test_runner as of_runner
 from tests.orchestration import test_switchover as of_steps
@@ -26,7 +27,7 @@ from tests.orchestration.code import Code, altered
 from tests.orchestration.mutation import Check, Mutant, Trials, mutants, params, without_a_call
 
 MODULES = (roles, switchover, failover, rejoin, host_roles)
-OPERATING = (members, operation)
+OPERATING = (replication, members, operation)
 """What acts, too: of these, whole runs are the tests."""
 SLOW = {
     "test_a_killed_process_does_nothing_more",
@@ -100,7 +101,7 @@ def checks_of(code: Code) -> Iterator[Check]:
 
 def operations_of(code: Code) -> Iterator[Check]:
     """Yield the tests of what operations do, the quick ones first."""
-    for module in (of_operation, of_failover_runs, of_runner):
+    for module in (of_replication, of_operation, of_failover_runs, of_runner):
         for name, test in vars(module).items():
             if name.startswith("test_") and name not in SLOW and set(test.__annotations__) == {"return", "code"}:
                 yield lambda test=test: test(code)
