@@ -34,44 +34,18 @@ SLOW = {
     "test_killed_at_any_point_the_next_run_finishes_it",
     "test_killed_at_any_point_the_command_finishes_it",
     "test_two_operators_do_not_undo_each_other",
+    "test_a_failover_takes_the_place_of_a_switchover_that_cannot_be_finished",
+    "test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit_on",
+    "test_what_another_operator_did_meanwhile_is_not_overwritten",
+    "test_a_failover_given_up_is_begun_anew_by_the_same_command",
+    "test_the_second_of_two_operators_is_told_who_holds_it",
 }
+"""Tests that take long, and are not needed to notice any mutant."""
 RECORDS = {"_save", "_assign", "_reached", "tell", "require_synchronous", "prepare"}
 
 
-def runs_of(code: Code) -> Iterator[Check]:
-    """Yield the tests of whole runs that show what is recorded, the quick ones first."""
-    for name in of_failover_runs.SCENES:
-        yield lambda name=name: of_failover_runs.test_a_failover_then_a_rejoin_then_a_switchover_back(code, name)
-    yield lambda: of_runner.test_a_switchover_and_one_back_lose_nothing(code)
-    yield lambda: of_failover_runs.test_nothing_is_lost_by_a_failover_of_a_synchronous_pair(code)
-    yield lambda: of_failover_runs.test_what_cannot_be_rewound_is_copied_anew_and_kept(code)
-    yield lambda: of_failover_runs.test_more_than_was_accepted_is_not_lost_and_the_old_primary_is_back(code)
-    yield (
-        lambda: of_failover_runs.test_a_slot_is_there_before_a_rewind_or_a_copy_and_made_anew_if_it_is_dropped_after_it(
-            code
-        )
-    )
-    for name in ("crashed_ahead", "restarted_as_a_standby"):
-        yield lambda name=name: of_failover_runs.test_what_may_pass_does_not_have_a_member_copied(code, name)
-    yield lambda: of_failover_runs.test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(code)
-    yield lambda: of_failover_runs.test_a_failover_cut_off_as_it_fences_is_known_to_be_under_way(code)
-    yield lambda: of_failover_runs.test_what_a_switchover_has_done_is_recorded_before_it_goes_on(code)
-    yield lambda: of_failover_runs.test_one_that_comes_back_knows_who_leads_before_it_is_stopped(code)
-    yield lambda: of_failover_runs.test_commits_on_one_that_is_elected_wait_for_nobody(code)
-    yield lambda: of_failover_runs.test_a_slot_that_is_gone_is_made_anew_for_whoever_rejoins(code)
-    yield lambda: of_failover_runs.test_how_far_a_rejoin_is_and_why_it_goes_another_way_is_recorded(code)
-    yield lambda: of_failover_runs.test_how_the_old_primary_was_fenced_is_recorded_before_anybody_is_elected(code)
-    yield lambda: of_failover_runs.test_that_a_switchover_is_given_up_is_recorded_at_both(code)
-    yield lambda: of_failover_runs.test_one_that_lost_what_it_was_told_is_told_before_it_follows(code)
-    yield lambda: of_failover_runs.test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit_on(code)
-    yield lambda: of_runner.test_that_a_target_promoted_by_hand_is_active_is_recorded_before_the_other_follows(code)
-    yield lambda: of_runner.test_killed_at_any_point_the_next_run_finishes_it(code)
-    yield lambda: of_runner.test_an_act_that_fails_once_is_finished_or_taken_back(code, of_runner.fail)
-    yield lambda: of_failover_runs.test_a_failover_killed_at_any_point_is_finished_by_the_same_command(code, "gone")
-
-
 def checks_of(code: Code) -> Iterator[Check]:
-    """Yield the tests, the quick ones first."""
+    """Yield the tests of the functions that decide."""
     for module in (of_host, of_roles, of_failover, of_rejoin, of_steps):
         for name, test in vars(module).items():
             arguments = set(test.__annotations__) - {"return", "code"} if name.startswith("test_") else {"?"}
@@ -100,12 +74,15 @@ def checks_of(code: Code) -> Iterator[Check]:
 
 
 def operations_of(code: Code) -> Iterator[Check]:
-    """Yield the tests of what operations do, the quick ones first."""
+    """Yield the tests of what operations do, and whole runs."""
     for module in (of_replication, of_operation, of_failover_runs, of_runner):
         for name, test in vars(module).items():
             if name.startswith("test_") and name not in SLOW and set(test.__annotations__) == {"return", "code"}:
                 yield lambda test=test: test(code)
-    yield from runs_of(code)
+    for name in of_failover_runs.SCENES:
+        yield lambda name=name: of_failover_runs.test_a_failover_then_a_rejoin_then_a_switchover_back(code, name)
+    yield lambda: of_failover_runs.test_what_may_pass_does_not_have_a_member_copied(code, "crashed_ahead")
+    yield lambda: of_runner.test_an_act_that_fails_once_is_finished_or_taken_back(code, of_runner.fail)
 
 
 @contextmanager
