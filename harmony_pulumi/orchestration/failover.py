@@ -14,7 +14,7 @@ from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration.preflight import Check, certificates
-from harmony_pulumi.orchestration.roles import latest, of_pair
+from harmony_pulumi.orchestration.roles import newness, told_of_pair
 from harmony_pulumi.orchestration.switchover import (
     Facts,
     Step,
@@ -169,14 +169,12 @@ def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[
         heard: by name, what the servers outside the pair were told; None of those that do not answer.
         vouched: those of them of whom an operator has made certain that they accept no writes.
     """
-    found = {name: of_pair(roles, outer["pair"]) for name, roles in heard.items()}
-    told = {name: level for name, (level, _) in found.items() if level}
-    newest = latest({"": outer, **told})
-    assert newest is not None, "it is one of them itself"
+    told = told_of_pair(heard, outer["pair"])
+    newest = max([outer, *(level for level, _ in told.values())], key=newness)
     if newest["active"] != outer["me"]:
         moved = f"its {newest['active']} is active at epoch {newest['epoch']}, not this pair: have this one rejoin it"
         return Check(outer["pair"], "problem", moved)
-    speaking = [level for name, level in told.items() if found[name][1]]
+    speaking = [level for level, speaks in told.values() if speaks]
     if len(told) == len(heard) or any(level["me"] != outer["me"] for level in speaking):
         return Check(outer["pair"], "ok", f"this pair is the active one there, as {' and '.join(told)} know it, too")
     silent = [name for name in heard if name not in told]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harmony_pulumi.capabilities.endpoint_site import EndpointSite
-from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
+from harmony_pulumi.capabilities.site import Away, Observation, Operation, Roles, Terms, Token
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError, counted
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
@@ -131,6 +131,13 @@ class Run:
     def target(self) -> Member:
         """The member that is to lead in the end."""
         return self.pair.members[self.operation["target"]]
+
+    @property
+    def _terms(self) -> Terms:
+        """What whoever ordered a failover accepts."""
+        terms = self.operation["terms"]
+        assert terms is not None, "a failover has its terms"
+        return terms
 
     def finish(self, seen: Mapping[str, Observation]) -> None:
         """Do what is next until the operation is over.
@@ -313,21 +320,18 @@ class Run:
             how = self.source.movable.fence()
         except UnreachableError as error:
             how = self._fence_from_here(error)
-            terms = self.operation["terms"]
-            assert terms is not None, "a failover has its terms"
-            self.operation = {**self.operation, "terms": {**terms, "fenced": how}}
+            self.operation = {**self.operation, "terms": {**self._terms, "fenced": how}}
             self._save(self.operation, only=[self.operation["target"]])
         except SiteError as error:
             # Its host answers, and what it has cannot be read: then somebody's word is all there is.
-            terms = self.operation["terms"]
-            if not (terms and terms["fenced"]):
+            if not self._terms["fenced"]:
                 msg = (
                     f"{error}. Mend that; or make certain that {self.source.name} accepts no writes, then add "
                     f"--fenced-by-me {self.source.name}"
                 )
                 raise SiteError(msg) from error
             self.journal.note(str(error), step=Step.FENCE, state="warning")
-            how = terms["fenced"]
+            how = self._terms["fenced"]
             self.operation = {**self.operation, "stage": "vouched"}
         self.journal.note(f"{self.source.name} accepts no writes: {how}", step=Step.FENCE)
 
@@ -351,9 +355,7 @@ class Run:
         seen = self._look()
         found = estimated_loss(self.pair, self.operation["target"], seen)
         words = found.words(self.source.name, self.target.name)
-        terms = self.operation["terms"]
-        assert terms is not None, "a failover has its terms"
-        if problem := failover.loss_problem(found, terms):
+        if problem := failover.loss_problem(found, self._terms):
             msg = f"{words}: {problem}"
             raise SiteError(msg)
         self.journal.note(f"lost: {words}", step=Step.ELECT, bytes=found.bytes, unknown=found.unknown)
@@ -370,8 +372,7 @@ class Run:
             self.source.movable.forget(self.target.slot)
         else:
             self.target.movable.prepare(self.source.slot)  # So that it can be rewound, and follow.
-            terms = self.operation["terms"]
-            fenced = (terms and terms["fenced"]) or "its site was asked, and it was stopped"
+            fenced = self._terms["fenced"] or "its site was asked, and it was stopped"
             left = left_behind(self.target, self.operation["source"], fenced)
         # In full: one that did not answer when roles moved would else still be told that it leads.
         settled = Desired(self.operation["target"], self.operation["epoch"])
@@ -390,10 +391,10 @@ class Run:
         try:
             mine = source.history()
             fork = rejoin.fork_of(mine, theirs)
-            if rejoin.begun_apart(mine, theirs, away := self._away()):
+            if apart := rejoin.begun_apart(mine, theirs, self._away()):
                 why = f"it cannot be rewound: its timeline {mine[-1]['timeline']} is not that of {self.target.name}"
                 self.operation = {**self.operation, "clone": why}
-                fork = fork or (away and Fork(timeline=away["timeline"], lsn=away["fork"]))
+                fork = apart
             place = source.archive(fork) if fork else ""
         except (UnreachableError, PassingError):
             raise
@@ -501,11 +502,10 @@ class Run:
     @contextmanager
     def _unless_fenced(self) -> Generator[None]:
         """Go on without an endpoint that cannot be told, if that could lead clients to no other primary."""
-        terms = self.operation["terms"]
         try:
             yield
         except SiteError as error:
-            if not (terms and terms["fenced"]):
+            if not self._terms["fenced"]:
                 msg = (
                     f"{error}; it may lead clients to {self.source.name}, so that counts as not fenced. Start it, or "
                     f"make certain that {self.source.name} accepts no writes and add --fenced-by-me {self.source.name}"

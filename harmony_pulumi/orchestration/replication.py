@@ -113,7 +113,7 @@ def establish(
         )
     wanted = "standby" if follows else "primary"
     if seen["role"] != wanted:
-        msg = f"{seen['name']} was to be a {wanted} and is a {seen['role'] or seen['state']}; see `harmony status`"
+        msg = f"{seen['name']} was to be a {wanted} and is a {seen['role']}; see `harmony status`"
         raise SiteError(msg)
     if synchronous and not follows:  # A standby has no commits of its own to wait with.
         with journal.step("synchronous", f"commits wait for {' or '.join(names)} from here on"):

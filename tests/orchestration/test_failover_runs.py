@@ -690,8 +690,11 @@ def test_two_timelines_of_one_number_that_begin_at_one_place_are_told_apart(code
     world.commit()
     mine, theirs = world.servers["replica"].history(), world.servers["primary"].history()
     assert mine == theirs
+    left_at = int(known(code, world)["away"]["fork"].removeprefix("0/"), 16)
     put_right(world)
     assert bring_back(code, world) == "done"
+    assert "what toronto alone has is in diverged-1" in " ".join(world.shown)
+    assert world.servers["replica"].kept[0] == world.servers["replica"].kept[1][left_at:]
     finished(code, world, "primary", 2)
     assert world.lost
 

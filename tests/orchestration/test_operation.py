@@ -15,7 +15,7 @@ import pytest
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
 from tests.orchestration.code import Code, accept, bring_back, fail_over, finished, known, outcome, pair_of, served
-from tests.orchestration.sites import FAR, World, pair_site
+from tests.orchestration.sites import FAR, LONG_AGO, World, pair_site
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_failover_runs import crashed, failed_over, left, scene
 from tests.orchestration.test_failover_runs import left_behind as away_from_its_pair
@@ -276,6 +276,13 @@ def test_a_fence_command_says_how_it_ended_and_what_it_said(code: Code) -> None:
     assert run(["sh", "-c", "exit 3"]) == (3, "it said nothing")
     assert run(["/no/such/program"]) == ("No such file or directory", "")
 
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code.operation.subprocess, "Popen", refuse)
+        assert run(["true"]) == ("not started", "")
+
 
 def test_a_fence_command_that_takes_too_long_ends_with_all_that_it_started(code: Code) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -370,6 +377,153 @@ def test_one_that_does_not_answer_is_not_copied_for_that(code: Code) -> None:
         assert ("montreal.clone: before" in world.labels) == (act == "rewind")
 
 
+def test_an_interrupt_before_the_point_of_no_return_is_why_a_switchover_is_given_up(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("montreal.demote: before", interrupt)
+    assert outcome(code, world, "replica", 1).endswith("montreal is active: interrupted")
+
+
+def test_a_second_interrupt_leaves_open_what_has_no_way_back(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: before", interrupt, times=2)
+    assert outcome(code, world, "replica", 1) == "interrupted"
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def cut_off_toronto(world: World, label: str) -> None:
+    world.servers["replica"].unreachable = True
+
+
+def as_it_is_to_be_active(act: Callable[[World, str], None]) -> Callable[[World, str], None]:
+    """Return what has something happen as the target is told that it is to be active."""
+
+    def arm(world: World, label: str) -> None:
+        world.whenever = at("toronto.tell: before", act)
+
+    return at("toronto.verify: after", arm)
+
+
+def test_one_that_may_have_been_told_to_lead_and_does_not_answer_ends_the_run(code: Code) -> None:
+    world = settled(code)
+    world.whenever = as_it_is_to_be_active(cut_off_toronto)
+    assert outcome(code, world, "replica", 1) == "toronto does not answer"
+    assert "toronto.promote: before" not in world.labels
+    world.mend()
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_a_second_interrupt_is_obeyed_even_where_all_was_told_meanwhile(code: Code) -> None:
+    world = settled(code)
+
+    def interrupted_again(world: World, label: str) -> None:
+        if label == "toronto.verify: before":
+            world.servers["replica"].unreachable = False
+        if label == "toronto.tell: after":
+            interrupt(world, label)
+
+    def interrupted(world: World, label: str) -> None:
+        cut_off_toronto(world, label)
+        world.whenever = interrupted_again
+        interrupt(world, label)
+
+    world.whenever = as_it_is_to_be_active(interrupted)
+    assert outcome(code, world, "replica", 1) == "interrupted"
+    assert "toronto.promote: before" not in world.labels
+    world.whenever = None
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_a_switchover_has_one_follow_once_and_a_rejoin_until_it_streams(code: Code) -> None:
+    def cut(world: World, label: str) -> None:
+        world.servers["primary"].linked = False
+
+    world = settled(code)
+    world.whenever = at("montreal.follow: before", cut)
+    assert "montreal streaming: not within" in outcome(code, world, "replica", 1)
+    assert world.labels.count("montreal.follow: before") == 1
+
+
+def test_what_is_settled_is_said_with_who_is_to_rejoin(code: Code) -> None:
+    for name, said in ((None, "toronto is active at epoch 1"), ("crashed", "epoch 1; montreal is to rejoin")):
+        world, _ = scene(code, name) if name else (settled(code), {})
+        assert (fail_over(code, world) if name else outcome(code, world, "replica", 1)) == "done"
+        assert any(line.endswith(said) for line in world.shown), world.shown
+
+
+def test_clients_are_led_to_one_that_was_to_take_over_only_if_it_has(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: before", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.labels = []
+    assert outcome(code, world, "replica", 1) == "done"
+    assert world.labels.index("kingston.point: before") > world.labels.index("toronto.promote: after")
+
+
+def test_clients_are_not_led_to_one_that_somebody_promoted_unless_it_has_everything(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.verify: before", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.promote(world.servers["replica"], by_hand=True)
+    for happens, said in ((fail, "cannot be read: failed at montreal.history: before"), (time_out, "")):
+        world.whenever = at("montreal.history: before", happens)
+        ended = outcome(code, world, "replica", 1)
+        # One that did not answer is asked again, and is no reason to decide.
+        assert said in ended if said else ended == "no answer at montreal.history: before"
+        assert world.endpoints["kingston"].points_to == "primary"
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_clients_are_not_led_to_one_that_was_told_to_lead_before_that_was_given_up(code: Code) -> None:
+    world = settled(code)
+    target = world.servers["replica"]
+
+    def die_as_it_is_given_up(world: World, label: str) -> None:
+        operation = target.roles and target.roles["operation"]
+        if operation and operation["given_up"]:
+            kill(world, label)
+
+    def crash(world: World, label: str) -> None:
+        target.crash()
+        world.whenever = die_as_it_is_given_up
+        fail(world, label)
+
+    world.whenever = at("toronto.promote: before", crash)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.whenever = None
+    target.start()
+    world.promote(target, by_hand=True)
+    assert "somebody promoted it" in outcome(code, world, "replica", 1)
+    assert world.endpoints["kingston"].points_to == "primary"
+
+
+def test_one_that_was_copied_and_does_not_stream_is_not_copied_again(code: Code) -> None:
+    world = away_from_its_pair(code, "without_hints")
+
+    def diverges(world: World, label: str) -> None:
+        if label == "montreal.follow: before":
+            world.servers["primary"].wal[-1] = (1, "what its source has not")
+
+    world.whenever = diverges
+    assert "montreal streaming from toronto: not within" in bring_back(code, world)
+    assert world.labels.count("montreal.clone: after") == 1
+
+
+def test_a_certificate_that_has_expired_is_named_where_its_member_cannot_be_reached(code: Code) -> None:
+    world = away_from_its_pair(code, "as_it_is")
+
+    def expire(world: World, label: str) -> None:
+        world.servers["replica"].expires = LONG_AGO
+        time_out(world, label)
+
+    world.whenever = at("montreal.rewind: before", expire)
+    said = bring_back(code, world)
+    assert said.startswith("no answer at montreal.rewind: before. certificate: 'server' of toronto expired"), said
+
+
 # -- the token, and whom an operation tells ----------------------------------------------------------------------------
 
 
@@ -419,11 +573,23 @@ def test_a_failover_alone_goes_on_without_telling_one_that_does_not_answer(code:
     world.servers["primary"].unreachable = True
     seen = {role: pair_site(world, role).observe() for role in ("primary", "replica")}
     known_to = {role: told(0, "primary", role) for role in seen}
-    for kind, roles in (("switchover", [*seen]), ("rejoin", [*seen]), ("failover", ["replica"])):
+
+    def tells(kind: str, seen: Any, pair: Any = None) -> list[str]:
         begun = operation(kind=kind, source="primary", target="replica")
-        run = code.operation.Run(pair_of(code, world), Journal("orders", kind, world.shown.append), begun, known_to)
+        journal = Journal("orders", kind, world.shown.append)
+        run = code.operation.Run(pair or pair_of(code, world), journal, begun, known_to)
         run.facts = run._facts(seen)
-        assert run._to_tell() == roles
+        return run._to_tell()
+
+    assert tells("switchover", seen) == tells("rejoin", seen) == [*seen]
+    assert tells("failover", seen) == ["replica"]
+    # Whoever is to lead is always told: if that fails, so does the failover.
+    assert tells("failover", {**seen, "replica": seen["primary"]}) == ["replica"]
+    assert tells("failover", {**seen, "primary": seen["replica"]}) == [*seen]
+    # Of a pair, another server may answer than the one that leads there.
+    pair = pair_of(code, world)
+    pair.members["primary"].site.leading = dict
+    assert tells("failover", seen, pair) == [*seen]
 
 
 # -- what a failover would lose ----------------------------------------------------------------------------------------

@@ -180,8 +180,8 @@ def test_one_speaks_for_its_side_of_a_pair_only_where_it_leads_there(code: Code)
         leads = (inner, middle) == ("primary", "primary")
         assert code.roles.of_pair(told(inner, middle), "shop/prod/world") == (world, leads)
         assert code.roles.of_pair(told(inner, middle), "shop/prod/city")[1] is True
-    assert code.roles.of_pair(told("primary", "primary"), "shop/prod/nowhere") == (None, False)
-    assert code.roles.of_pair(None, "shop/prod/world") == (None, False)
+    assert code.roles.of_pair(told("primary", "primary"), "shop/prod/nowhere") is None
+    assert code.roles.of_pair(None, "shop/prod/world") is None
 
 
 def test_a_pair_follows_as_it_was_deployed_until_roles_move_around_it(code: Code) -> None:
