@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Terms
-from harmony_pulumi.errors import SiteError, counted
+from harmony_pulumi.errors import SiteError, UnlockableError, counted
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import (
@@ -31,7 +32,7 @@ from harmony_pulumi.orchestration.members import (
     serve,
     told,
 )
-from harmony_pulumi.orchestration.operation import Run, next_step
+from harmony_pulumi.orchestration.operation import Run, fence_yourself, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
 from harmony_pulumi.orchestration.replication import Group, Member, all_alone, establish, missing
@@ -379,11 +380,27 @@ def fail_over(
     seen = look(pair)
     _refuse_strangers(pair, seen)
     _refuse_contradiction(pair, seen)
-    with _alone(pair, seen, by) as write, journal.writing_to(write):
+    source = other_than(pair, target)
+    passed_by: dict[str, str] = {}
+
+    def pass_by(member: Member, error: UnlockableError) -> None:
+        if member.role != source:
+            raise error
+        if not terms["fenced"] or seen[source]["role"] == "primary":
+            raise SiteError(fence_yourself(error, member.name)) from error
+        passed_by[source] = str(error)
+
+    with _alone(pair, seen, by, pass_by) as write, journal.writing_to(write):
+        pair = replace(pair, passed_by=passed_by)
+        for why in passed_by.values():
+            text = (
+                f"{pair.names[source]} is passed by: {why}. {terms['fenced']}; it could not be marked, so until it has "
+                f"rejoined start it by nothing but `harmony start`: a bare pg_ctl may make it a second primary"
+            )
+            journal.note(text, step=Step.FENCE, state="warning")
         seen = _look_again(pair, seen)
         known = told(seen)
         _refuse_where_it_follows(pair, known)
-        source = other_than(pair, target)
         under_way = known["operation"] if known else None
         if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary") and known["away"]:
             journal.note(f"{pair.names[target]} is active already, at epoch {known['epoch']}", step="resume")
@@ -689,14 +706,16 @@ def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation
                 member.movable.follow(offer)
 
 
-def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> AbstractContextManager[Write]:
+def _alone(
+    pair: Pair, seen: Mapping[str, Observation], by: str, *pass_by: Callable[[Member, UnlockableError], None]
+) -> AbstractContextManager[Write]:
     """Keep every other operation away from the members that answer; give what records at the sites of all of them."""
     answering = (
         member
         for role, member in pair.members.items()
         if host_answers(seen[role]) or isinstance(member.site, Group)  # Whose other servers may answer.
     )
-    return all_alone(answering, by)
+    return all_alone(answering, by, *pass_by)
 
 
 @contextmanager

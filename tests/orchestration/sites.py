@@ -26,7 +26,7 @@ from harmony_pulumi.capabilities.site import (
     Terms,
     Token,
 )
-from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 
 PAIR = "shop/prod/orders"
@@ -96,6 +96,8 @@ class Server:
     """Whether its WAL can be read while it does not run."""
     closed: bool = False
     """Whether its data directory cannot be read, though its host answers."""
+    lockable: bool = True
+    """Whether it can be locked by whoever finds nobody at work on it: not if its PostgreSQL is gone, say."""
     hindered: bool = False
     """Whether something stands in the way of a rejoin that will pass: a full disk, say."""
     tears: bool = False
@@ -608,6 +610,8 @@ class MemorySite:
         self._point("alone: before")
         if self.server.holder is not None:
             raise SiteError(f"{self.server.name}: cannot lock: {self.server.holder} has held it for the last 5 s")
+        if not self.server.lockable:
+            raise UnlockableError(f"{self.server.name}: PostgreSQL 15 is needed, found none")
         self.server.holder = operator
         try:
             self._point("alone: after")
