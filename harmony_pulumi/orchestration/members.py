@@ -193,6 +193,13 @@ def each_endpoint(pair: Pair, act: Callable[[EndpointSite], None]) -> None:
         raise SiteError("; ".join(problems))
 
 
+def not_following(leader: Member, left: str, fenced: str) -> Away:
+    """Return how a member was left behind by one that leads in a pair that follows: nothing says what it has."""
+    timeline = leader.movable.history()[-1]["timeline"]
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"member": left, "timeline": timeline, "fork": "0/0", "fenced": fenced, "since": since}
+
+
 def left_behind(leader: Member, left: str, fenced: str) -> Away:
     """Return how a member was left behind by one that leads now."""
     history = leader.movable.history()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, look, roles_for, told
 from harmony_pulumi.orchestration.rejoin import fork_of
 from harmony_pulumi.orchestration.replication import Member, all_alone, members_of, missing
-from harmony_pulumi.orchestration.roles import Desired
+from harmony_pulumi.orchestration.roles import Desired, levels
 from harmony_pulumi.orchestration.switchover import ANSWERING, Step, host_answers
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -44,6 +44,25 @@ def pair_of(handle: Mapping[str, Any]) -> Pair:
         endpoints={str(endpoint["name"]): load_endpoint(endpoint) for endpoint in handle.get("endpoints") or ()},
         follows=bool(handle.get("follows")),
     )
+
+
+def followed_by(known: Roles | None, around: Mapping[str, Any]) -> Member | None:
+    """Return whose leader a pair follows: the active member of a pair around it; None if there is none.
+
+    Args:
+        known: what the pair that follows was told.
+        around: the handle of the outermost pair that it is in.
+    """
+    level = next((level for level in levels(known and known["outer"]) if level["active"] != level["me"]), None)
+    handle = level and next((each for each in _pairs_in(around) if each["pair"] == level["pair"]), None)
+    return pair_of(handle).members[level["active"]] if level and handle else None
+
+
+def _pairs_in(handle: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "pair" in handle:
+        yield handle
+        for member in handle["members"].values():
+            yield from _pairs_in(member)
 
 
 def has_roles(handle: Mapping[str, Any]) -> bool:
@@ -199,6 +218,7 @@ class PairSite:
         self._leader.movable.follow(source)
         for other in self._others:
             self._take_along(other, source)
+            self._is_back(other)
 
     def forget(self, follower: str) -> None:
         """Stop keeping WAL for a member that leads now, wherever in the pair it is kept."""
@@ -251,6 +271,14 @@ class PairSite:
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
         """Copy the data of another site."""
         self._leader.movable.clone(source, show)
+
+    def _is_back(self, other: Member) -> None:
+        """Have the members know that one which was left behind follows again."""
+        seen = look(self.pair)
+        known = told(seen)
+        if known and (away := known["away"]) and away["member"] == other.role:
+            for role in sorted(self.pair.members, key=lambda role: role == known["active"]):
+                self.pair.members[role].movable.tell({**known, "me": role, "away": None})
 
     def _take_along(self, other: Member, source: Mapping[str, Any]) -> None:
         """Have the other member follow the active one, which follows a new source by now.
