@@ -21,6 +21,7 @@ from harmony_pulumi.capabilities.site import (
     Token,
 )
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
+from harmony_pulumi.orchestration.failover import lsn_bytes
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, look, roles_for, told
 from harmony_pulumi.orchestration.rejoin import fork_of
@@ -73,6 +74,13 @@ def has_roles(handle: Mapping[str, Any]) -> bool:
 def rotates(handle: Mapping[str, Any]) -> bool:
     """Tell whether the certificates of a pair can be rotated on their own: it is one of servers."""
     return has_roles(handle) and all("members" not in member for member in handle["members"].values())
+
+
+def has_all_of(source: Observation, standby: Observation) -> bool:
+    """Tell whether a source is connected to its own, or a primary, and has come as far as its standby."""
+    ends = [seen["received"] or seen["lsn"] for seen in (source, standby)]
+    settled = source["role"] == "primary" or source["receiver"] == "streaming"
+    return settled and all(ends) and lsn_bytes(ends[0]) >= lsn_bytes(ends[1])
 
 
 @dataclass
@@ -319,20 +327,34 @@ class PairSite:
             return str(error)
 
     def _why_not_following(self, other: Member) -> str:
-        """Have the other member follow the active one; return why it does not stream, or nothing."""
-        self._leader.movable.prepare(other.slot)
-        other.movable.follow(self._leader.movable.offer())
+        """Have the other member follow the active one; return why it does not stream, or nothing.
+
+        If it says once more that it never can after the active one has all that it may ask for, nothing is waited for.
+        """
+        leader = self._leader
+        leader.movable.prepare(other.slot)
+        other.movable.follow(leader.movable.offer())
+        said: list[str] = []
+
+        def look_at_both() -> tuple[bool, str]:
+            source = leader.site.observe()
+            if not missing(source, [other.name]):
+                return True, ""
+            if said or has_all_of(source, other.site.observe()):
+                said.append(other.movable.cannot_follow())
+            return False, said[-1] if said and said[-1] != said[0] else ""
+
         try:
-            wait_for(
-                f"{other.name} streaming from {self._leader.name}",
-                self._leader.site.observe,
-                lambda seen: not missing(seen, [other.name]),
+            _, why = wait_for(
+                f"{other.name} streaming from {leader.name}",
+                look_at_both,
+                any,
                 deadline=self.pair.deadline,
                 advice=f"Look at the end of the log of {other.name}.",
             )
         except SiteError as error:
             return str(error)
-        return ""
+        return why
 
     # -- certificates --------------------------------------------------------------------------------------------
 

@@ -353,9 +353,7 @@ def test_a_pair_as_a_site_keeps_the_contract_of_one(four: Four) -> None:
     harmony(four.stack, "switchover", "orders", "--to", "montreal", "--yes")  # Which may lead already.
     four.insist_on(AT_FIRST)
     site = four.stack.outputs()["site"]
-    # One whose source has no WAL for it is waited for so long before it is copied.
-    pairs = {role: {**pair, "deadline": 20} for role, pair in site["members"].items()}
-    handle = {**site, "deadline": 60, "members": pairs}
+    handle = {**site, "deadline": 60}
     report = check_sites(lambda: pair_of(handle), four.commit, four.count)
     assert (report.subject, len(report.passed)) == ("PairSite", 13)
     four.insist_on(AT_FIRST)

@@ -841,7 +841,9 @@ class MemorySite:
     def cannot_follow(self) -> str:
         self._point("cannot_follow: before")
         source = self.world.servers[self.server.source]
-        return "" if self.server.wal == source.wal[: len(self.server.wal)] else "it is no child of its source's history"
+        if self.server.wal == source.wal[: len(self.server.wal)]:
+            return ""
+        return f"it is no child of its source's history, at {self.world.count}"
 
     def _insist_on_room(self) -> None:
         if self.server.hindered:
