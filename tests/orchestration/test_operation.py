@@ -6,8 +6,9 @@ Each of these has a part of `operation` or `members` that no run from one end to
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,28 @@ def test_roles_move_only_in_a_pair_that_leads(code: Code) -> None:
     for act in (lambda w: outcome(code, w, "replica", 1), lambda w: fail_over(code, w), lambda w: bring_back(code, w)):
         ended = act(inside(code, 1, "replica"))
         assert "while it follows another cluster, as replica is active in shop/prod/world" in ended
+
+
+class Several(MemorySite):
+    """A member that is several servers."""
+
+    def leading(self) -> Mapping[str, Any]:
+        return {"name": self.server.name, "slot": self.server.slot}
+
+
+def test_a_pair_that_cannot_be_locked_is_told_nothing_where_it_is_passed_by(code: Code) -> None:
+    for lockable in (False, True):
+        world = settled(code)
+        crashed(world)
+        lost = world.servers["primary"]
+        lost.lockable = lockable
+        pair = pair_of(code, world)
+        several = replace(pair.members["primary"], site=Several(world, lost))
+        pair = replace(pair, members={**pair.members, "primary": several})
+        journal = Journal("orders", "failover", world.shown.append)
+        accepted = terms(100, accept_unknown_loss=True, fenced="ada said so")
+        code.runner.fail_over(pair, "replica", accepted, journal, by="ada")
+        assert ("montreal.tell: after" in world.labels) is lockable
 
 
 class Ahead(MemorySite):
