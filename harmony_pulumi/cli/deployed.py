@@ -60,6 +60,8 @@ class Database:
     """The pairs that are its members, and theirs; each has the name of its resource."""
     around: tuple[str, ...] = ()
     """Of one of those: the URN of the database that it is in."""
+    outermost: Handle | None = None
+    """Of one of those: the handle of that database."""
 
     @property
     def is_group(self) -> bool:
@@ -199,6 +201,7 @@ def _outermost(found: Sequence[Database]) -> list[Database]:
                     deployed.get(_pair_id(handle), Database(str(handle["name"]), handle)),
                     name=_pair_id(handle).rpartition("/")[2],
                     around=(database.urn,),
+                    outermost=database.handle,
                 )
                 for handle in _members_of(database.handle)
                 if "pair" in handle

@@ -143,6 +143,26 @@ def checks(
         yield replace(check, verdict="warning", found=f"{check.found}, once {new} leads") if late else check
 
 
+def standing(source: Observation, target: Observation) -> list[Check]:
+    """Return whether a standby can take the place of another one, of which it was a standby.
+
+    Args:
+        source: the one that is lost.
+        target: the one that takes its place.
+    """
+    old, new = source["name"], target["name"]
+    if source["role"] == "primary":
+        first = Check(old, "problem", "it accepts writes, and its pair follows another: promoted by hand? Stop it")
+    elif source["state"] == "running":
+        first = Check(old, "warning", "a running standby, which is stopped")
+    else:
+        first = Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
+    if target["role"] == "standby":
+        return [first, Check(new, "ok", "a running standby")]
+    state = f"{target['state']} {target['role']} {target['detail']}".strip()
+    return [first, Check(new, "problem", f"{state}; a standby that runs is needed")]
+
+
 def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:
     """Return whether it is certain, or will be, that the old primary accepts no writes."""
     old = source["name"]

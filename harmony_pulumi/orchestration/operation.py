@@ -70,6 +70,11 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
     return _NEXT[operation["kind"]](operation, source, target)
 
 
+def fence_yourself(error: SiteError, name: str) -> str:
+    """Return what to say where a host answers, and its server can neither be stopped nor marked."""
+    return f"{error}. Mend that; or make certain that {name} accepts no writes, then add --fenced-by-me {name}"
+
+
 def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
     """Run a command on this machine; return its status, or why it has none, and what it said.
 
@@ -325,11 +330,7 @@ class Run:
         except SiteError as error:
             # Its host answers, and what it has cannot be read: then somebody's word is all there is.
             if not self._terms["fenced"]:
-                msg = (
-                    f"{error}. Mend that; or make certain that {self.source.name} accepts no writes, then add "
-                    f"--fenced-by-me {self.source.name}"
-                )
-                raise SiteError(msg) from error
+                raise SiteError(fence_yourself(error, self.source.name)) from error
             self.journal.note(str(error), step=Step.FENCE, state="warning")
             how = self._terms["fenced"]
             self.operation = {**self.operation, "stage": "vouched"}
@@ -562,7 +563,9 @@ class Run:
         return [
             role
             for role, member in self.pair.members.items()
-            if role == self.target.role or facts[role].state in ANSWERING or isinstance(member.site, Group)
+            if role == self.target.role
+            or facts[role].state in ANSWERING
+            or (isinstance(member.site, Group) and role not in self.pair.passed_by)
         ]
 
     def _save(self, operation: Operation | None, only: Sequence[str] = ()) -> None:

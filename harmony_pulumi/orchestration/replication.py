@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, RoleSite, load_site, roles_of
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.roles import follows_another, outer_of
@@ -61,11 +61,29 @@ def _member(role: str, site: PostgreSQLSite, handle: Mapping[str, Any]) -> Membe
     return Member(role, site, site.leading() if isinstance(site, Group) else handle)
 
 
+def _refuse(_: Member, error: UnlockableError) -> None:
+    raise error
+
+
 @contextmanager
-def all_alone(members: Iterable[Member], by: str) -> Generator[Write]:
-    """Keep every other operation away from these members; give what records at the sites of all of them."""
+def all_alone(
+    members: Iterable[Member], by: str, pass_by: Callable[[Member, UnlockableError], None] = _refuse
+) -> Generator[Write]:
+    """Keep every other operation away from these members; give what records at the sites of all of them.
+
+    Args:
+        members: to be locked.
+        by: who does this, for others to read.
+        pass_by: is called with one that cannot be locked though nobody else is at work on it, and returns if this is to
+            go on without it.
+    """
+    writes: list[Write] = []
     with ExitStack() as stack:
-        writes = [stack.enter_context(member.movable.alone(by)) for member in members]
+        for member in members:
+            try:
+                writes.append(stack.enter_context(member.movable.alone(by)))
+            except UnlockableError as error:
+                pass_by(member, error)
 
         def record(lines: str) -> None:
             for write in writes:

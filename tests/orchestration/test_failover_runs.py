@@ -491,6 +491,62 @@ def test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(c
         rejoined(code, world)
 
 
+def test_an_old_primary_that_cannot_be_locked_is_passed_by_where_somebody_vouches_for_it(code: Code) -> None:
+    def unlockable(*, closed: bool = False) -> World:
+        world, _ = scene(code, "crashed")
+        world.servers["primary"].closed = closed
+        world.servers["primary"].lockable = False
+        return world
+
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    world = unlockable()
+    before = world.picture()
+    said = fail_over(code, world, accept_unknown_loss=True)
+    assert said.endswith("montreal accepts no writes, then add --fenced-by-me montreal")
+    assert "montreal: PostgreSQL 15 is needed, found none. Mend that" in said
+    assert world.picture() == before
+    for closed in (False, True):
+        plain = unlockable(closed=closed)
+        assert fail_over(code, plain, **accepted) == "done"
+        labels = list(plain.labels)
+        acts = {label for label in labels if label.startswith("montreal.")}
+        assert acts == {"montreal.observe", "montreal.alone: before"}
+        passed = [line for line in plain.shown if "montreal is passed by: montreal: PostgreSQL 15 is needed" in line]
+        assert len(passed) == 1
+        assert "ada said so; it could not be marked, so until it has rejoined start it by nothing but" in passed[0]
+        assert "PostgreSQL 15 is needed" in bring_back(code, plain)
+        for number, label in enumerate(labels):
+            world = unlockable(closed=closed)
+            world.at[world.count + number] = kill
+            assert fail_over(code, world, **accepted) == "killed", label
+            assert fail_over(code, world, **accepted) == "done", label
+            assert left(world)["fenced"] == "ada said so"
+            world.servers["primary"].closed, world.servers["primary"].lockable = False, True
+            rejoined(code, world)
+
+
+def test_nobody_is_passed_by_who_is_at_work_on_it_or_takes_writes_or_is_to_take_over(code: Code) -> None:
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    for held in (True, False):
+        world, _ = scene(code, "crashed")
+        world.servers["primary"].lockable = False
+        world.servers["primary"].holder = "grace" if held else None
+        world.servers["replica"].lockable = held
+        before = world.picture()
+        said = fail_over(code, world, **accepted)
+        assert said == (
+            "montreal: cannot lock: grace has held it for the last 5 s"
+            if held
+            else "toronto: PostgreSQL 15 is needed, found none"
+        )
+        assert world.picture() == before
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.servers["primary"].lockable = False
+    assert "Mend that; or make certain that montreal" in fail_over(code, world, **accepted)
+    assert world.primaries == [world.servers["primary"]]
+
+
 def test_one_that_somebody_promoted_while_the_old_primary_cannot_be_asked_is_failed_over_to(code: Code) -> None:
     world = World(code.host, busy=False)
     assert outcome(code, world, "primary", 0) == "done"

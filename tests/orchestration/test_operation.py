@@ -6,16 +6,30 @@ Each of these has a part of `operation` or `members` that no run from one end to
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from harmony_pulumi.capabilities.site import Observation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
-from tests.orchestration.code import Code, accept, bring_back, fail_over, finished, known, outcome, pair_of, served
-from tests.orchestration.sites import FAR, LONG_AGO, World, pair_site
+from harmony_pulumi.orchestration.replication import Member
+from tests.orchestration.code import (
+    Code,
+    accept,
+    bring_back,
+    ended,
+    fail_over,
+    finished,
+    known,
+    outcome,
+    pair_of,
+    served,
+)
+from tests.orchestration.sites import FAR, LONG_AGO, MemorySite, World, pair_site, terms
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_failover_runs import crashed, failed_over, left, scene
 from tests.orchestration.test_failover_runs import left_behind as away_from_its_pair
@@ -66,6 +80,133 @@ def test_roles_move_only_in_a_pair_that_leads(code: Code) -> None:
     for act in (lambda w: outcome(code, w, "replica", 1), lambda w: fail_over(code, w), lambda w: bring_back(code, w)):
         ended = act(inside(code, 1, "replica"))
         assert "while it follows another cluster, as replica is active in shop/prod/world" in ended
+
+
+class Several(MemorySite):
+    """A member that is several servers."""
+
+    def leading(self) -> Mapping[str, Any]:
+        return {"name": self.server.name, "slot": self.server.slot}
+
+
+def test_a_pair_that_cannot_be_locked_is_told_nothing_where_it_is_passed_by(code: Code) -> None:
+    for lockable in (False, True):
+        world = settled(code)
+        crashed(world)
+        lost = world.servers["primary"]
+        lost.lockable = lockable
+        pair = pair_of(code, world)
+        several = replace(pair.members["primary"], site=Several(world, lost))
+        pair = replace(pair, members={**pair.members, "primary": several})
+        journal = Journal("orders", "failover", world.shown.append)
+        accepted = terms(100, accept_unknown_loss=True, fenced="ada said so")
+        code.runner.fail_over(pair, "replica", accepted, journal, by="ada")
+        assert ("montreal.tell: after" in world.labels) is lockable
+
+
+class Ahead(MemorySite):
+    """The server that the pair follows, in a world of its own, which toronto comes to follow."""
+
+    def __init__(self, code: Code, pair: World) -> None:
+        self.pair = pair
+        world = World(code.host, busy=False)
+        world.servers["primary"].slots = {"for_montreal"}
+        super().__init__(world, world.servers["primary"])
+
+    def observe(self) -> Observation:
+        found = super().observe()
+        streams = {"name": "toronto", "state": "streaming", "sync_state": "async", "lag_bytes": 0, "lag_seconds": 0.0}
+        return {**found, "replicas": [{**streams, "tls": "", "client": ""}] if self.is_followed else []}  # type: ignore[typeddict-item]
+
+    @property
+    def is_followed(self) -> bool:
+        return self.pair.servers["replica"].running and "toronto.follow: after" in self.pair.labels
+
+
+def following(code: Code) -> tuple[World, Ahead]:
+    """Return a pair that follows, and the leader of the other one."""
+    world = inside(code, 1, "replica")
+    for server in world.servers.values():
+        server.signal = server.in_recovery = True
+    world.labels = []
+    return world, Ahead(code, world)
+
+
+def take_the_lead(code: Code, world: World, ahead: Ahead, **accepted: Any) -> str:
+    """Do what `harmony failover` does in a pair that follows; return how it ended."""
+    world.dead = False
+    leader = Member("primary", ahead, {"name": "ottawa", "slot": "for_ottawa"})
+    journal = Journal("orders", "failover", world.shown.append)
+    act = code.runner.take_the_lead
+    return ended(lambda: act(pair_of(code, world), leader, "replica", terms(**accepted), journal, by="an operator"))
+
+
+def led_by_toronto(code: Code, world: World, ahead: Ahead) -> None:
+    roles = world.servers["replica"].roles
+    assert roles is not None
+    assert (roles["epoch"], roles["active"], roles["operation"]) == (1, "replica", None)
+    assert roles["outer"] == told(1, "replica", pair="shop/prod/world")
+    assert roles["away"] is not None
+    assert roles["away"]["member"] == "primary"
+    assert not world.primaries
+    assert ahead.is_followed
+    assert ahead.server.slots == {"for_toronto"}
+    assert "toronto.promote: before" not in world.labels
+
+
+def test_another_server_leads_in_a_pair_that_follows_once_the_first_is_lost(code: Code) -> None:
+    for cut_off, fenced in ((False, ""), (True, "ada said so")):
+
+        def lost(*, cut_off: bool = cut_off) -> tuple[World, Ahead]:
+            world, ahead = following(code)
+            world.servers["primary"].crash()
+            world.servers["primary"].unreachable = cut_off
+            return world, ahead
+
+        plain, ahead = lost()
+        assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
+        led_by_toronto(code, plain, ahead)
+        first = plain.servers["primary"].roles
+        assert first is not None
+        assert first["active"] == ("primary" if cut_off else "replica")
+        labels = list(plain.labels)
+        assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
+        led_by_toronto(code, plain, ahead)
+        for number, label in enumerate(labels):
+            world, ahead = lost()
+            world.at[world.count + number] = kill
+            assert take_the_lead(code, world, ahead, fenced=fenced) == "killed", label
+            assert take_the_lead(code, world, ahead, fenced=fenced) == "done", label
+            led_by_toronto(code, world, ahead)
+
+
+def test_nobody_else_leads_in_a_pair_that_follows_where_something_stands_in_the_way(code: Code) -> None:
+    world, ahead = following(code)
+    world.servers["primary"].unreachable = True
+    before = world.picture()
+    assert "--fenced-by-me montreal" in take_the_lead(code, world, ahead)
+    assert world.picture() == before
+    world, ahead = following(code)
+    world.servers["replica"].crash()
+    said = take_the_lead(code, world, ahead)
+    assert "toronto is not to lead in it; nothing was touched\n  - toronto: stopped" in said
+    world = inside(code, 1, "primary")
+    assert "somebody else was moving its roles" in take_the_lead(code, world, Ahead(code, world))
+
+
+def test_one_leads_in_a_pair_that_follows_also_where_who_is_followed_is_lost_and_what_it_keeps_is_said(
+    code: Code,
+) -> None:
+    world, ahead = following(code)
+    ahead.server.crash()
+    assert take_the_lead(code, world, ahead) == "done"
+    assert "ottawa does not run: `harmony rejoin` of the pair around has toronto follow it later" in world.shown[-1]
+    assert "toronto.follow: before" not in world.labels
+    ahead.server.start()
+    ahead.world.whenever = at("montreal.forget: before", fail)
+    assert take_the_lead(code, world, ahead) == "done"
+    assert "keeps WAL for montreal: failed at montreal.forget: before" in world.shown[-1]
+    assert ahead.is_followed
 
 
 # -- endpoints ---------------------------------------------------------------------------------------------------------
