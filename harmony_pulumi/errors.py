@@ -14,6 +14,13 @@ class UnreachableError(SiteError):
     """The site did not answer, or what answered is not the site. Nothing is known of what it holds."""
 
 
+class UnlockableError(SiteError):
+    """The site answers and nobody is at work on it, and it cannot be locked: what it holds cannot be read, say.
+
+    Raised for nothing else: whoever orders a failover and vouches for a member may have it go on without that one.
+    """
+
+
 class PassingError(SiteError):
     """Something stands in the way that may pass, or be mended: a full disk, a connection that is refused.
 

@@ -313,6 +313,7 @@ class RoleSite(PostgreSQLSite, Protocol):
         Gives what to record whole lines with meanwhile: faster than `record`, since clients wait as roles move.
 
         Raises:
+            UnlockableError: nobody else is at work, and it cannot be locked, or what it holds cannot be read.
             SiteError: somebody else is at work; the message says who.
         """
         ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
+from harmony_pulumi.errors import counted
 
 LEAST_PYTHON = (3, 11)
 LEAST_PULUMI = (3, 259, 0)
@@ -150,6 +151,15 @@ def ports(listening: Collection[int]) -> Check:
         return Check("ports", "missing", f"all from {FIRST_PORT} on are taken", "end what listens there")
     taken = f"; {FIRST_PORT} to {free - 1} taken" if free - FIRST_PORT > 1 else f"; {FIRST_PORT} taken"
     return Check("ports", "ok", f"{free} is free" + (taken if free > FIRST_PORT else ""))
+
+
+def certificates(servers: Mapping[str, Sequence[str]]) -> Check:
+    """Judge the certificates of the servers that were deployed on this host: what is wrong, by their folders."""
+    found = [f"{root}: {words}" for root, problems in servers.items() for words in problems]
+    if found:
+        remedy = "run what is said there in the folder of the program that deployed the server"
+        return Check("certificates", "warning", "; ".join(found), remedy)
+    return Check("certificates", "ok", f"of {counted(len(servers), 'server')} on this host: good")
 
 
 def unchecked(name: str, why: str) -> Check:

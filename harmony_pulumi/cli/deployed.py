@@ -62,6 +62,8 @@ class Database:
     """Of one of those: the URN of the database that it is in."""
     lacks_its_pair: bool = False
     """Of a server: whether it was deployed as a member of a pair that the stack does not have."""
+    outermost: Handle | None = None
+    """Of one of those: the handle of that database."""
 
     @property
     def is_group(self) -> bool:
@@ -203,6 +205,7 @@ def _outermost(found: Sequence[Database]) -> list[Database]:
                     deployed.get(_pair_id(handle), Database(str(handle["name"]), handle)),
                     name=_pair_id(handle).rpartition("/")[2],
                     around=(database.urn,),
+                    outermost=database.handle,
                 )
                 for handle in _members_of(database.handle)
                 if "pair" in handle

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ def _of_host(*, runs: bool) -> Iterator[Check]:
         "OS user": _os_user,
         "data folder": _base_folder,
         "ports": _ports,
+        "certificates": _certificates,
     }
     for name, ask in asked.items():
         try:
@@ -124,6 +126,29 @@ def _ports(connection: Connection) -> Check:
     from harmony_pulumi.hosts.postgresql.home import listening_ports
 
     return checks.ports(listening_ports(connection))
+
+
+def _certificates(_connection: Connection) -> Check:
+    from harmony_pulumi.cli import checks
+    from harmony_pulumi.hosts.postgresql.boot import roots_below_base
+
+    return checks.certificates({root: [*_certificate_problems(root)] for root in roots_below_base()})
+
+
+def _certificate_problems(root: str) -> Iterator[str]:
+    """Iterate over what is wrong with the certificates of a server; of one that cannot be looked at, why not."""
+    from harmony_pulumi.cli.report import certificate_problems, certificates_of
+    from harmony_pulumi.errors import SiteError
+    from harmony_pulumi.hosts.postgresql.boot import Home
+    from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
+
+    try:
+        seen = HostPostgreSQL.from_handle(Home.at(root).sites["site"]).observe()
+    except SiteError as error:
+        yield f"not checked: {error}"
+        return
+    for _, words in certificate_problems(certificates_of(seen, datetime.now(UTC)), seen["flaws"]):
+        yield words
 
 
 def _tls() -> Check:

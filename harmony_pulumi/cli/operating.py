@@ -49,7 +49,8 @@ def target_of(pair: Pair, known: Roles | None, to: str | None) -> str:
     by_name = {name: role for role, name in pair.names.items()}
     if to is not None:
         if to not in by_name:
-            refuse(f"{pair.name} has no member {to!r}; its members are {', '.join(by_name)}")
+            members = ", ".join(f"{name} (the {role})" for name, role in by_name.items())
+            refuse(f"{pair.name} has no member {to!r}; its members are {members}")
         return by_name[to]
     if known and known["operation"]:
         return known["operation"]["target"]
@@ -116,8 +117,11 @@ def tell_stack(chosen: Database, role: str, epoch: int, cwd: Path, stack: str | 
     """Have the stack know what was done: its configuration, then the pair's resource alone."""
     from harmony_pulumi.cli.stack import run_pulumi
 
+    if not epoch:  # Nothing was ever moved: without a word, the stack says so, too.
+        return
     if not chosen.urn:
-        text = f"The stack was not told. In its folder:{_by_hand('PAIR', role, epoch)}"
+        resource = str(chosen.handle["pair"]).rpartition("/")[2]
+        text = f"The stack was not told. In its folder:{_by_hand(resource, role, epoch)}"
         console().print(text, markup=False, soft_wrap=True)
         return
     if chosen.handle.get("active_from") == "program":

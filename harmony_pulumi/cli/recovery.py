@@ -54,9 +54,15 @@ def failover(
     """
     from harmony_pulumi.capabilities.site import Terms
     from harmony_pulumi.errors import SiteError
-    from harmony_pulumi.orchestration.members import look, other_than, told
-    from harmony_pulumi.orchestration.pair import pair_of
-    from harmony_pulumi.orchestration.runner import fail_over, failover_preflight, steps_in_words
+    from harmony_pulumi.orchestration.members import follows, look, other_than, told
+    from harmony_pulumi.orchestration.pair import followed_by, pair_of
+    from harmony_pulumi.orchestration.runner import (
+        fail_over,
+        failover_preflight,
+        steps_in_words,
+        succession_checks,
+        take_the_lead,
+    )
 
     chosen = pair_in(read_subject(site, cwd, stack), database)
     pair = pair_of(chosen.handle)
@@ -72,26 +78,32 @@ def failover(
             refuse(f"--fenced-by-me {names}: the member to be fenced is {source}; nothing was touched")
         fenced = f"--fenced-by-me {source}: an operator vouches for it" if source in vouched else ""
         terms = Terms(max_data_loss=max_data_loss, accept_unknown_loss=accept_unknown_loss, fenced=fenced)
-        if known and known["active"] == role and not known["operation"] and seen[role]["role"] == "primary":
-            console().print(f"{name} is active already")
-            if chosen.handle["active"] != role:  # But a run before this one may have been cut off before it said so.
-                tell_stack(chosen, role, known["epoch"], cwd, stack)
-            return
+        is_done = known and known["active"] == role and not known["operation"] and seen[role]["role"] == "primary"
+        leader = followed_by(known, chosen.outermost) if chosen.outermost and follows(pair, known) else None
         try:
-            checks = failover_preflight(pair, role, seen, terms, vouched)
+            if leader:
+                checks = succession_checks(pair, leader, role, seen, terms)
+            else:
+                checks = [] if is_done else failover_preflight(pair, role, seen, terms, vouched)
         except SiteError as error:
             refuse(str(error), status=1)
     show_checks(checks)
-    if not yes and all(check.verdict != "problem" for check in checks):
-        for number, step in enumerate(steps_in_words(pair.names, role, "failover")[1:]):
+    if not (yes or is_done) and all(check.verdict != "problem" for check in checks):
+        steps = [f"{name} is to follow {leader.name} directly"] if leader else []
+        for number, step in enumerate(steps or steps_in_words(pair.names, role, "failover")[1:]):
             console().print(f"{'  ' if number else ''}{step}", markup=False)
         ask(f"Fail {pair.name} over to {name} now?")
     again = f"harmony failover --to {name} --max-data-loss {max_data_loss}"
     again += " --accept-unknown-loss" if accept_unknown_loss else ""
     again += "".join(f" --fenced-by-me {name}" for name in vouched)
     with acting(pair, "failover", role, again=again) as (journal, by):
-        epoch = fail_over(pair, role, terms, journal, by=by, vouched=vouched)
-    tell_stack(chosen, role, epoch, cwd, stack)
+        epoch = (
+            take_the_lead(pair, leader, role, terms, journal, by=by)
+            if leader
+            else fail_over(pair, role, terms, journal, by=by, vouched=vouched)
+        )
+    if not is_done or chosen.handle["active"] != role:  # A run before this one may not have come to say so.
+        tell_stack(chosen, role, epoch, cwd, stack)
 
 
 def rejoin(
@@ -130,9 +142,7 @@ def rejoin(
     with acting(pair, "rejoin", active, again="harmony rejoin") as (journal, by):
         bring_back(pair, journal, by=by)
         settle(pair, active, journal, by=by)
-    epoch = known["epoch"] if known else 0
-    if epoch:
-        tell_stack(chosen, active, epoch, cwd, stack)
+    tell_stack(chosen, active, known["epoch"] if known else 0, cwd, stack)
 
 
 def revert(

@@ -138,6 +138,8 @@ class MemberStatus:
     """Null if no member sees it stream: its lag is unknown then."""
     slots: list[SlotStatus]
     certificates: list[CertificateStatus]
+    flaws: dict[str, str]
+    """Of the certificates that nobody trusts, whenever they expire: what is wrong with each, by its name."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def _endpoint(seen: Seen, members: Sequence[MemberStatus], now: datetime) -> End
         clients=int(seen.get("clients") or 0),
         waiting=int(seen.get("waiting") or 0),
         version=text("version"),
-        certificates=[_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()],
+        certificates=certificates_of(seen, now),
     )
 
 
@@ -309,7 +311,8 @@ def _member(
         waits_for=text("waits_for"),
         replication=_replication(member.name, sources) if running else None,
         slots=[_slot(slot) for slot in seen.get("slots") or ()],
-        certificates=[_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()],
+        certificates=certificates_of(seen, now),
+        flaws=dict(seen.get("flaws") or {}),
     )
 
 
@@ -369,7 +372,10 @@ def _findings(
         elif member.role == "standby":
             found += _standby_findings(database.name, member, declared.handle, members)
         found += _slot_findings(database.name, member)
-        found += _certificate_findings(database.name, member)
+        found += [
+            Finding(severity, "certificate", database.name, member.name, f"has the certificate {words}")
+            for severity, words in certificate_problems(member.certificates, member.flaws)
+        ]
     active = [member for member in members if member.active]
     for endpoint in endpoints:
         found += _endpoint_findings(database.name, endpoint, active[0] if len(active) == 1 else None)
@@ -385,11 +391,12 @@ def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
         # A pair inside another one is to be named: it is not what a command acts on by itself.
         which = f" {told[0][1]['pair'].rpartition('/')[2]}" if any(level.get("outer") for _, level in told) else ""
         for operation in [level["operation"] for _, level in told if level.get("operation")][:1]:
-            known = {role: str(names.get(role, role)) for role in (operation["source"], operation["target"])}
+            called = {role: names.get(role) or role for role in (operation["source"], operation["target"])}
+            kind, _, options = command(operation, called).partition(" ")
+            again = f"harmony {kind}{which} {options}".strip()
             message = (
-                f"a {operation['kind']} to {known[operation['target']]} is under way, or was cut off: "
-                f"{operation['operator']}. If that has ended, run `harmony {command(operation, known)}{which}` to "
-                f"finish it"
+                f"a {operation['kind']} to {called[operation['target']]} is under way, or was cut off: "
+                f"{operation['operator']}. If that has ended, run `{again}` to finish it"
             )
             yield Finding("problem", "unfinished", database.name, "", message)
         if left := max((level for _, level in told), key=lambda level: int(level["epoch"]))["away"]:
@@ -553,15 +560,23 @@ def _slot_findings(database: str, member: MemberStatus) -> Iterator[Finding]:
             yield Finding("warning", "slot", database, member.name, f"{kept}, for a replica that is not connected")
 
 
-def _certificate_findings(database: str, member: MemberStatus) -> Iterator[Finding]:
-    for certificate in member.certificates:
-        left = certificate.days_left
-        severity = severity_of(left)
-        if severity is None:
+def certificate_problems(
+    certificates: Sequence[CertificateStatus], flaws: Mapping[str, str]
+) -> Iterator[tuple[Severity, str]]:
+    """Find what is wrong with the certificates of a server: how bad it is; and which one, why, and what to do."""
+    for name, flaw in flaws.items():
+        yield "problem", f"{name!r}, which {flaw}; `harmony rotate-certificates` makes a new one"
+    for certificate in certificates:
+        severity = severity_of(certificate.days_left)
+        if severity is None or certificate.name in flaws:
             continue
         command = "harmony rotate-certificates" + (" --authority" if certificate.name == "ca" else "")
-        message = f"has the certificate {_expiry(certificate)}; `{command}` makes a new one"
-        yield Finding(severity, "certificate", database, member.name, message)
+        yield severity, f"{_expiry(certificate)}; `{command}` makes a new one"
+
+
+def certificates_of(seen: Seen, now: datetime) -> list[CertificateStatus]:
+    """Return the certificates that were seen of a server or an endpoint."""
+    return [_certificate(name, when, now) for name, when in (seen.get("certificates") or {}).items()]
 
 
 def _expiry(certificate: CertificateStatus) -> str:

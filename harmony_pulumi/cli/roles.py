@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit status: 0, done, or it would be; also where the stack could not be told, and then what to run is shown. 1, "
-    "refused or not done: the message says how the pair was left. 2, wrong usage, or there is nothing to act on. 130, "
-    "interrupted.\n\n"
+    "refused, not done, or taken back: the message says how the pair was left. 2, wrong usage, or there is nothing to "
+    "act on. 130, interrupted.\n\n"
     "Safe to interrupt, and to run again: Ctrl-C before the promotion puts the old primary back; what was begun and "
     "cut off is finished by the next run."
 )
@@ -113,10 +113,9 @@ def switchover(
     _show(found)
     if not (found.is_possible or found.unfinished):  # What is unfinished may have been seen in the middle of an act.
         raise typer.Exit(1)
-    if not found.is_needed:  # But a run before this one may have been cut off after the roles were moved.
-        console().print(f"{found.target} is active already")
-    elif not yes:
+    if found.is_needed and not yes:
         ask(f"Switch {pair.name} over to {found.target} now?")
+    # Also where it is active already: a run before this one may have been cut off after the roles were moved.
     with acting(pair, "switchover", role, again=f"harmony switchover --to {found.target}") as (journal, by):
         try:
             reach(pair, Desired(role, found.epoch), journal, by=by)
@@ -239,6 +238,8 @@ def _show(found: Plan) -> None:
         out.print(text, markup=False)
     elif not found.is_possible:
         out.print(f"refused; nothing was touched. {found.active} stays active")
-    elif found.is_needed:
+    elif not found.is_needed:
+        out.print(f"{found.target} is active already", markup=False)
+    else:
         for number, step in enumerate(found.steps):
             out.print(f"{'  ' if number else ''}{step}", markup=False)

@@ -68,7 +68,8 @@ class FailoverPostgreSQL(Failover[T]):
         plans = {role: member.plan_postgresql(name, configs[role]) for role, member in self.members.items()}
         whole = PostgreSQLPlan.joined([*plans.values(), *_plans_of_endpoints(name, endpoints)])
         resource_name = f"{cast('Any', self).name}-{name}"
-        roles, role_problems = declared_active(resource_name, active)
+        names = {role: str(cast("Any", member).name) for role, member in self.members.items()}
+        roles, role_problems = declared_active(resource_name, active, names)
         whole = replace(whole, problems=(*whole.problems, *role_problems, *_problems_of_nesting(config, plans)))
         insist(f"PostgreSQL {name!r} on {cast('Any', self).name!r}", whole, config)
         outer = replication or Replication()
@@ -86,7 +87,7 @@ class FailoverPostgreSQL(Failover[T]):
         members = {"primary": primary, "replica": replica}
         fences = {
             role: list(config.members[name].fence_command)
-            for role, name in ((role, cast("Any", member).name) for role, member in self.members.items())
+            for role, name in names.items()
             if name in config.members and config.members[name].fence_command
         }
         deployed = {
@@ -102,7 +103,7 @@ class FailoverPostgreSQL(Failover[T]):
                 "pair": f"{pulumi.get_project()}/{pulumi.get_stack()}/{resource_name}",
                 "members": {
                     role: {
-                        "name": cast("Any", self.members[role]).name,
+                        "name": names[role],
                         "site": cluster.site,
                         "identity": cluster.identity,
                     }
@@ -175,12 +176,13 @@ def _plans_of_endpoints(name: str, endpoints: Sequence[EndpointConfig]) -> list[
     return plans
 
 
-def declared_active(pair: str, given: Active | None) -> tuple[Active, list[Problem]]:
+def declared_active(pair: str, given: Active | None, names: Mapping[str, str]) -> tuple[Active, list[Problem]]:
     """Return which member the program, or else the stack's configuration, wants active; and what is wrong with that.
 
     Args:
         pair: the name of the pair's resource, the key in the configuration.
         given: by the program.
+        names: of the topologies that are its members, by role.
     """
     of_pairs, problems = _configured()
     if problems:
@@ -193,15 +195,30 @@ def declared_active(pair: str, given: Active | None) -> tuple[Active, list[Probl
         return given, [Problem("active", message)]
     else:
         path = f"harmony:active.{pair}"
-        if not isinstance(configured, Mapping) or set(configured) != {"member", "epoch"}:
-            message = f'{configured!r} is not taken; expected {{"member": "replica", "epoch": 1}}'
+        if not isinstance(configured, Mapping):
+            message = (
+                f'{configured!r} is not taken; expected a member and an epoch: {{"member": "replica", "epoch": 1}}'
+            )
             return Active("primary", 0), [Problem(path, message)]
-        found = Active(**cast("Any", configured))
-    if found.member not in ("primary", "replica"):
-        problems.append(Problem(f"{path}.member", f"{found.member!r} is not a member; expected 'primary' or 'replica'"))
+        problems += _fields_of_active(cast("Mapping[str, Any]", configured), path)
+        found = Active(configured.get("member", "primary"), configured.get("epoch", 0))
+    if found.member not in names:
+        expected = " or ".join(f"{role!r} ({name})" for role, name in names.items())
+        problems.append(Problem(f"{path}.member", f"{found.member!r} is not a member; expected {expected}"))
     if type(found.epoch) is not int or found.epoch < 0:  # A bool is an int, too, and a configuration holds anything.
         problems.append(Problem(f"{path}.epoch", f"{found.epoch!r} is not an epoch; expected a whole number from 0 on"))
     return found, problems
+
+
+def _fields_of_active(configured: Mapping[str, Any], path: str) -> list[Problem]:
+    """Return which fields are missing, and which there are none of."""
+    known = ("member", "epoch")
+    missing = [Problem(f"{path}.{field}", "is missing") for field in known if field not in configured]
+    unknown = [field for field in configured if field not in known]
+    return [
+        *missing,
+        *(Problem(f"{path}.{field}", f"no such field; there are {' and '.join(known)}") for field in unknown),
+    ]
 
 
 def _configured() -> tuple[Mapping[str, Any], list[Problem]]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.loading import load_class
 
 # Files are read and written by one process for many of them: starting a process takes longer than the rest.
@@ -122,6 +122,7 @@ class Connection(ABC):
             deadline: seconds to wait for somebody else.
 
         Raises:
+            UnlockableError: nobody holds it, and it cannot be locked: its file system is read-only, say.
             SiteError: somebody else held it for `deadline` seconds; the message says who.
         """
 
@@ -256,9 +257,11 @@ class LocalConnection(Connection):
         with self._start(argv, user, None) as process:
             stdin, stdout, stderr = (cast("IO[bytes]", p) for p in (process.stdin, process.stdout, process.stderr))
             if stdout.readline() != b"held\n":
-                said = stderr.read().decode(errors="replace").strip()
+                if said := stderr.read().decode(errors="replace").strip():  # Of one that is held, flock says nothing.
+                    msg = f"{self.name}: cannot lock {path}: {said}"
+                    raise UnlockableError(msg)
                 holder = (self.read_file(path, user) or "").strip() or "another operation"
-                found = said or f"{holder} has held it for the last {deadline:g} s"
+                found = f"{holder} has held it for the last {deadline:g} s"
                 msg = f"{self.name}: cannot lock {path}: {found}; let it end, or see who it is: fuser -v {path}"
                 raise SiteError(msg)
             try:

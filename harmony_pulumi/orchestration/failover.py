@@ -14,7 +14,7 @@ from harmony_pulumi.capabilities.endpoint_site import EndpointObservation
 from harmony_pulumi.capabilities.site import Beyond, Observation, Operation, Roles, Terms
 from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.orchestration.preflight import Check, certificates
-from harmony_pulumi.orchestration.roles import latest, of_pair
+from harmony_pulumi.orchestration.roles import newness, told_of_pair
 from harmony_pulumi.orchestration.switchover import (
     Facts,
     Step,
@@ -143,6 +143,26 @@ def checks(
         yield replace(check, verdict="warning", found=f"{check.found}, once {new} leads") if late else check
 
 
+def standing(source: Observation, target: Observation) -> list[Check]:
+    """Return whether a standby can take the place of another one, of which it was a standby.
+
+    Args:
+        source: the one that is lost.
+        target: the one that takes its place.
+    """
+    old, new = source["name"], target["name"]
+    if source["role"] == "primary":
+        first = Check(old, "problem", "it accepts writes, and its pair follows another: promoted by hand? Stop it")
+    elif source["state"] == "running":
+        first = Check(old, "warning", "a running standby, which is stopped")
+    else:
+        first = Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
+    if target["role"] == "standby":
+        return [first, Check(new, "ok", "a running standby")]
+    state = f"{target['state']} {target['role']} {target['detail']}".strip()
+    return [first, Check(new, "problem", f"{state}; a standby that runs is needed")]
+
+
 def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:
     """Return whether it is certain, or will be, that the old primary accepts no writes."""
     old = source["name"]
@@ -169,14 +189,12 @@ def around(outer: Roles, heard: Mapping[str, Roles | None], vouched: Collection[
         heard: by name, what the servers outside the pair were told; None of those that do not answer.
         vouched: those of them of whom an operator has made certain that they accept no writes.
     """
-    found = {name: of_pair(roles, outer["pair"]) for name, roles in heard.items()}
-    told = {name: level for name, (level, _) in found.items() if level}
-    newest = latest({"": outer, **told})
-    assert newest is not None, "it is one of them itself"
+    told = told_of_pair(heard, outer["pair"])
+    newest = max([outer, *(level for level, _ in told.values())], key=newness)
     if newest["active"] != outer["me"]:
         moved = f"its {newest['active']} is active at epoch {newest['epoch']}, not this pair: have this one rejoin it"
         return Check(outer["pair"], "problem", moved)
-    speaking = [level for name, level in told.items() if found[name][1]]
+    speaking = [level for level, speaks in told.values() if speaks]
     if len(told) == len(heard) or any(level["me"] != outer["me"] for level in speaking):
         return Check(outer["pair"], "ok", f"this pair is the active one there, as {' and '.join(told)} know it, too")
     silent = [name for name in heard if name not in told]

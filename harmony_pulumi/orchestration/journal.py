@@ -45,8 +45,8 @@ def _merged(one: Sequence[str], other: Sequence[str]) -> list[str]:
     ends = [list(reversed(one)), list(reversed(other))]
     while ends[0] and ends[1]:
         first, second = ends[0][-1], ends[1][-1]
-        if first == second or first in found:
-            found[ends[0].pop()] = None
+        if first in found:
+            ends[0].pop()
         elif second in found:
             ends[1].pop()
         elif (first in shared) != (second in shared):  # What both have waits until both have come to it.

@@ -38,6 +38,8 @@ class Pair:
     """What forwards clients to the active member, by name."""
     follows: bool = False
     """Whether it was deployed as a copy of another cluster, so that its leader is a standby itself."""
+    passed_by: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By role, of a member that nothing is done to though its host answers: why not."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -46,8 +48,15 @@ class Pair:
 
 
 def look(pair: Pair) -> dict[str, Observation]:
-    """Observe every member, by role."""
-    return {role: member.site.observe() for role, member in pair.members.items()}
+    """Observe every member, by role. One that is passed by counts as one that does not answer."""
+    return {role: _look_at(pair, role) for role in pair.members}
+
+
+def _look_at(pair: Pair, role: str) -> Observation:
+    seen = pair.members[role].site.observe()
+    if role in pair.passed_by:
+        return {**seen, "state": "unreachable", "endpoint": "", "detail": pair.passed_by[role]}
+    return seen
 
 
 def look_at_endpoints(pair: Pair) -> dict[str, EndpointObservation]:
@@ -182,6 +191,13 @@ def each_endpoint(pair: Pair, act: Callable[[EndpointSite], None]) -> None:
             problems.append(f"the endpoint on {name}: {error}")
     if problems:
         raise SiteError("; ".join(problems))
+
+
+def not_following(leader: Member, left: str, fenced: str) -> Away:
+    """Return how a member was left behind by one that leads in a pair that follows: nothing says what it has."""
+    timeline = leader.movable.history()[-1]["timeline"]
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"member": left, "timeline": timeline, "fork": "0/0", "fenced": fenced, "since": since}
 
 
 def left_behind(leader: Member, left: str, fenced: str) -> Away:

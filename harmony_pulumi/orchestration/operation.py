@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harmony_pulumi.capabilities.endpoint_site import EndpointSite
-from harmony_pulumi.capabilities.site import Away, Fork, Observation, Operation, Roles, Token
+from harmony_pulumi.capabilities.site import Away, Observation, Operation, Roles, Terms, Token
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError, counted
 from harmony_pulumi.orchestration import failover, rejoin, switchover
 from harmony_pulumi.orchestration.journal import Journal
@@ -31,7 +31,7 @@ from harmony_pulumi.orchestration.members import (
     serve,
 )
 from harmony_pulumi.orchestration.preflight import certificate_advice
-from harmony_pulumi.orchestration.replication import Group, Member, missing
+from harmony_pulumi.orchestration.replication import Group, Member, followed, missing
 from harmony_pulumi.orchestration.roles import Desired, latest, outer_of
 from harmony_pulumi.orchestration.switchover import (
     ANSWERING,
@@ -50,6 +50,8 @@ _CATCH_UP = 30.0
 """Seconds for the target to replay the token; it streams and is at most 64 MB behind, so it takes less than one."""
 _PAUSE = 10.0
 """Seconds for the transactions that are at work as clients are held back; one that takes longer ends the switchover."""
+_BACK = 30.0
+"""Seconds for the target to stream again once a role change is taken back; it looks for its primary all the while."""
 _FENCE_COMMAND = 120
 """Seconds for a fence_command: it may wait until a machine is off."""
 _NEXT: Mapping[str, Callable[[Operation, Facts, Facts], Step]] = {
@@ -66,6 +68,11 @@ def next_step(operation: Operation, source: Facts, target: Facts) -> Step:
         SiteError: there is nothing that could safely be done; the message says why, and what to do.
     """
     return _NEXT[operation["kind"]](operation, source, target)
+
+
+def fence_yourself(error: SiteError, name: str) -> str:
+    """Return what to say where a host answers, and its server can neither be stopped nor marked."""
+    return f"{error}. Mend that; or make certain that {name} accepts no writes, then add --fenced-by-me {name}"
 
 
 def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
@@ -130,6 +137,13 @@ class Run:
         """The member that is to lead in the end."""
         return self.pair.members[self.operation["target"]]
 
+    @property
+    def _terms(self) -> Terms:
+        """What whoever ordered a failover accepts."""
+        terms = self.operation["terms"]
+        assert terms is not None, "a failover has its terms"
+        return terms
+
     def finish(self, seen: Mapping[str, Observation]) -> None:
         """Do what is next until the operation is over.
 
@@ -171,8 +185,26 @@ class Run:
             if step is Step.CLOSE:
                 reason = self.operation["given_up"]
                 kind = self.operation["kind"]
-                msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}"
+                apart = self._apart()
+                msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}{apart}"
                 raise SiteError(msg)
+
+    def _apart(self) -> str:
+        """Wait until the target follows the source again, as it did before; if it does not, return that in words."""
+        if self.facts[1].role != "standby":
+            return ""
+        try:
+            wait_for(
+                f"{self.target.name} streaming from {self.source.name}",
+                self.source.site.observe,
+                lambda seen: not missing(seen, [self.target.name]),
+                deadline=_BACK,
+                words=followed,
+                advice="`harmony status` tells how it is; if it can follow no more, `harmony rejoin` brings it back",
+            )
+        except SiteError as error:
+            return f". {error}"
+        return ""
 
     def _promoted(self) -> bool:
         """Tell whether the target leads as it was told to."""
@@ -293,21 +325,14 @@ class Run:
             how = self.source.movable.fence()
         except UnreachableError as error:
             how = self._fence_from_here(error)
-            terms = self.operation["terms"]
-            assert terms is not None, "a failover has its terms"
-            self.operation = {**self.operation, "terms": {**terms, "fenced": how}}
+            self.operation = {**self.operation, "terms": {**self._terms, "fenced": how}}
             self._save(self.operation, only=[self.operation["target"]])
         except SiteError as error:
             # Its host answers, and what it has cannot be read: then somebody's word is all there is.
-            terms = self.operation["terms"]
-            if not (terms and terms["fenced"]):
-                msg = (
-                    f"{error}. Mend that; or make certain that {self.source.name} accepts no writes, then add "
-                    f"--fenced-by-me {self.source.name}"
-                )
-                raise SiteError(msg) from error
+            if not self._terms["fenced"]:
+                raise SiteError(fence_yourself(error, self.source.name)) from error
             self.journal.note(str(error), step=Step.FENCE, state="warning")
-            how = terms["fenced"]
+            how = self._terms["fenced"]
             self.operation = {**self.operation, "stage": "vouched"}
         self.journal.note(f"{self.source.name} accepts no writes: {how}", step=Step.FENCE)
 
@@ -331,9 +356,7 @@ class Run:
         seen = self._look()
         found = estimated_loss(self.pair, self.operation["target"], seen)
         words = found.words(self.source.name, self.target.name)
-        terms = self.operation["terms"]
-        assert terms is not None, "a failover has its terms"
-        if problem := failover.loss_problem(found, terms):
+        if problem := failover.loss_problem(found, self._terms):
             msg = f"{words}: {problem}"
             raise SiteError(msg)
         self.journal.note(f"lost: {words}", step=Step.ELECT, bytes=found.bytes, unknown=found.unknown)
@@ -350,8 +373,7 @@ class Run:
             self.source.movable.forget(self.target.slot)
         else:
             self.target.movable.prepare(self.source.slot)  # So that it can be rewound, and follow.
-            terms = self.operation["terms"]
-            fenced = (terms and terms["fenced"]) or "its site was asked, and it was stopped"
+            fenced = self._terms["fenced"] or "its site was asked, and it was stopped"
             left = left_behind(self.target, self.operation["source"], fenced)
         # In full: one that did not answer when roles moved would else still be told that it leads.
         settled = Desired(self.operation["target"], self.operation["epoch"])
@@ -370,10 +392,10 @@ class Run:
         try:
             mine = source.history()
             fork = rejoin.fork_of(mine, theirs)
-            if rejoin.begun_apart(mine, theirs, away := self._away()):
+            if apart := rejoin.begun_apart(mine, theirs, self._away()):
                 why = f"it cannot be rewound: its timeline {mine[-1]['timeline']} is not that of {self.target.name}"
                 self.operation = {**self.operation, "clone": why}
-                fork = fork or (away and Fork(timeline=away["timeline"], lsn=away["fork"]))
+                fork = apart
             place = source.archive(fork) if fork else ""
         except (UnreachableError, PassingError):
             raise
@@ -419,6 +441,7 @@ class Run:
                 self.target.site.observe,
                 lambda seen: not missing(seen, [self.source.name]),
                 deadline=self.pair.deadline,
+                words=followed,
                 advice=f"The end of the log of {self.source.name} says why: mend that, then run this again",
             )
         except SiteError as error:
@@ -480,11 +503,10 @@ class Run:
     @contextmanager
     def _unless_fenced(self) -> Generator[None]:
         """Go on without an endpoint that cannot be told, if that could lead clients to no other primary."""
-        terms = self.operation["terms"]
         try:
             yield
         except SiteError as error:
-            if not (terms and terms["fenced"]):
+            if not self._terms["fenced"]:
                 msg = (
                     f"{error}; it may lead clients to {self.source.name}, so that counts as not fenced. Start it, or "
                     f"make certain that {self.source.name} accepts no writes and add --fenced-by-me {self.source.name}"
@@ -541,7 +563,9 @@ class Run:
         return [
             role
             for role, member in self.pair.members.items()
-            if role == self.target.role or facts[role].state in ANSWERING or isinstance(member.site, Group)
+            if role == self.target.role
+            or facts[role].state in ANSWERING
+            or (isinstance(member.site, Group) and role not in self.pair.passed_by)
         ]
 
     def _save(self, operation: Operation | None, only: Sequence[str] = ()) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,11 +21,12 @@ from harmony_pulumi.capabilities.site import (
     Token,
 )
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
+from harmony_pulumi.orchestration.failover import lsn_bytes
 from harmony_pulumi.orchestration.journal import Journal
 from harmony_pulumi.orchestration.members import Pair, look, roles_for, told
 from harmony_pulumi.orchestration.rejoin import fork_of
-from harmony_pulumi.orchestration.replication import Member, all_alone, members_of, missing
-from harmony_pulumi.orchestration.roles import Desired
+from harmony_pulumi.orchestration.replication import Member, all_alone, followed, members_of, missing
+from harmony_pulumi.orchestration.roles import Desired, levels
 from harmony_pulumi.orchestration.switchover import ANSWERING, Step, host_answers
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -46,6 +47,25 @@ def pair_of(handle: Mapping[str, Any]) -> Pair:
     )
 
 
+def followed_by(known: Roles | None, around: Mapping[str, Any]) -> Member | None:
+    """Return whose leader a pair follows: the active member of a pair around it; None if there is none.
+
+    Args:
+        known: what the pair that follows was told.
+        around: the handle of the outermost pair that it is in.
+    """
+    level = next((level for level in levels(known and known["outer"]) if level["active"] != level["me"]), None)
+    handle = level and next((each for each in _pairs_in(around) if each["pair"] == level["pair"]), None)
+    return pair_of(handle).members[level["active"]] if level and handle else None
+
+
+def _pairs_in(handle: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "pair" in handle:
+        yield handle
+        for member in handle["members"].values():
+            yield from _pairs_in(member)
+
+
 def has_roles(handle: Mapping[str, Any]) -> bool:
     """Tell whether a handle is of a pair whose roles can be moved: one that was not deployed as a copy of another."""
     return "pair" in handle and not handle.get("follows")
@@ -54,6 +74,13 @@ def has_roles(handle: Mapping[str, Any]) -> bool:
 def rotates(handle: Mapping[str, Any]) -> bool:
     """Tell whether the certificates of a pair can be rotated on their own: it is one of servers."""
     return has_roles(handle) and all("members" not in member for member in handle["members"].values())
+
+
+def has_all_of(source: Observation, standby: Observation) -> bool:
+    """Tell whether a source is connected to its own, or a primary, and has come as far as its standby."""
+    ends = [seen["received"] or seen["lsn"] for seen in (source, standby)]
+    settled = source["role"] == "primary" or source["receiver"] == "streaming"
+    return settled and all(ends) and lsn_bytes(ends[0]) >= lsn_bytes(ends[1])
 
 
 @dataclass
@@ -199,6 +226,7 @@ class PairSite:
         self._leader.movable.follow(source)
         for other in self._others:
             self._take_along(other, source)
+            self._is_back(other)
 
     def forget(self, follower: str) -> None:
         """Stop keeping WAL for a member that leads now, wherever in the pair it is kept."""
@@ -252,6 +280,14 @@ class PairSite:
         """Copy the data of another site."""
         self._leader.movable.clone(source, show)
 
+    def _is_back(self, other: Member) -> None:
+        """Have the members know that one which was left behind follows again."""
+        seen = look(self.pair)
+        known = told(seen)
+        if known and (away := known["away"]) and away["member"] == other.role:
+            for role in sorted(self.pair.members, key=lambda role: role == known["active"]):
+                self.pair.members[role].movable.tell({**known, "me": role, "away": None})
+
     def _take_along(self, other: Member, source: Mapping[str, Any]) -> None:
         """Have the other member follow the active one, which follows a new source by now.
 
@@ -291,20 +327,34 @@ class PairSite:
             return str(error)
 
     def _why_not_following(self, other: Member) -> str:
-        """Have the other member follow the active one; return why it does not stream, or nothing."""
-        self._leader.movable.prepare(other.slot)
-        other.movable.follow(self._leader.movable.offer())
+        """Have the other member follow the active one; return why it does not stream, or nothing.
+
+        If it says once more that it never can after the active one has all that it may ask for, nothing is waited for.
+        """
+        leader = self._leader
+        leader.movable.prepare(other.slot)
+        other.movable.follow(leader.movable.offer())
+        said: list[str] = []
+
+        def look_at_both() -> tuple[Observation, str]:
+            source = leader.site.observe()
+            if missing(source, [other.name]) and (said or has_all_of(source, other.site.observe())):
+                said.append(other.movable.cannot_follow())
+                return source, said[-1] if said[-1] != said[0] else ""
+            return source, ""
+
         try:
-            wait_for(
-                f"{other.name} streaming from {self._leader.name}",
-                self._leader.site.observe,
-                lambda seen: not missing(seen, [other.name]),
+            _, why = wait_for(
+                f"{other.name} streaming from {leader.name}",
+                look_at_both,
+                lambda found: bool(found[1]) or not missing(found[0], [other.name]),
                 deadline=self.pair.deadline,
+                words=lambda found: followed(found[0]),
                 advice=f"Look at the end of the log of {other.name}.",
             )
         except SiteError as error:
             return str(error)
-        return ""
+        return why
 
     # -- certificates --------------------------------------------------------------------------------------------
 

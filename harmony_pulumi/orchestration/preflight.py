@@ -278,7 +278,7 @@ def _collations(source: Survey, target: Survey, old: str, new: str) -> Iterator[
     """Compare how both members sort text: an index that was made by one order is wrong in another."""
     here, there = source["collations"], target["collations"]
     differ = [name for name in here if name not in there or here[name][1] != there[name][1]]
-    outdated = [name for name in here if name not in differ and here[name][0] != here[name][1]]
+    outdated = [name for name in here if here[name][0] != here[name][1]]
     if differ:
         words = ", ".join(
             f"{name} {here[name][1]} on {old}, {there.get(name, ['', 'none'])[1]} on {new}" for name in differ

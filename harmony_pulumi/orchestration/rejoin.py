@@ -81,8 +81,10 @@ def fork_of(mine: Sequence[Fork], theirs: Sequence[Fork]) -> Fork | None:
     return common if common["lsn"] else None
 
 
-def begun_apart(mine: Sequence[Fork], theirs: Sequence[Fork], away: Away | None) -> bool:
-    """Tell whether a server's timeline has the number of another's, and is another one: pg_rewind sees only numbers.
+def begun_apart(mine: Sequence[Fork], theirs: Sequence[Fork], away: Away | None) -> Fork | None:
+    """Return from where on a server's timeline is another one than another's of the same number; None if it is not.
+
+    A rewind goes by numbers alone, and would take them for the same one.
 
     Where both begin at the same place, the histories are equal, too. But on a later timeline than that which it was
     left on, a member that was left behind is by its own promotion.
@@ -93,5 +95,9 @@ def begun_apart(mine: Sequence[Fork], theirs: Sequence[Fork], away: Away | None)
         away: how a failover left the server behind; None if none did.
     """
     if mine[-1]["timeline"] != theirs[-1]["timeline"]:
-        return False
-    return fork_of(mine, theirs) is not None or (away is not None and mine[-1]["timeline"] > away["timeline"])
+        return None
+    if fork := fork_of(mine, theirs):
+        return fork
+    if away is None or mine[-1]["timeline"] <= away["timeline"]:
+        return None
+    return Fork(timeline=away["timeline"], lsn=away["fork"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from harmony_pulumi.capabilities.site import Observation, PostgreSQLSite, RoleSite, load_site, roles_of
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.roles import follows_another, outer_of
@@ -61,11 +61,29 @@ def _member(role: str, site: PostgreSQLSite, handle: Mapping[str, Any]) -> Membe
     return Member(role, site, site.leading() if isinstance(site, Group) else handle)
 
 
+def _refuse(_: Member, error: UnlockableError) -> None:
+    raise error
+
+
 @contextmanager
-def all_alone(members: Iterable[Member], by: str) -> Generator[Write]:
-    """Keep every other operation away from these members; give what records at the sites of all of them."""
+def all_alone(
+    members: Iterable[Member], by: str, pass_by: Callable[[Member, UnlockableError], None] = _refuse
+) -> Generator[Write]:
+    """Keep every other operation away from these members; give what records at the sites of all of them.
+
+    Args:
+        members: to be locked.
+        by: who does this, for others to read.
+        pass_by: is called with one that cannot be locked though nobody else is at work on it, and returns if this is to
+            go on without it.
+    """
+    writes: list[Write] = []
     with ExitStack() as stack:
-        writes = [stack.enter_context(member.movable.alone(by)) for member in members]
+        for member in members:
+            try:
+                writes.append(stack.enter_context(member.movable.alone(by)))
+            except UnlockableError as error:
+                pass_by(member, error)
 
         def record(lines: str) -> None:
             for write in writes:
@@ -108,11 +126,12 @@ def establish(
             source.observe,
             lambda observation: not missing(observation, names),
             deadline=deadline,
+            words=followed,
             advice=lambda seen: certificate_advice(seen) or "Look at the members' logs.",
         )
     wanted = "standby" if follows else "primary"
     if seen["role"] != wanted:
-        msg = f"{seen['name']} was to be a {wanted} and is a {seen['role'] or seen['state']}; see `harmony status`"
+        msg = f"{seen['name']} was to be a {wanted} and is a {seen['role']}; see `harmony status`"
         raise SiteError(msg)
     if synchronous and not follows:  # A standby has no commits of its own to wait with.
         with journal.step("synchronous", f"commits wait for {' or '.join(names)} from here on"):
@@ -122,9 +141,21 @@ def establish(
                 source.observe,
                 lambda observation: any(r["sync_state"] == "sync" for r in observation["replicas"]),
                 deadline=deadline,
+                words=followed,
                 advice="Look at the primary's log.",
             )
     return seen
+
+
+def followed(source: Observation) -> str:
+    """Return in words how a member runs that others are to stream from, and who does."""
+    detail = f": {source['detail']}" if source["detail"] else ""
+    state = f"{source['name']} is {source['state']}{detail}"
+    if source["role"]:
+        state = f"{source['name']} is a running {source['role']}"
+    replicas = [f"{r['name']} is connected ({r['state']}, {r['sync_state']})" for r in source["replicas"]]
+    slots = [f"slot {s['name']} is {s['wal_status']}" for s in source["slots"] if s["wal_status"] == "lost"]
+    return "; ".join([state, *(replicas or ["no replica is connected"]), *slots])
 
 
 def missing(source: Observation, names: list[str]) -> list[str]:

@@ -61,7 +61,12 @@ def latest(told: Mapping[str, Roles | None]) -> Roles | None:
         told: by member; None for those that were told nothing, or cannot be asked.
     """
     known = [roles for roles in told.values() if roles is not None]
-    return max(known, key=lambda roles: (roles["epoch"], _progress(roles)), default=None)
+    return max(known, key=newness, default=None)
+
+
+def newness(roles: Roles) -> tuple[int, int]:
+    """Return by what one thing that was told of a pair is newer than another."""
+    return roles["epoch"], _progress(roles)
 
 
 def leads(roles: Roles) -> bool:
@@ -69,8 +74,8 @@ def leads(roles: Roles) -> bool:
     return all(level["active"] == level["me"] for level in levels(roles))
 
 
-def of_pair(roles: Roles | None, pair: str) -> tuple[Roles | None, bool]:
-    """Return what a site was told of a pair, None if nothing, and whether it leads within its own member of that.
+def of_pair(roles: Roles | None, pair: str) -> tuple[Roles, bool] | None:
+    """Return what a site was told of a pair, and whether it leads within its own member of that; None if nothing.
 
     Of a pair around its own, one that does not lead may have been told less than the one that does.
     """
@@ -79,7 +84,13 @@ def of_pair(roles: Roles | None, pair: str) -> tuple[Roles | None, bool]:
         if level["pair"] == pair:
             return level, speaks
         speaks = speaks and level["active"] == level["me"]
-    return None, False
+    return None
+
+
+def told_of_pair(heard: Mapping[str, Roles | None], pair: str) -> dict[str, tuple[Roles, bool]]:
+    """Return of those who were told something of a pair what that is, by name, and as `of_pair` whether they lead."""
+    found = {name: of_pair(roles, pair) for name, roles in heard.items()}
+    return {name: told for name, told in found.items() if told}
 
 
 def last_epoch(roles: Roles) -> int:
@@ -119,9 +130,14 @@ def _progress(roles: Roles) -> int:
 
 
 def command(under_way: Operation, names: Mapping[str, str]) -> str:
-    """Return how to have `harmony` finish what is under way."""
+    """Return how to have `harmony` finish what is under way.
+
+    A failover that was given up is begun anew, or refused, by a failover; what takes it back is what goes on with it.
+    """
     if under_way["kind"] == "rejoin":
         return "rejoin"
+    if under_way["given_up"]:
+        return f"switchover --to {names[under_way['target']]}"
     to = f"{under_way['kind']} --to {names[under_way['target']]}"
     return f"{to}{_terms(terms, names[under_way['source']])}" if (terms := under_way["terms"]) else to
 
@@ -166,11 +182,8 @@ def moves(desired: Desired, told: Roles | None, names: Mapping[str, str]) -> boo
     if desired.epoch == epoch + 1:
         return True
     if desired.epoch < epoch:
-        msg = (
-            f"{wanted}, but {here}: roles have moved since. Write {keep} to keep them as they are, or {other} to move "
-            f"them"
-        )
-        raise SiteError(msg)
+        msg = f"{wanted}, but {here}: roles have moved since. Write {keep} to keep them as they are"
+        raise SiteError(msg if desired.active == active else f"{msg}, or {other} to move them")
     if desired.epoch == epoch:
         msg = f"{wanted}, but {here}: a change of `active` needs a raised epoch. Write {other} to move the roles"
         raise SiteError(msg)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 
 from harmony_pulumi.capabilities.site import Certificates, Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.members import Pair, follows, look, told
+from harmony_pulumi.orchestration.members import Pair, each_endpoint, follows, look, told
 from harmony_pulumi.orchestration.preflight import certificate_advice
 from harmony_pulumi.orchestration.replication import all_alone
 from harmony_pulumi.orchestration.wait import wait_for
@@ -214,8 +215,13 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal) -> bo
     seen = _look(pair)
     while step := next_step(rotation, leader, seen, pair.names):
         act, role = step
+        if act is Step.DISTRUST and role == leader:
+            _tell_endpoints(pair, leader, rotation)
         with journal.step(act, _words(pair, leader, rotation, act, role), id=rotation["id"]):
             _act(pair, leader, rotation, act, role)
+        if act is Step.RENEW and role == leader:
+            with suppress(SiteError):  # Nothing waits for an endpoint, until this is to end.
+                _tell_endpoints(pair, leader, rotation)
         seen = _look(pair)
     waiting = {role: found for role in seen if (found := strangers(rotation, seen[role], pair.names))}
     for role, names in waiting.items():
@@ -225,6 +231,21 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal) -> bo
         )
         journal.note(text, step="distrust", state="warning")
     return not waiting
+
+
+def _tell_endpoints(pair: Pair, leader: str, rotation: Rotation) -> None:
+    """Have every endpoint trust the new authority of the leader.
+
+    Where the old authority vouches for that, it does so until it expires; where it has expired, nobody gets through.
+    """
+    if not (rotation["authority"] and pair.endpoints):
+        return
+    offer = pair.members[leader].movable.offer()
+    try:
+        each_endpoint(pair, lambda endpoint: endpoint.point(offer))
+    except SiteError as error:
+        msg = f"{error}. It trusts the authority of before alone, which expires; have it answer, then run this again"
+        raise SiteError(msg) from error
 
 
 def _act(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -> None:
@@ -242,6 +263,9 @@ def _act(pair: Pair, leader: str, rotation: Rotation, step: Step, role: str) -> 
                 source.certificates,
                 lambda seen: seen["used"].get(name) == seen["issued"],
                 deadline=pair.deadline,
+                words=lambda seen: (
+                    f"{name} shows {seen['used'].get(name, 'none')}, and {seen['issued']} was issued to it"
+                ),
                 advice=f"Look at the end of the log of {name}, and run this again.",
             )
         case Step.DISTRUST:

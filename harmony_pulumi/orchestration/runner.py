@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Terms
-from harmony_pulumi.errors import SiteError, counted
+from harmony_pulumi.errors import SiteError, UnlockableError, counted
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import (
@@ -25,16 +26,17 @@ from harmony_pulumi.orchestration.members import (
     left_behind,
     look,
     look_at_endpoints,
+    not_following,
     other_than,
     refuse_newcomers,
     roles_for,
     serve,
     told,
 )
-from harmony_pulumi.orchestration.operation import Run, next_step
+from harmony_pulumi.orchestration.operation import Run, fence_yourself, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
-from harmony_pulumi.orchestration.replication import Group, Member, all_alone, establish, missing
+from harmony_pulumi.orchestration.replication import Group, Member, all_alone, establish, followed, missing
 from harmony_pulumi.orchestration.roles import Desired, command, last_epoch, levels, moves
 from harmony_pulumi.orchestration.switchover import ANSWERING, Facts, Step, host_answers, knows_less
 from harmony_pulumi.orchestration.wait import wait_for
@@ -101,6 +103,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
     _refuse_strangers(pair, seen)
     _refuse_contradiction(pair, seen)
     known = told(seen)
+    served = True
     if moves(desired, known, pair.names) and desired.active != _settled_active(known):
         move(pair, desired, journal, by=by)
         known = told(look(pair))
@@ -126,15 +129,20 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
             if not (known and known["away"]):
                 _forget_leader(pair, desired.active, seen)
                 _keep_following(pair, desired, seen)
+            # Nobody can have taken over unnoticed: then clients need not wait until the other member streams.
+            served = all(map(host_answers, seen.values())) or bool(known and known["away"])
+            if served:
+                serve(pair, desired.active, journal)
     if known and (away := known["away"]):
         left = pair.names[away["member"]]
         text = f"{left} was left behind by the failover of {away['since']}: `harmony rejoin` brings it back"
         journal.note(text, step="away", state="warning")
-        if pair.endpoints:
-            with _alone_with(pair, desired.active, by):
-                serve(pair, desired.active, journal)
         return pair.members[desired.active].site.observe()
-    return settle(pair, desired.active, journal, by=by)
+    leader = settle(pair, desired.active, journal, by=by)
+    if pair.endpoints and not served:
+        with _alone_with(pair, desired.active, by):
+            serve(pair, desired.active, journal)
+    return leader
 
 
 def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation:
@@ -160,14 +168,12 @@ def settle(pair: Pair, active: str, journal: Journal, *, by: str) -> Observation
             member.movable.remember(json.dumps(pictures, indent=1) + "\n")
     # Only now: a failover relies on it.
     untold = pair.synchronous and not all(roles["synchronous"] for roles in _all_told(pair, seen).values())
-    if untold or pair.endpoints:
+    if untold:
         with _alone_with(pair, active, by) as seen:
-            serve(pair, active, journal)
-            if untold:
-                known = _all_told(pair, seen)
-                # The active one first: it is where commits are to wait as long as the other may count on it.
-                order = sorted(known, key=lambda role: role != active)
-                _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
+            known = _all_told(pair, seen)
+            # The active one first: it is where commits are to wait as long as the other may count on it.
+            order = sorted(known, key=lambda role: role != active)
+            _tell(pair, {role: {**known[role], "synchronous": True} for role in order}, seen)
     return leader
 
 
@@ -379,15 +385,16 @@ def fail_over(
     seen = look(pair)
     _refuse_strangers(pair, seen)
     _refuse_contradiction(pair, seen)
-    with _alone(pair, seen, by) as write, journal.writing_to(write):
+    source = other_than(pair, target)
+    with _alone_as_vouched(pair, source, seen, terms, journal, by=by) as passed_by:
+        pair = replace(pair, passed_by=passed_by)
         seen = _look_again(pair, seen)
         known = told(seen)
         _refuse_where_it_follows(pair, known)
-        source = other_than(pair, target)
         under_way = known["operation"] if known else None
-        if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary") and known["away"]:
+        if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary"):
             journal.note(f"{pair.names[target]} is active already, at epoch {known['epoch']}", step="resume")
-            serve(pair, target, journal)
+            _lead_on(pair, target, seen, terms, journal)
             return known["epoch"]
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             _refuse_where_moved_around(pair, target, known, vouched)
@@ -408,6 +415,109 @@ def fail_over(
             )
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
         return under_way["epoch"]
+
+
+def _lead_on(pair: Pair, active: str, seen: Mapping[str, Observation], terms: Terms, journal: Journal) -> None:
+    """Lead the endpoints on that still lead elsewhere, unless the other member may have taken over unnoticed."""
+    other, known = seen[other_than(pair, active)], told(seen)
+    if pair.endpoints and not (host_answers(other) or (known and known["away"]) or terms["fenced"]):
+        text = (
+            f"the endpoints are left as they lead: {other['name']} does not answer ({other['detail']}), and may have "
+            f"been made active meanwhile. Have it answer, or make certain that it accepts no writes, then run this "
+            f"again with --fenced-by-me {other['name']}"
+        )
+        journal.note(text, step="endpoint", state="warning")
+        return
+    serve(pair, active, journal)
+
+
+def succession_checks(
+    pair: Pair, leader: Member, target: str, seen: Mapping[str, Observation], terms: Terms
+) -> list[Check]:
+    """Look at what it takes to have another server lead in a pair that follows. Changes nothing.
+
+    Args:
+        pair: whose own leader, a standby, is lost.
+        leader: whom it follows: the active member of the pair around it.
+        target: the role of the member that is to lead in it.
+        seen: by role.
+        terms: what is accepted; of these, only that the lost one is fenced.
+    """
+    old, new, ahead = seen[other_than(pair, target)], seen[target], leader.site.observe()
+    found = failover.standing(old, new)
+    found.append(failover.fencing(old, terms, can_fence=False))
+    found.append(Check("loss", "ok", f"none: neither is a primary, and {leader.name} has what they have"))
+    if ahead["state"] == "running":
+        return [*found, Check(leader.name, "ok", f"it runs: {new['name']} is to follow it")]
+    lost = f"{ahead['state']}: {new['name']} cannot follow it yet; if it is lost, too, fail the pair around over then"
+    return [*found, Check(leader.name, "warning", lost)]
+
+
+def take_the_lead(pair: Pair, leader: Member, target: str, terms: Terms, journal: Journal, *, by: str) -> int:
+    """Have another server lead in a pair that follows, as the one that does is lost; return the epoch.
+
+    Nothing can be lost by that: they are standbys, all of them. Run again, it finishes what was left open. The
+    arguments are those of `succession_checks`.
+
+    Raises:
+        SiteError: it was refused, or could not be done; the message says how the pair was left.
+    """
+    seen = look(pair)
+    _refuse_strangers(pair, seen)
+    _refuse_contradiction(pair, seen)
+    source, member = other_than(pair, target), pair.members[target]
+    with _alone_as_vouched(pair, source, seen, terms, journal, by=by) as passed_by:
+        pair = replace(pair, passed_by=passed_by)
+        seen = _look_again(pair, seen)
+        known = told(seen)
+        if known is None or not follows(pair, known):
+            _refuse_to_interfere(pair)
+        if found := problems(succession_checks(pair, leader, target, seen, terms)):
+            lines = "".join(f"\n  - {problem}" for problem in found)
+            msg = f"{pair.name}: {pair.names[target]} is not to lead in it; nothing was touched{lines}"
+            raise SiteError(msg)
+        epoch, left = known["epoch"], known["away"]
+        if known["active"] != target:
+            epoch = next_failover_epoch(pair, target, seen)
+            left = not_following(member, source, terms["fenced"] or "its site was asked, and it was stopped")
+        if left:  # Else the other one follows it again.
+            if host_answers(seen[source]):
+                with journal.step(Step.FENCE, f"{pair.names[source]} is stopped"):
+                    pair.members[source].movable.fence()
+                seen = _look_again(pair, seen)
+            desired = Desired(target, epoch)
+            with journal.step(Step.ELECT, f"{member.name} leads in {pair.name} from here on, at epoch {epoch}"):
+                settled = {
+                    role: roles_for(pair, role, desired, None, outer=known["outer"], away=left)
+                    for role in (source, target)
+                }
+                _tell(pair, settled, seen)
+        if leader.site.observe()["state"] == "running":
+            with leader.movable.alone(by):
+                _follow_directly(pair, leader, target, journal)
+        else:
+            text = f"{leader.name} does not run: `harmony rejoin` of the pair around has {member.name} follow it later"
+            journal.note(text, step=Step.FOLLOW, state="warning")
+        return epoch
+
+
+def _follow_directly(pair: Pair, leader: Member, target: str, journal: Journal) -> None:
+    member, lost = pair.members[target], pair.members[other_than(pair, target)]
+    with journal.step(Step.FOLLOW, f"{member.name} follows {leader.name}"):
+        leader.movable.prepare(member.slot)
+        member.movable.follow(leader.movable.offer())
+        wait_for(
+            f"{member.name} streaming from {leader.name}",
+            leader.site.observe,
+            lambda seen: not missing(seen, [member.name]),
+            deadline=pair.deadline,
+            words=followed,
+            advice=f"`harmony rejoin` of the pair around has {member.name} follow, by a copy if need be",
+        )
+    try:
+        leader.movable.forget(lost.slot)
+    except SiteError as error:  # It still uses it, out of our reach.
+        journal.note(f"{leader.name} keeps WAL for {lost.name}: {error}", step=Step.FOLLOW, state="warning")
 
 
 def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
@@ -482,6 +592,7 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         (active,) = primaries
         _refuse_where_moved_around(pair, active, known, ())
         if known and not under_way and known["active"] == active and not _contradict(pair, seen):
+            serve(pair, active, journal)
             return Desired(active, known["epoch"])
         other = other_than(pair, active)
         desired = Desired(active, epoch_after(known))
@@ -585,7 +696,10 @@ def _why_it_stays(pair: Pair, known: Roles | None) -> str:
         return ""
     outer = known["outer"] if known else None
     around = f", as {outer['active']} is active in {outer['pair']}" if outer else ""
-    return f"its roles cannot be moved while it follows another cluster{around}; make the pair itself active first"
+    lost = "; if the one that leads in it is lost, `harmony failover` has the other one lead in it" if outer else ""
+    return (
+        f"its roles cannot be moved while it follows another cluster{around}; make the pair itself active first{lost}"
+    )
 
 
 def _refuse_where_it_follows(pair: Pair, known: Roles | None) -> None:
@@ -689,14 +803,46 @@ def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation
                 member.movable.follow(offer)
 
 
-def _alone(pair: Pair, seen: Mapping[str, Observation], by: str) -> AbstractContextManager[Write]:
+def _alone(
+    pair: Pair, seen: Mapping[str, Observation], by: str, *pass_by: Callable[[Member, UnlockableError], None]
+) -> AbstractContextManager[Write]:
     """Keep every other operation away from the members that answer; give what records at the sites of all of them."""
     answering = (
         member
         for role, member in pair.members.items()
         if host_answers(seen[role]) or isinstance(member.site, Group)  # Whose other servers may answer.
     )
-    return all_alone(answering, by)
+    return all_alone(answering, by, *pass_by)
+
+
+@contextmanager
+def _alone_as_vouched(
+    pair: Pair, source: str, seen: Mapping[str, Observation], terms: Terms, journal: Journal, *, by: str
+) -> Generator[Mapping[str, str]]:
+    """Keep every other operation away, and pass by a source that cannot be locked if an operator vouches for it.
+
+    Gives by its role why it is passed by; nothing if it is not.
+
+    Raises:
+        SiteError: somebody else is at work on a member, or it cannot be locked and nobody vouches for it.
+    """
+    passed_by: dict[str, str] = {}
+
+    def pass_by(member: Member, error: UnlockableError) -> None:
+        if member.role != source:
+            raise error
+        if not terms["fenced"] or seen[source]["role"] == "primary":
+            raise SiteError(fence_yourself(error, member.name)) from error
+        passed_by[source] = str(error)
+
+    with _alone(pair, seen, by, pass_by) as write, journal.writing_to(write):
+        for why in passed_by.values():
+            text = (
+                f"{pair.names[source]} is passed by: {why}. {terms['fenced']}; it could not be marked, so until it has "
+                f"rejoined start it by nothing but `harmony start`: a bare pg_ctl may make it a second primary"
+            )
+            journal.note(text, step=Step.FENCE, state="warning")
+        yield passed_by
 
 
 @contextmanager

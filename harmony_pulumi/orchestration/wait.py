@@ -18,6 +18,7 @@ def wait_for(
     *,
     deadline: float,
     advice: str | Callable[[V], str],
+    words: Callable[[V], object] = str,
     interval: float = 0.05,
 ) -> V:
     """Look until what is seen is good, and return it.
@@ -28,6 +29,7 @@ def wait_for(
         good: tells whether that is what is waited for.
         deadline: seconds from now.
         advice: what the reader of the failure should do next; or returns that for what was seen last.
+        words: says what was seen, for the failure.
         interval: seconds between the first looks; later ones are up to 1 s apart.
 
     Raises:
@@ -40,8 +42,8 @@ def wait_for(
             return seen
         left = end - time.monotonic()
         if left <= 0:
-            words = advice if isinstance(advice, str) else advice(seen)
-            msg = f"{what}: not within {deadline:g} s; last seen: {seen}. {words}"
+            then = advice if isinstance(advice, str) else advice(seen)
+            msg = f"{what}: not within {deadline:g} s; last seen: {words(seen)}. {then}"
             raise SiteError(msg)
         time.sleep(min(interval, left))
         interval = min(interval * 1.3, 1.0)

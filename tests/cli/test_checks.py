@@ -22,6 +22,8 @@ GOOD = [
     checks.client("/usr/bin/psql", "psql (PostgreSQL) 15.8 (Debian 15.8-0+deb12u1)"),
     checks.tls("42.0.0", "OpenSSL 3.0.1", tls13=True),
     checks.ports({22, 5432}),
+    checks.certificates({}),
+    checks.certificates({"/srv/one": [], "/srv/other": []}),
 ]
 MISSING = [
     checks.python((3, 10, 4)),
@@ -43,6 +45,7 @@ WARNINGS = [
     checks.client("/usr/bin/psql", "psql (PostgreSQL) 9.6.24"),
     checks.tls("42.0.0", "OpenSSL 1.1.0", tls13=False),
     checks.unchecked("ports", "there is no setpriv"),
+    checks.certificates({"/srv/one": [], "/srv/other": ["'server', which has expired; `harmony …` makes a new one"]}),
 ]
 
 
@@ -76,3 +79,9 @@ def test_the_backend_is_shown_without_its_password() -> None:
 
 def test_the_ports_name_the_next_free_one() -> None:
     assert checks.ports({5432, 5433, 5435}).found == "5434 is free; 5432 to 5433 taken"
+
+
+def test_each_certificate_that_is_bad_is_named_with_its_server() -> None:
+    assert checks.certificates({"/srv/one": []}).found == "of 1 server on this host: good"
+    found = checks.certificates({"/srv/one": ["'a', which …", "'b', which …"], "/srv/other": ["'a', which …"]})
+    assert found.found == "/srv/one: 'a', which …; /srv/one: 'b', which …; /srv/other: 'a', which …"

@@ -14,6 +14,7 @@ from harmony_pulumi.cli.deployed import Database, Resources
 from harmony_pulumi.cli.report import Finding, Report, report, size
 from tests.cli.sites import endpoint, replica, seen, slot
 from tests.cli.states import handle, one_pair, pair_of_pairs
+from tests.orchestration.test_roles import operation as under_way
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 PRIMARY = seen("montreal", replicas=[replica("toronto")], slots=[slot("harmony_toronto")])
@@ -71,14 +72,15 @@ def test_an_unreachable_member_proves_nothing_about_who_takes_writes() -> None:
     assert "not all could be asked" in message
 
 
+def test_what_was_begun_is_finished_with_the_terms_that_were_accepted() -> None:
+    terms = {"max_data_loss": 8, "accept_unknown_loss": True, "fenced": ""}
+    told = {"epoch": 1, "operation": under_way(kind="failover", terms=terms), "away": None}
+    (finding,) = (f for f in judge({**PRIMARY, "roles": told}, STANDBY).findings if f.code == "unfinished")
+    assert "run `harmony failover --to toronto --max-data-loss 8 --accept-unknown-loss` to finish it" in finding.message
+
+
 def test_a_role_change_that_was_cut_off_is_a_problem_that_says_how_to_finish_it() -> None:
-    operation = {
-        "kind": "switchover",
-        "source": "primary",
-        "target": "replica",
-        "terms": None,
-        "operator": "`harmony switchover` by ops@db1",
-    }
+    operation = under_way(operator="`harmony switchover` by ops@db1")
     told = {"epoch": 1, "operation": operation, "away": None}
     judged = judge({**PRIMARY, "roles": told}, {**STANDBY, "roles": told})
     finding = only(judged)
@@ -249,6 +251,18 @@ def test_a_certificate_is_judged_by_the_days_it_has_left(left: timedelta, severi
     assert judged.healthy == (severity != "problem")
 
 
+@pytest.mark.parametrize("left", [timedelta(days=300), timedelta(days=1)])
+def test_a_certificate_that_nobody_trusts_is_a_problem_whenever_it_expires(left: timedelta) -> None:
+    flaws = {"server": "does not belong to its key"}
+    judged = judge({**PRIMARY, "certificates": {"server": (NOW + left).isoformat()}, "flaws": flaws}, STANDBY)
+    (finding,) = judged.findings
+    assert (finding.severity, finding.code, finding.member) == ("problem", "certificate", "montreal")
+    assert finding.message == (
+        "has the certificate 'server', which does not belong to its key; `harmony rotate-certificates` makes a new one"
+    )
+    assert judged.databases[0].members[0].flaws == flaws
+
+
 def test_a_server_that_stands_alone_is_healthy_as_a_primary_and_as_a_streaming_standby() -> None:
     alone = Database("audit", handle("dublin", "audit"))
     for observation, healthy in ((seen("dublin"), True), (seen("dublin", "standby"), True)):
@@ -265,7 +279,7 @@ def test_in_a_pair_of_pairs_each_standby_is_judged_by_the_member_it_streams_from
 
 
 def test_in_a_pair_of_pairs_what_is_left_open_is_told_of_the_pair_that_it_is_of() -> None:
-    operation = {"kind": "switchover", "source": "primary", "target": "replica", "terms": None, "operator": "ada"}
+    operation = under_way(operator="ada")
     away = {"member": "replica", "since": "today", "fenced": "off", "fork": "0/1"}
     world = {"pair": "shop/prod/world-orders", "epoch": 1, "active": "primary", "operation": None, "away": away}
     east = {"pair": "shop/prod/east-orders", "epoch": 3, "active": "replica", "operation": operation, "away": None}
@@ -280,7 +294,7 @@ def test_in_a_pair_of_pairs_what_is_left_open_is_told_of_the_pair_that_it_is_of(
     )
     said = {f.code: (f.member, f.message) for f in judged.findings}
     assert set(said) == {"unfinished", "left_behind"}
-    assert "run `harmony switchover --to toronto east-orders` to finish it" in said["unfinished"][1]
+    assert "run `harmony switchover east-orders --to toronto` to finish it" in said["unfinished"][1]
     assert said["left_behind"][0] == "dublin"
     assert "Run `harmony rejoin` once it is back" in said["left_behind"][1]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harmony_pulumi.hosts.logs import LARGE
 from harmony_pulumi.hosts.postgresql.home import WAITING
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.members import roles_for
@@ -366,10 +367,16 @@ def test_an_endpoint_comes_back_leading_to_the_active_member(stack: Stack) -> No
     os.kill(endpoints.process(stack), signal.SIGKILL)
     # As PgBouncer's own pid is by chance the one of before, of a process that was paused.
     (home / "run/paused").write_text(f"{endpoints.process(stack)}\n")
+    logs = [home / "log/pgbouncer.log", *(root / "log/postgresql.log" for root in roots)]
+    for log in logs:
+        os.truncate(log, LARGE + 1)
     said = insist(RUNS, boot(home, *roots))
     assert "kingston/orders endpoint: starting PgBouncer on port" in said
     assert f"{home}: leads to toronto" in said
     assert not (home / "run/paused").exists()
+    for log in logs:
+        assert Path(f"{log}.1").stat().st_size == LARGE + 1
+        assert 0 < log.stat().st_size < 2**20, log.read_text()
     with closing(endpoints.connect(stack, outputs)) as client:
         assert endpoints.server_of(client) == there
         assert client.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)

@@ -210,3 +210,37 @@ def test_doctor_finds_this_machine_fit_for_what_the_other_tests_deploy(stack: St
     text = harmony(stack, "doctor")
     assert text.returncode == 0
     assert "✗" not in text.stdout
+
+
+def test_a_certificate_that_nobody_trusts_is_named_with_the_command_that_mends_it(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    root = Path(stack.server("montreal")["root"])
+    mine, theirs = (Path(stack.server(name)["root"]) / "tls/server" for name in ("montreal", "toronto"))
+    certificate, key, other, its_key = (
+        path.with_suffix(suffix).read_text() for path in (mine, theirs) for suffix in (".crt", ".key")
+    )
+    cases = {
+        "does not belong to its key": (other, key),
+        "was signed by no authority that is trusted there": (other, its_key),
+        "cannot be read, or its key cannot": (certificate[:200], key),
+    }
+    for why, texts in cases.items():
+        for suffix, text in zip((".crt", ".key"), texts, strict=True):
+            mine.with_suffix(suffix).write_text(text)
+        words = f"'server', which {why}"
+        found = harmony(stack, "status", "--json")
+        assert found.returncode == 1
+        document = json.loads(found.stdout)
+        (finding,) = (f for f in document["findings"] if f["code"] == "certificate")
+        assert finding["member"] == "montreal"
+        assert words in finding["message"]
+        assert "`harmony rotate-certificates`" in finding["message"]
+        assert why in document["databases"][0]["members"][0]["flaws"]["server"]
+        assert why in " ".join(harmony(stack, "status").stdout.split())
+        checks = {check["name"]: check for check in json.loads(harmony(stack, "doctor", "--json").stdout)["checks"]}
+        assert checks["certificates"]["status"] == "warning"
+        assert f"{root}: {words}" in checks["certificates"]["found"]
+        assert "rotate-certificates" in harmony(stack, "doctor").stdout
+        assert harmony(stack, "rotate-certificates", "--yes").returncode == 0
+        assert harmony(stack, "status").returncode == 0

@@ -541,7 +541,7 @@ def test_an_endpoint_that_cannot_be_told_of_a_failover_counts_as_not_fenced(stac
     stack.up()
     outputs = stack.outputs()
     kingston, ottawa = endpoints_of(outputs)
-    there = address_of(outputs, "replica")
+    there, before = address_of(outputs, "replica"), offer_of(outputs, "primary")
     (montreal,) = (root for root, _ in stack.markers() if root.name == "montreal-orders")
     stop_postmaster(montreal / "data", signal.SIGKILL)
     os.kill(process(stack, "ottawa"), signal.SIGKILL)
@@ -560,7 +560,10 @@ def test_an_endpoint_that_cannot_be_told_of_a_failover_counts_as_not_fenced(stac
         os.kill(process(stack), signal.SIGCONT)
     seen = ottawa.observe()
     assert (seen["state"], seen["points_to"]) == ("running", there)
-    harmony(stack, "switchover", "--to", "toronto", "--yes")
+    kingston.point(before)  # As if it had not heard of it at all.
+    shown = harmony(stack, *lose)
+    assert "toronto is active already, at epoch 1" in shown
+    assert "toronto becomes the primary" not in shown
     seen = kingston.observe()
     assert (seen["state"], seen["points_to"], seen["paused"]) == ("running", there, False)
 
@@ -578,6 +581,43 @@ def test_a_transaction_that_lasts_too_long_ends_the_switchover_and_clients_go_on
         assert not any(endpoint.observe()["paused"] for endpoint in endpoints_of(outputs))
         long.execute("COMMIT")
         assert server_of(other) == address_of(outputs, "primary")
+
+
+def test_an_endpoint_gets_the_new_authority_of_the_server_that_it_leads_to(stack: Stack) -> None:
+    pair(stack)
+    stack.up()
+    outputs = stack.outputs()
+    (montreal,) = (root for root, _ in stack.markers() if root.name == "montreal-orders")
+    trusted, authority = home(stack) / "tls/server-ca.crt", montreal / "tls/ca.crt"
+    before = authority.read_text()
+    assert trusted.read_text() == before
+    with closing(connect(stack, outputs)) as at_work:
+        at_work.execute("BEGIN")
+        at_work.execute("SELECT 1")
+        harmony(stack, "rotate-certificates", "--authority", "--yes")
+        at_work.execute("SELECT 1")
+        at_work.execute("COMMIT")
+    assert authority.read_text() != before
+    assert trusted.read_text() == authority.read_text()
+    # Also without the cross certificate by which the old authority vouches for the new one, as once that has expired.
+    shown = montreal / "tls/server.crt"
+    shown.write_text(shown.read_text().partition("-----END CERTIFICATE-----\n")[0] + "-----END CERTIFICATE-----\n")
+    superuser_says(stack, outputs, "primary", "SELECT pg_reload_conf()")
+    console(stack, "RECONNECT")
+    with closing(connect(stack, outputs)) as client:
+        assert client.execute("SELECT 1").fetchone() == (1,)
+
+    os.kill(process(stack), signal.SIGSTOP)
+    try:
+        shown_then = harmony(stack, "rotate-certificates", "--authority", "--yes", expect=1)
+        assert "the endpoint on kingston: " in shown_then
+        assert "have it answer, then run this again" in shown_then
+    finally:
+        os.kill(process(stack), signal.SIGCONT)
+    assert "going on with the rotation" in harmony(stack, "rotate-certificates", "--authority", "--yes")
+    assert trusted.read_text() == authority.read_text()
+    with closing(connect(stack, outputs)) as client:
+        assert client.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_a_failover_leads_the_clients_of_the_endpoint_to_the_one_that_took_over(stack: Stack) -> None:

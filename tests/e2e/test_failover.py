@@ -188,6 +188,38 @@ def test_a_primary_that_cannot_be_asked_is_not_failed_over_from_unless_it_is_fen
     assert len(json.loads(lists.read_text())["transactions"]) == 1
 
 
+def test_a_primary_whose_roles_cannot_be_read_is_failed_over_from_by_the_operator_s_word_alone(stack: Stack) -> None:
+    stack.pair()
+    stack.up()
+    put_row(stack, 1)
+    eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
+    kill(stack, "montreal")
+    root = home(stack, "primary")[0]
+    roles = (root / "roles.json").read_text()
+    (root / "roles.json").write_text("{")
+
+    terms = (*FAILOVER, "--accept-unknown-loss")
+    shown = harmony(stack, *terms, expect=1)
+    assert "roles.json is not what this version of harmony writes" in shown
+    assert shown.rstrip().endswith("then add --fenced-by-me montreal")
+    with subprocess.Popen(["flock", str(root / "lock"), "cat"], stdin=subprocess.PIPE) as holder:
+        (root / "lock").write_text("grace\n")
+        eventually(lambda: str(holder.pid) in Path("/proc/locks").read_text(), "the lock to be held")
+        shown = harmony(stack, *terms, "--fenced-by-me", "montreal", expect=1)
+        assert "grace has held it for the last 5 s" in shown
+        assert holder.stdin is not None
+        holder.stdin.close()
+    shown = harmony(stack, *terms, "--fenced-by-me", "montreal")
+    assert "montreal is passed by" in shown
+    assert roles_seen(stack) == {"replica": "primary"}
+    assert (root / "roles.json").read_text() == "{"
+    assert not (data(stack, "montreal") / "standby.signal").exists()
+
+    (root / "roles.json").write_text(roles)
+    harmony(stack, "rejoin", "--yes")
+    assert roles_seen(stack) == {"primary": "standby", "replica": "primary"}
+
+
 def test_a_member_that_is_gone_is_made_as_a_copy_of_the_active_one_whatever_it_was_declared_as(stack: Stack) -> None:
     stack.pair()
     stack.up()

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -58,12 +59,25 @@ def pair(current: Callable[[], Pair]) -> Pair:
 # -- a pid is used again -----------------------------------------------------------------------------------------------
 
 
+# Where it works cannot be read, as of ssh-agent: prctl(2), PR_SET_DUMPABLE; then PR_SET_NAME.
+HIDDEN = """
+import ctypes, sys
+prctl = ctypes.CDLL(None).prctl
+prctl(4, 0, 0, 0, 0)
+prctl(15, sys.argv[1].encode(), 0, 0, 0)
+sys.stdin.read()
+"""
+
+
 @contextmanager
-def stranger(argv: Sequence[str], cwd: str = "/") -> Generator[int]:
+def stranger(argv: Sequence[str], cwd: str = "/", *, name: str = "cat", hidden: bool = False) -> Generator[int]:
     """Run a process that waits, and insist that nobody has ended it, or even signalled it, meanwhile."""
-    with subprocess.Popen([*argv, "cat"], cwd=cwd, stdin=subprocess.PIPE, start_new_session=True) as process:
+    waits = [sys.executable, "-c", HIDDEN, name] if hidden else ["cat"]
+    with subprocess.Popen([*argv, *waits], cwd=cwd, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
-            eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", "the process to be cat")
+            eventually(
+                lambda: Path(f"/proc/{process.pid}/comm").read_text() == f"{name}\n", f"the process to be {name}"
+            )
             yield process.pid
             assert process.poll() is None, "the stranger was ended"
         finally:
@@ -151,6 +165,22 @@ def test_nothing_is_started_while_something_of_the_server_may_live(pair: Pair) -
             assert processes_in(data) == [str(inside)]
         status, said = boot(pair.root(follower))
         assert status == RUNS, said
+        pair.insist(clients, leader)
+
+
+def test_a_process_that_hides_where_it_works_is_in_the_way_only_if_it_may_be_a_server(pair: Pair) -> None:
+    leader = pair.leader
+    follower = other_than(leader)
+    with pair.clients() as clients:
+        pair.kill(follower)
+        with used_again(pair, follower, whose="the same user"):
+            with stranger(as_os_user(), name="postgres", hidden=True) as hidden:
+                status, said = boot(pair.root(follower))
+                assert status != RUNS, said
+                assert f"it cannot be told where process {hidden} works" in said
+            with stranger(as_os_user(), name="ssh-agent", hidden=True):
+                status, said = boot(pair.root(follower))
+                assert status == RUNS, said
         pair.insist(clients, leader)
 
 

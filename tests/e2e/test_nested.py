@@ -217,6 +217,50 @@ def test_a_standby_in_a_pair_that_follows_is_brought_back_by_a_rejoin_of_the_pai
     assert [name for name in kept if name.startswith("diverged-")], kept
 
 
+LED_BY_THE_OTHER = (
+    "montreal primary < toronto vancouver; toronto standby; calgary is down; vancouver standby",
+    "montreal primary < toronto vancouver; toronto standby; calgary standby; vancouver standby < calgary",
+)
+
+
+def test_a_pair_that_follows_and_has_lost_its_leading_server_is_led_by_its_other_one(four: Four) -> None:
+    stack = four.stack
+    assert four.roles() == AT_FIRST
+    terms = ("--max-data-loss", "0", "--yes")
+    with four.clients() as clients:
+        clients.wait_until_served()
+        four.kill("calgary")
+        four.homes["calgary"].rename(four.homes["calgary"].with_suffix(".away"))  # As if its disk were not there.
+        shown = harmony(stack, "switchover", "west-orders", "--to", "vancouver", "--yes", expect=1)
+        assert "`harmony failover` has the other one lead in it" in shown
+        shown = harmony(stack, "failover", "west-orders", *terms)
+        assert "vancouver follows montreal" in shown
+        assert "The stack knows" in shown
+        four.insist_on(LED_BY_THE_OTHER[0])
+        slots = four.ask("montreal", "SELECT count(*) FROM pg_replication_slots")
+        assert slots == "2", "none for calgary"
+
+        four.kill(*reversed(EAST))  # And it can take over.
+        harmony(stack, "failover", "orders", "--to", "vancouver", *terms[:1], "100000000", "--yes")
+        clients.wait_until_served()
+        harmony(stack, "rejoin", "orders", "--yes")
+        four.insist_on("montreal standby < toronto; toronto standby; calgary is down; vancouver primary < montreal")
+        harmony(stack, "switchover", "orders", "--to", "montreal", "--yes")
+        four.insist_on(LED_BY_THE_OTHER[0])
+
+        four.homes["calgary"].with_suffix(".away").rename(four.homes["calgary"])
+        harmony(stack, "rejoin", "orders", "--yes")
+        four.insist_on(LED_BY_THE_OTHER[1])
+        assert json.loads((four.homes["calgary"] / "roles.json").read_text())["away"] is None
+        harmony(stack, "failover", "west-orders", "--to", "calgary", *terms)
+        harmony(stack, "rejoin", "orders", "--yes")
+        four.insist_on(AT_FIRST)
+        four.insist(clients, "montreal", lossless=False)
+    stack.refresh()
+    stack.up()
+    stack.up("--expect-no-changes")
+
+
 def test_a_pair_that_was_failed_over_from_unawares_starts_no_primary(four: Four) -> None:
     stack = four.stack
     assert four.roles() == AT_FIRST
@@ -309,9 +353,7 @@ def test_a_pair_as_a_site_keeps_the_contract_of_one(four: Four) -> None:
     harmony(four.stack, "switchover", "orders", "--to", "montreal", "--yes")  # Which may lead already.
     four.insist_on(AT_FIRST)
     site = four.stack.outputs()["site"]
-    # One whose source has no WAL for it is waited for so long before it is copied.
-    pairs = {role: {**pair, "deadline": 20} for role, pair in site["members"].items()}
-    handle = {**site, "deadline": 60, "members": pairs}
+    handle = {**site, "deadline": 60}
     report = check_sites(lambda: pair_of(handle), four.commit, four.count)
     assert (report.subject, len(report.passed)) == ("PairSite", 13)
     four.insist_on(AT_FIRST)

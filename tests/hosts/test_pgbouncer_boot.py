@@ -56,6 +56,14 @@ def test_without_the_answer_of_every_member_nobody_is_served(role: str, state: s
     name = {"primary": "montreal", "replica": "toronto"}[role]
     words = why(**{role: {**UNREACHABLE, "state": state}})
     assert words.startswith(f"{name} does not answer (no answer), so it may have been made active meanwhile")
+    other = {"primary": "toronto", "replica": "montreal"}[role]
+    order = f"`harmony failover --to {other} --max-data-loss 0 --fenced-by-me {name}`"
+    assert words.endswith(f"once it is back, run this again; if {name} is lost for good, {order} starts this endpoint")
+
+
+def test_where_nobody_answers_nobody_is_named_who_could_lead() -> None:
+    words = why(primary=UNREACHABLE, replica=UNREACHABLE)
+    assert words.endswith("so it may have been made active meanwhile; once it is back, run this again")
 
 
 def test_a_former_primary_that_alone_answers_is_not_believed() -> None:
@@ -65,7 +73,10 @@ def test_a_former_primary_that_alone_answers_is_not_believed() -> None:
 
 def test_members_that_were_told_nothing_name_nobody() -> None:
     words = why(primary={"roles": None}, replica={"roles": None})
-    assert words == "montreal and toronto were told nothing of their roles; `pulumi up` tells them"
+    assert words == (
+        "montreal and toronto were told nothing of their roles; `pulumi up` tells them, or, where that finds nothing "
+        "to change, `harmony switchover --to montreal`"
+    )
 
 
 def test_members_that_contradict_each_other_name_nobody() -> None:

@@ -144,6 +144,7 @@ def test_a_pair_that_is_just_being_made_needs_no_answer() -> None:
     assert starts(None, [silent()]) is Start.LEAD
     assert starts(None, [peer(None, "", "")]) is Start.LEAD
     assert starts(None, [silent()], SOURCE, "standby") is Start.FOLLOW
+    assert starts(None, [peer(roles(0, "primary", "replica"), "", "standby")]) is Start.LEAD
 
 
 def test_a_server_that_was_told_nothing_does_not_lead_where_roles_have_moved() -> None:
@@ -158,6 +159,8 @@ def test_two_that_know_different_members_as_active_at_one_epoch_both_wait() -> N
         found = verdict(mine, [peer(theirs, "", "standby")], None, "primary")
         assert found.start is Start.WAIT
         assert "different members as active at epoch 1" in found.why
+    # One that knows less has not heard of the last role change.
+    assert starts(roles(2, "primary"), [peer(roles(1, "replica", "replica"), "", "standby")]) is Start.LEAD
 
 
 @pytest.mark.parametrize("source", [None, SOURCE])
@@ -244,6 +247,12 @@ def test_one_leads_only_where_its_pair_is_the_active_one_as_far_as_anybody_knows
     found = verdict(mine, [here, west(2, "replica")], None, "primary")
     assert (found.start, found.why) == (Start.FOLLOW, "calgary is active at epoch 2")
     assert found.learnt == inside(roles(0, "primary"), 2, "replica")
+    # It is called by the name of the one that leads there.
+    inner = roles(0, "primary", "replica", pair="shop/prod/west")
+    other = peer(inside(inner, 2, "replica", "replica"), name="vancouver")
+    assert verdict(mine, [here, other, west(2, "replica")], None, "primary").why == "calgary is active at epoch 2"
+    # It may be the only one that was told, too.
+    assert starts(inside(roles(0, "primary"), 2, "replica"), [here, west(1, "primary")]) is Start.FOLLOW
     # What the other member of its own pair was told, it was to be told, too.
     assert starts(mine, [peer(inside(brother, 2, "replica")), west(1, "primary")]) is Start.FOLLOW
     assert starts(roles(0, "primary"), [peer(inside(brother, 2, "replica"))]) is Start.FOLLOW

@@ -35,12 +35,22 @@ class Shifted(datetime):
         (SERVER, OTHERS.certificate, "was signed by no authority that is trusted there"),
         (SERVER, "", "was signed by no authority that is trusted there"),
         (KeyPair(SERVER.certificate, CLIENT.key), OURS.certificate, "does not belong to its key"),
-        (KeyPair(SERVER.certificate[:100], SERVER.key), OURS.certificate, "or its key cannot be read"),
-        (KeyPair(SERVER.certificate, ""), OURS.certificate, "or its key cannot be read"),
+        (KeyPair(SERVER.certificate[:100], SERVER.key), OURS.certificate, "cannot be read, or its key cannot"),
+        (KeyPair(SERVER.certificate, ""), OURS.certificate, "cannot be read, or its key cannot"),
     ],
 )
 def test_what_is_wrong_with_a_certificate_is_told(pair: KeyPair, trusted: str, said: str) -> None:
     assert certificates.flaw(pair, trusted) == said
+
+
+def test_a_certificate_that_is_not_valid_yet_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shifted, "by", timedelta(days=3))
+    monkeypatch.setattr(certificates, "datetime", Shifted)
+    made = certificates.make_server(OURS, "localhost", 30)
+    assert certificates.flaw(made, OURS.certificate) == ""
+    monkeypatch.setattr(Shifted, "by", timedelta())
+    begin = x509.load_pem_x509_certificate(made.certificate.encode()).not_valid_before_utc
+    assert certificates.flaw(made, OURS.certificate) == f"is not valid before {begin:%Y-%m-%d %H:%M} UTC"
 
 
 def test_what_is_no_certificate_has_neither_a_number_nor_a_lifetime() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -12,9 +13,8 @@ from typing import Any
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.pgbouncer.boot import active_of
 from harmony_pulumi.hosts.postgresql import roles as host_roles
-from harmony_pulumi.orchestration import failover, members, operation, rejoin, roles, runner, switchover
+from harmony_pulumi.orchestration import failover, members, operation, rejoin, replication, roles, runner, switchover
 from harmony_pulumi.orchestration.journal import Journal
-from harmony_pulumi.orchestration.replication import Member
 from tests.orchestration.sites import NAMES, PAIR, Killed, MemoryEndpoint, MemorySite, World, terms
 from tests.orchestration.sites import roles as roles_told
 
@@ -27,6 +27,7 @@ class Code:
     switchover: types.ModuleType = switchover
     failover: types.ModuleType = failover
     rejoin: types.ModuleType = rejoin
+    replication: types.ModuleType = replication
     members: types.ModuleType = members
     operation: types.ModuleType = operation
     runner: types.ModuleType = runner
@@ -43,15 +44,14 @@ def put(name: str, module: types.ModuleType) -> None:
     setattr(sys.modules[package], last, module)
 
 
-def altered(module: types.ModuleType, source: Any) -> Code:
-    """Return the modules with the source of one replaced, and what imports it imported anew."""
+def altered(sources: Mapping[types.ModuleType, ast.Module]) -> Code:
+    """Return the modules with the sources of some replaced, and what imports them imported anew."""
     made: dict[str, types.ModuleType] = {}
-    anew: tuple[types.ModuleType, ...] = (switchover, failover, rejoin, members, operation, runner)
-    if module in (roles, host_roles):
-        anew = (module, *anew)
+    anew: tuple[types.ModuleType, ...] = (switchover, failover, rejoin, replication, members, operation, runner)
+    anew = (*(module for module in (roles, host_roles) if module in sources), *anew)
     try:
         for original in anew:  # Each after those that it imports.
-            text = source if original is module else Path(str(original.__file__)).read_text()
+            text = sources.get(original) or Path(str(original.__file__)).read_text()
             copy = types.ModuleType(original.__name__)
             put(original.__name__, copy)
             made[original.__name__] = copy
@@ -68,6 +68,7 @@ def altered(module: types.ModuleType, source: Any) -> Code:
         switchover=now(switchover),
         failover=now(failover),
         rejoin=now(rejoin),
+        replication=now(replication),
         members=now(members),
         operation=now(operation),
         runner=now(runner),
@@ -77,7 +78,7 @@ def altered(module: types.ModuleType, source: Any) -> Code:
 
 def pair_of(code: Code, world: World) -> Any:
     members = {
-        role: Member(role, MemorySite(world, server), {"name": server.name, "slot": server.slot})
+        role: code.replication.Member(role, MemorySite(world, server), {"name": server.name, "slot": server.slot})
         for role, server in world.servers.items()
     }
     endpoints = {name: MemoryEndpoint(world, endpoint) for name, endpoint in world.endpoints.items()}

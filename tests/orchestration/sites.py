@@ -26,7 +26,7 @@ from harmony_pulumi.capabilities.site import (
     Terms,
     Token,
 )
-from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.hosts.postgresql import roles as host_roles
 
 PAIR = "shop/prod/orders"
@@ -96,6 +96,8 @@ class Server:
     """Whether its WAL can be read while it does not run."""
     closed: bool = False
     """Whether its data directory cannot be read, though its host answers."""
+    lockable: bool = True
+    """Whether it can be locked by whoever finds nobody at work on it: not if its PostgreSQL is gone, say."""
     hindered: bool = False
     """Whether something stands in the way of a rejoin that will pass: a full disk, say."""
     tears: bool = False
@@ -183,6 +185,8 @@ class Forwarder:
     """Cut off from the orchestrator, not from clients."""
     untold: bool = False
     """Whether it could not be told what it was to be told last."""
+    trusts: int = 0
+    """The authority of that member."""
 
     @property
     def lets_through(self) -> bool:
@@ -608,6 +612,8 @@ class MemorySite:
         self._point("alone: before")
         if self.server.holder is not None:
             raise SiteError(f"{self.server.name}: cannot lock: {self.server.holder} has held it for the last 5 s")
+        if not self.server.lockable:
+            raise UnlockableError(f"{self.server.name}: PostgreSQL 15 is needed, found none")
         self.server.holder = operator
         try:
             self._point("alone: after")
@@ -837,7 +843,9 @@ class MemorySite:
     def cannot_follow(self) -> str:
         self._point("cannot_follow: before")
         source = self.world.servers[self.server.source]
-        return "" if self.server.wal == source.wal[: len(self.server.wal)] else "it is no child of its source's history"
+        if self.server.wal == source.wal[: len(self.server.wal)]:
+            return ""
+        return f"it is no child of its source's history, at {self.world.count}"
 
     def _insist_on_room(self) -> None:
         if self.server.hindered:
@@ -953,7 +961,7 @@ class MemoryEndpoint:
 
     def point(self, server: Mapping[str, Any]) -> None:
         with self._act("point"):
-            self.endpoint.points_to = server["role"]
+            self.endpoint.points_to, self.endpoint.trusts = server["role"], server["issued"][0]
 
     def resume(self) -> None:
         with self._act("resume"):

@@ -197,6 +197,25 @@ def test_it_is_certain_that_the_old_primary_accepts_no_writes_or_nobody_takes_ov
     assert of(gone) == ("ok", "montreal has no server any more: there is nothing to fence")
 
 
+def test_a_standby_takes_the_place_of_another_that_is_no_primary(code: Code) -> None:
+    def of(source: Observation, target: Observation) -> list[tuple[str, str]]:
+        return [(check.verdict, check.found) for check in code.failover.standing(source, target)]
+
+    runs = ("ok", "a running standby")
+    for source, verdict, found in (
+        ({"role": "primary"}, "problem", "it accepts writes, and its pair follows another: promoted by hand? Stop it"),
+        ({"role": "standby"}, "warning", "a running standby, which is stopped"),
+        (STOPPED, "ok", "stopped: no server process"),
+        ({"state": "absent", "role": ""}, "ok", "absent"),
+    ):
+        assert of(seen("primary", **source), standby()) == [(verdict, found), runs]
+    for target, found in (
+        (STOPPED, "stopped  no server process; a standby that runs is needed"),
+        ({"role": "primary"}, "running primary; a standby that runs is needed"),
+    ):
+        assert of(seen("primary", **STOPPED), seen("replica", **target))[1] == ("problem", found)
+
+
 def test_one_that_hangs_is_stopped_whoever_vouches_for_it(code: Code) -> None:
     begun = failover(terms=FENCED)
     target = code.switchover.Facts.of(standby())

@@ -23,7 +23,7 @@ from tests.orchestration.code import (
     outcome,
     pair_of,
 )
-from tests.orchestration.sites import World, pair_site
+from tests.orchestration.sites import NAMES, World, pair_site
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_runner import DISTURBANCES, can_fail, fail, interrupt, kill, put_right, time_out
 
@@ -491,6 +491,62 @@ def test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(c
         rejoined(code, world)
 
 
+def test_an_old_primary_that_cannot_be_locked_is_passed_by_where_somebody_vouches_for_it(code: Code) -> None:
+    def unlockable(*, closed: bool = False) -> World:
+        world, _ = scene(code, "crashed")
+        world.servers["primary"].closed = closed
+        world.servers["primary"].lockable = False
+        return world
+
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    world = unlockable()
+    before = world.picture()
+    said = fail_over(code, world, accept_unknown_loss=True)
+    assert said.endswith("montreal accepts no writes, then add --fenced-by-me montreal")
+    assert "montreal: PostgreSQL 15 is needed, found none. Mend that" in said
+    assert world.picture() == before
+    for closed in (False, True):
+        plain = unlockable(closed=closed)
+        assert fail_over(code, plain, **accepted) == "done"
+        labels = list(plain.labels)
+        acts = {label for label in labels if label.startswith("montreal.")}
+        assert acts == {"montreal.observe", "montreal.alone: before"}
+        passed = [line for line in plain.shown if "montreal is passed by: montreal: PostgreSQL 15 is needed" in line]
+        assert len(passed) == 1
+        assert "ada said so; it could not be marked, so until it has rejoined start it by nothing but" in passed[0]
+        assert "PostgreSQL 15 is needed" in bring_back(code, plain)
+        for number, label in enumerate(labels):
+            world = unlockable(closed=closed)
+            world.at[world.count + number] = kill
+            assert fail_over(code, world, **accepted) == "killed", label
+            assert fail_over(code, world, **accepted) == "done", label
+            assert left(world)["fenced"] == "ada said so"
+            world.servers["primary"].closed, world.servers["primary"].lockable = False, True
+            rejoined(code, world)
+
+
+def test_nobody_is_passed_by_who_is_at_work_on_it_or_takes_writes_or_is_to_take_over(code: Code) -> None:
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    for held in (True, False):
+        world, _ = scene(code, "crashed")
+        world.servers["primary"].lockable = False
+        world.servers["primary"].holder = "grace" if held else None
+        world.servers["replica"].lockable = held
+        before = world.picture()
+        said = fail_over(code, world, **accepted)
+        assert said == (
+            "montreal: cannot lock: grace has held it for the last 5 s"
+            if held
+            else "toronto: PostgreSQL 15 is needed, found none"
+        )
+        assert world.picture() == before
+    world = World(code.host, busy=False)
+    assert outcome(code, world, "primary", 0) == "done"
+    world.servers["primary"].lockable = False
+    assert "Mend that; or make certain that montreal" in fail_over(code, world, **accepted)
+    assert world.primaries == [world.servers["primary"]]
+
+
 def test_one_that_somebody_promoted_while_the_old_primary_cannot_be_asked_is_failed_over_to(code: Code) -> None:
     world = World(code.host, busy=False)
     assert outcome(code, world, "primary", 0) == "done"
@@ -690,8 +746,11 @@ def test_two_timelines_of_one_number_that_begin_at_one_place_are_told_apart(code
     world.commit()
     mine, theirs = world.servers["replica"].history(), world.servers["primary"].history()
     assert mine == theirs
+    left_at = int(known(code, world)["away"]["fork"].removeprefix("0/"), 16)
     put_right(world)
     assert bring_back(code, world) == "done"
+    assert "what toronto alone has is in diverged-1" in " ".join(world.shown)
+    assert world.servers["replica"].kept[0] == world.servers["replica"].kept[1][left_at:]
     finished(code, world, "primary", 2)
     assert world.lost
 
@@ -752,7 +811,8 @@ def test_a_failover_takes_the_place_of_a_switchover_that_cannot_be_finished(code
             if ended == "done":
                 world.come_to_rest()
                 assert world.leader == to, label
-                assert known(code, world)["epoch"] > before["epoch"]
+                was_over = (before["operation"], before["active"]) == (None, to)
+                assert known(code, world)["epoch"] > before["epoch"] - was_over, label
                 put_right(world)
                 assert bring_back(code, world) == "done", label
                 finished(code, world, to, known(code, world)["epoch"])
@@ -774,6 +834,24 @@ def test_a_failover_given_up_is_begun_anew_by_the_same_command(code: Code) -> No
             assert fail_over(code, world, **accepted) == "done"
             assert known(code, world)["epoch"] == epoch + 1
             failed_over(code, world)
+
+
+def test_a_failover_that_was_given_up_and_cut_off_is_over_by_the_command_that_is_named(code: Code) -> None:
+    begun: set[str] = set()
+    for number, label in enumerate(labels_of(code, "crashed")):
+        for later in range(1, 40):
+            world, accepted = scene(code, "crashed")
+            world.at |= {number: fail, number + later: kill} if can_fail(label) else {}
+            if fail_over(code, world, **accepted) != "killed":
+                break
+            under_way = known(code, world)["operation"]
+            if not (under_way and under_way["given_up"]):
+                continue
+            begun.add(label)
+            assert code.roles.command(under_way, NAMES) == "switchover --to toronto"
+            assert "given up, and montreal is active" in command(code, world, "replica"), (label, later)
+            assert known(code, world)["operation"] is None
+    assert begun
 
 
 def test_who_was_left_behind_is_remembered_by_a_failover_that_is_given_up(code: Code) -> None:

@@ -81,6 +81,9 @@ def test_records_are_read_as_one_in_the_order_in_which_each_was_written_whatever
     assert in_order([[here, both, later], [there, both]]) == [there, here, both, later]
     assert in_order([[both, ahead], [both, there]]) == [both, there, ahead]
     assert in_order([[both, later], [later, both]]) in ([both, later], [later, both])
+    # One that has lines in another order than the others holds nobody up by that.
+    earlier = line("c", 5)
+    assert in_order([[both, earlier, here], [earlier, both, ahead]]) == [earlier, both, here, ahead]
     assert in_order([[here, "cut o"], [here, later]]) == [here, "cut o", later]
     assert in_order([[here, here], [there]]) == [there, here]
     assert in_order([[], [here]]) == [here]

@@ -6,16 +6,30 @@ Each of these has a part of `operation` or `members` that no run from one end to
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from harmony_pulumi.capabilities.site import Observation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.orchestration.journal import Journal
-from tests.orchestration.code import Code, bring_back, fail_over, finished, known, outcome, pair_of, served
-from tests.orchestration.sites import FAR, World, pair_site
+from harmony_pulumi.orchestration.replication import Member
+from tests.orchestration.code import (
+    Code,
+    accept,
+    bring_back,
+    ended,
+    fail_over,
+    finished,
+    known,
+    outcome,
+    pair_of,
+    served,
+)
+from tests.orchestration.sites import FAR, LONG_AGO, MemorySite, World, pair_site, terms
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_failover_runs import crashed, failed_over, left, scene
 from tests.orchestration.test_failover_runs import left_behind as away_from_its_pair
@@ -66,6 +80,133 @@ def test_roles_move_only_in_a_pair_that_leads(code: Code) -> None:
     for act in (lambda w: outcome(code, w, "replica", 1), lambda w: fail_over(code, w), lambda w: bring_back(code, w)):
         ended = act(inside(code, 1, "replica"))
         assert "while it follows another cluster, as replica is active in shop/prod/world" in ended
+
+
+class Several(MemorySite):
+    """A member that is several servers."""
+
+    def leading(self) -> Mapping[str, Any]:
+        return {"name": self.server.name, "slot": self.server.slot}
+
+
+def test_a_pair_that_cannot_be_locked_is_told_nothing_where_it_is_passed_by(code: Code) -> None:
+    for lockable in (False, True):
+        world = settled(code)
+        crashed(world)
+        lost = world.servers["primary"]
+        lost.lockable = lockable
+        pair = pair_of(code, world)
+        several = replace(pair.members["primary"], site=Several(world, lost))
+        pair = replace(pair, members={**pair.members, "primary": several})
+        journal = Journal("orders", "failover", world.shown.append)
+        accepted = terms(100, accept_unknown_loss=True, fenced="ada said so")
+        code.runner.fail_over(pair, "replica", accepted, journal, by="ada")
+        assert ("montreal.tell: after" in world.labels) is lockable
+
+
+class Ahead(MemorySite):
+    """The server that the pair follows, in a world of its own, which toronto comes to follow."""
+
+    def __init__(self, code: Code, pair: World) -> None:
+        self.pair = pair
+        world = World(code.host, busy=False)
+        world.servers["primary"].slots = {"for_montreal"}
+        super().__init__(world, world.servers["primary"])
+
+    def observe(self) -> Observation:
+        found = super().observe()
+        streams = {"name": "toronto", "state": "streaming", "sync_state": "async", "lag_bytes": 0, "lag_seconds": 0.0}
+        return {**found, "replicas": [{**streams, "tls": "", "client": ""}] if self.is_followed else []}  # type: ignore[typeddict-item]
+
+    @property
+    def is_followed(self) -> bool:
+        return self.pair.servers["replica"].running and "toronto.follow: after" in self.pair.labels
+
+
+def following(code: Code) -> tuple[World, Ahead]:
+    """Return a pair that follows, and the leader of the other one."""
+    world = inside(code, 1, "replica")
+    for server in world.servers.values():
+        server.signal = server.in_recovery = True
+    world.labels = []
+    return world, Ahead(code, world)
+
+
+def take_the_lead(code: Code, world: World, ahead: Ahead, **accepted: Any) -> str:
+    """Do what `harmony failover` does in a pair that follows; return how it ended."""
+    world.dead = False
+    leader = Member("primary", ahead, {"name": "ottawa", "slot": "for_ottawa"})
+    journal = Journal("orders", "failover", world.shown.append)
+    act = code.runner.take_the_lead
+    return ended(lambda: act(pair_of(code, world), leader, "replica", terms(**accepted), journal, by="an operator"))
+
+
+def led_by_toronto(code: Code, world: World, ahead: Ahead) -> None:
+    roles = world.servers["replica"].roles
+    assert roles is not None
+    assert (roles["epoch"], roles["active"], roles["operation"]) == (1, "replica", None)
+    assert roles["outer"] == told(1, "replica", pair="shop/prod/world")
+    assert roles["away"] is not None
+    assert roles["away"]["member"] == "primary"
+    assert not world.primaries
+    assert ahead.is_followed
+    assert ahead.server.slots == {"for_toronto"}
+    assert "toronto.promote: before" not in world.labels
+
+
+def test_another_server_leads_in_a_pair_that_follows_once_the_first_is_lost(code: Code) -> None:
+    for cut_off, fenced in ((False, ""), (True, "ada said so")):
+
+        def lost(*, cut_off: bool = cut_off) -> tuple[World, Ahead]:
+            world, ahead = following(code)
+            world.servers["primary"].crash()
+            world.servers["primary"].unreachable = cut_off
+            return world, ahead
+
+        plain, ahead = lost()
+        assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
+        led_by_toronto(code, plain, ahead)
+        first = plain.servers["primary"].roles
+        assert first is not None
+        assert first["active"] == ("primary" if cut_off else "replica")
+        labels = list(plain.labels)
+        assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
+        led_by_toronto(code, plain, ahead)
+        for number, label in enumerate(labels):
+            world, ahead = lost()
+            world.at[world.count + number] = kill
+            assert take_the_lead(code, world, ahead, fenced=fenced) == "killed", label
+            assert take_the_lead(code, world, ahead, fenced=fenced) == "done", label
+            led_by_toronto(code, world, ahead)
+
+
+def test_nobody_else_leads_in_a_pair_that_follows_where_something_stands_in_the_way(code: Code) -> None:
+    world, ahead = following(code)
+    world.servers["primary"].unreachable = True
+    before = world.picture()
+    assert "--fenced-by-me montreal" in take_the_lead(code, world, ahead)
+    assert world.picture() == before
+    world, ahead = following(code)
+    world.servers["replica"].crash()
+    said = take_the_lead(code, world, ahead)
+    assert "toronto is not to lead in it; nothing was touched\n  - toronto: stopped" in said
+    world = inside(code, 1, "primary")
+    assert "somebody else was moving its roles" in take_the_lead(code, world, Ahead(code, world))
+
+
+def test_one_leads_in_a_pair_that_follows_also_where_who_is_followed_is_lost_and_what_it_keeps_is_said(
+    code: Code,
+) -> None:
+    world, ahead = following(code)
+    ahead.server.crash()
+    assert take_the_lead(code, world, ahead) == "done"
+    assert "ottawa does not run: `harmony rejoin` of the pair around has toronto follow it later" in world.shown[-1]
+    assert "toronto.follow: before" not in world.labels
+    ahead.server.start()
+    ahead.world.whenever = at("montreal.forget: before", fail)
+    assert take_the_lead(code, world, ahead) == "done"
+    assert "keeps WAL for montreal: failed at montreal.forget: before" in world.shown[-1]
+    assert ahead.is_followed
 
 
 # -- endpoints ---------------------------------------------------------------------------------------------------------
@@ -159,6 +300,80 @@ def test_every_endpoint_leads_away_from_the_old_primary_before_another_takes_ove
     assert world.endpoints["kingston"].points_to == "replica"
 
 
+def test_a_failover_ordered_once_more_leads_an_endpoint_on_that_could_not_be_told(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["primary"].crash()
+    world.servers["primary"].unreachable = world.endpoints["kingston"].unreachable = True
+    accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    assert fail_over(code, world, **accepted) == "done"
+    world.endpoints["kingston"].unreachable = False
+    assert world.endpoints["kingston"].points_to == "primary"
+    for _ in range(2):
+        world.labels = []
+        assert fail_over(code, world) == "done", "what is done already asks for nothing to be accepted"
+        served(world, "replica")
+        assert "toronto.promote: before" not in world.labels
+    assert "kingston.point: before" not in world.labels, "it leads there already"
+
+    # After the rejoin, too, and whether the other one runs or not.
+    rejoin_and_forget(code, world)
+    for crashed_too in (False, True):
+        world.endpoints["ottawa"].points_to = "primary"
+        if crashed_too:
+            world.servers["primary"].crash()
+        assert fail_over(code, world) == "done"
+        served(world, "replica")
+
+
+def rejoin_and_forget(code: Code, world: World) -> None:
+    world.mend()
+    world.servers["primary"].unreachable = False
+    assert bring_back(code, world) == "done"
+    assert outcome(code, world, "replica", known(code, world)["epoch"]) == "done"
+    assert known(code, world)["away"] is None
+
+
+def test_an_endpoint_is_led_on_though_the_other_member_does_not_stream(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].crash()
+    world.endpoints["ottawa"].points_to = "replica"
+    assert "toronto streaming: not within" in outcome(code, world, "primary", 0)
+    served(world, "primary")
+
+
+def test_an_endpoint_is_led_on_once_a_member_that_did_not_answer_streams(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].unreachable = True
+    world.endpoints["ottawa"].points_to = "replica"
+
+    def come_back(world: World, _label: str) -> None:
+        assert world.endpoints["ottawa"].points_to == "replica", "it may have been made active meanwhile"
+        world.servers["replica"].unreachable = False
+
+    world.whenever = at("montreal.require_synchronous: before", come_back)
+    assert outcome(code, world, "primary", 0) == "done"
+    served(world, "primary")
+
+
+def test_no_endpoint_is_led_on_where_another_may_have_taken_over_unnoticed(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.servers["replica"].unreachable = True
+    world.endpoints["ottawa"].points_to = "replica"
+    assert fail_over(code, world, "primary") == "done"
+    assert world.endpoints["ottawa"].points_to == "replica"
+    assert "the endpoints are left as they lead: toronto does not answer" in world.shown[-1]
+    assert world.shown[-1].endswith("then run this again with --fenced-by-me toronto")
+    assert fail_over(code, world, "primary", fenced="--fenced-by-me toronto") == "done"
+    served(world, "primary")
+
+
+def test_to_accept_what_is_known_already_leads_an_endpoint_on(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.endpoints["ottawa"].points_to = "replica"
+    assert accept(code, world) == "done"
+    served(world, "primary")
+
+
 def test_nobody_is_led_to_one_that_somebody_promoted_after_the_operation_was_given_up(code: Code) -> None:
     world = settled(code)
 
@@ -201,6 +416,13 @@ def test_a_fence_command_says_how_it_ended_and_what_it_said(code: Code) -> None:
     assert run(["sh", "-c", "echo off; echo ' now' >&2"]) == (0, "off\n now")
     assert run(["sh", "-c", "exit 3"]) == (3, "it said nothing")
     assert run(["/no/such/program"]) == ("No such file or directory", "")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code.operation.subprocess, "Popen", refuse)
+        assert run(["true"]) == ("not started", "")
 
 
 def test_a_fence_command_that_takes_too_long_ends_with_all_that_it_started(code: Code) -> None:
@@ -296,6 +518,153 @@ def test_one_that_does_not_answer_is_not_copied_for_that(code: Code) -> None:
         assert ("montreal.clone: before" in world.labels) == (act == "rewind")
 
 
+def test_an_interrupt_before_the_point_of_no_return_is_why_a_switchover_is_given_up(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("montreal.demote: before", interrupt)
+    assert outcome(code, world, "replica", 1).endswith("montreal is active: interrupted")
+
+
+def test_a_second_interrupt_leaves_open_what_has_no_way_back(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: before", interrupt, times=2)
+    assert outcome(code, world, "replica", 1) == "interrupted"
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def cut_off_toronto(world: World, label: str) -> None:
+    world.servers["replica"].unreachable = True
+
+
+def as_it_is_to_be_active(act: Callable[[World, str], None]) -> Callable[[World, str], None]:
+    """Return what has something happen as the target is told that it is to be active."""
+
+    def arm(world: World, label: str) -> None:
+        world.whenever = at("toronto.tell: before", act)
+
+    return at("toronto.verify: after", arm)
+
+
+def test_one_that_may_have_been_told_to_lead_and_does_not_answer_ends_the_run(code: Code) -> None:
+    world = settled(code)
+    world.whenever = as_it_is_to_be_active(cut_off_toronto)
+    assert outcome(code, world, "replica", 1) == "toronto does not answer"
+    assert "toronto.promote: before" not in world.labels
+    world.mend()
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_a_second_interrupt_is_obeyed_even_where_all_was_told_meanwhile(code: Code) -> None:
+    world = settled(code)
+
+    def interrupted_again(world: World, label: str) -> None:
+        if label == "toronto.verify: before":
+            world.servers["replica"].unreachable = False
+        if label == "toronto.tell: after":
+            interrupt(world, label)
+
+    def interrupted(world: World, label: str) -> None:
+        cut_off_toronto(world, label)
+        world.whenever = interrupted_again
+        interrupt(world, label)
+
+    world.whenever = as_it_is_to_be_active(interrupted)
+    assert outcome(code, world, "replica", 1) == "interrupted"
+    assert "toronto.promote: before" not in world.labels
+    world.whenever = None
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_a_switchover_has_one_follow_once_and_a_rejoin_until_it_streams(code: Code) -> None:
+    def cut(world: World, label: str) -> None:
+        world.servers["primary"].linked = False
+
+    world = settled(code)
+    world.whenever = at("montreal.follow: before", cut)
+    assert "montreal streaming: not within" in outcome(code, world, "replica", 1)
+    assert world.labels.count("montreal.follow: before") == 1
+
+
+def test_what_is_settled_is_said_with_who_is_to_rejoin(code: Code) -> None:
+    for name, said in ((None, "toronto is active at epoch 1"), ("crashed", "epoch 1; montreal is to rejoin")):
+        world, _ = scene(code, name) if name else (settled(code), {})
+        assert (fail_over(code, world) if name else outcome(code, world, "replica", 1)) == "done"
+        assert any(line.endswith(said) for line in world.shown), world.shown
+
+
+def test_clients_are_led_to_one_that_was_to_take_over_only_if_it_has(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: before", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.labels = []
+    assert outcome(code, world, "replica", 1) == "done"
+    assert world.labels.index("kingston.point: before") > world.labels.index("toronto.promote: after")
+
+
+def test_clients_are_not_led_to_one_that_somebody_promoted_unless_it_has_everything(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.verify: before", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.promote(world.servers["replica"], by_hand=True)
+    for happens, said in ((fail, "cannot be read: failed at montreal.history: before"), (time_out, "")):
+        world.whenever = at("montreal.history: before", happens)
+        ended = outcome(code, world, "replica", 1)
+        # One that did not answer is asked again, and is no reason to decide.
+        assert said in ended if said else ended == "no answer at montreal.history: before"
+        assert world.endpoints["kingston"].points_to == "primary"
+    assert outcome(code, world, "replica", 1) == "done"
+    finished(code, world, "replica", 1)
+
+
+def test_clients_are_not_led_to_one_that_was_told_to_lead_before_that_was_given_up(code: Code) -> None:
+    world = settled(code)
+    target = world.servers["replica"]
+
+    def die_as_it_is_given_up(world: World, label: str) -> None:
+        operation = target.roles and target.roles["operation"]
+        if operation and operation["given_up"]:
+            kill(world, label)
+
+    def crash(world: World, label: str) -> None:
+        target.crash()
+        world.whenever = die_as_it_is_given_up
+        fail(world, label)
+
+    world.whenever = at("toronto.promote: before", crash)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.whenever = None
+    target.start()
+    world.promote(target, by_hand=True)
+    assert "somebody promoted it" in outcome(code, world, "replica", 1)
+    assert world.endpoints["kingston"].points_to == "primary"
+
+
+def test_one_that_was_copied_and_does_not_stream_is_not_copied_again(code: Code) -> None:
+    world = away_from_its_pair(code, "without_hints")
+
+    def diverges(world: World, label: str) -> None:
+        if label == "montreal.follow: before":
+            world.servers["primary"].wal[-1] = (1, "what its source has not")
+
+    world.whenever = diverges
+    assert "montreal streaming from toronto: not within" in bring_back(code, world)
+    assert world.labels.count("montreal.clone: after") == 1
+
+
+def test_a_certificate_that_has_expired_is_named_where_its_member_cannot_be_reached(code: Code) -> None:
+    world = away_from_its_pair(code, "as_it_is")
+
+    def expire(world: World, label: str) -> None:
+        world.servers["replica"].expires = LONG_AGO
+        time_out(world, label)
+
+    world.whenever = at("montreal.rewind: before", expire)
+    said = bring_back(code, world)
+    assert said.startswith("no answer at montreal.rewind: before. certificate: 'server' of toronto expired"), said
+
+
 # -- the token, and whom an operation tells ----------------------------------------------------------------------------
 
 
@@ -345,11 +714,23 @@ def test_a_failover_alone_goes_on_without_telling_one_that_does_not_answer(code:
     world.servers["primary"].unreachable = True
     seen = {role: pair_site(world, role).observe() for role in ("primary", "replica")}
     known_to = {role: told(0, "primary", role) for role in seen}
-    for kind, roles in (("switchover", [*seen]), ("rejoin", [*seen]), ("failover", ["replica"])):
+
+    def tells(kind: str, seen: Any, pair: Any = None) -> list[str]:
         begun = operation(kind=kind, source="primary", target="replica")
-        run = code.operation.Run(pair_of(code, world), Journal("orders", kind, world.shown.append), begun, known_to)
+        journal = Journal("orders", kind, world.shown.append)
+        run = code.operation.Run(pair or pair_of(code, world), journal, begun, known_to)
         run.facts = run._facts(seen)
-        assert run._to_tell() == roles
+        return run._to_tell()
+
+    assert tells("switchover", seen) == tells("rejoin", seen) == [*seen]
+    assert tells("failover", seen) == ["replica"]
+    # Whoever is to lead is always told: if that fails, so does the failover.
+    assert tells("failover", {**seen, "replica": seen["primary"]}) == ["replica"]
+    assert tells("failover", {**seen, "primary": seen["replica"]}) == [*seen]
+    # Of a pair, another server may answer than the one that leads there.
+    pair = pair_of(code, world)
+    pair.members["primary"].site.leading = dict
+    assert tells("failover", seen, pair) == [*seen]
 
 
 # -- what a failover would lose ----------------------------------------------------------------------------------------

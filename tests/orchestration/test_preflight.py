@@ -218,6 +218,12 @@ def test_members_that_are_not_alike(source: dict[str, Any], target: dict[str, An
     assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
 
 
+def test_where_no_version_of_a_collation_is_recorded_it_is_said_that_none_was_compared() -> None:
+    for collations, said in (({}, "no version is recorded, so none was compared"), (survey()["collations"], "alike")):
+        like = survey(collations=collations)
+        assert [c.found for c in looked_at(surveys=(like, like)) if c.name == "collations"] == [said]
+
+
 def test_a_collation_that_is_outdated_alike_on_both_is_a_warning() -> None:
     found = looked_at(surveys=(survey(**BEHIND), survey(**BEHIND)))
     assert problems(found) == []

@@ -59,12 +59,13 @@ def away(timeline: int) -> Away:
 
 def test_equal_numbers_of_timelines_are_not_equal_timelines(code: Code) -> None:
     apart = code.rejoin.begun_apart
-    assert apart(history("0/50"), history("0/60"), None)
-    assert apart(history("0/50", "0/70"), history("0/60", "0/70"), away(1))
+    assert apart(history("0/50"), history("0/60"), None) == Fork(timeline=1, lsn="0/50")
+    assert apart(history("0/50", "0/70"), history("0/60", "0/70"), away(2)) == Fork(timeline=1, lsn="0/50")
     assert not apart(history("0/50"), history("0/50"), None)
     assert not apart(history(), history(), away(1))
     # Promoted apart at one place: only that the member was left behind on an earlier timeline tells.
-    assert apart(history("0/50"), history("0/50"), away(1))
+    assert apart(history("0/48"), history("0/48"), away(1)) == Fork(timeline=1, lsn="0/50")
+    assert not apart(history("0/48"), history("0/48"), away(2))
     assert not apart(history("0/50"), history("0/50"), away(2))
     # Other numbers: pg_rewind sees that.
     assert not apart(history(), history("0/50"), away(1))

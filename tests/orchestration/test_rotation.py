@@ -117,6 +117,7 @@ def watched(*, active: str = LEADER) -> World:
 
 def insist_on_rotated(world: World, leader: str, times: int = 1, *, authority: bool = True) -> None:
     follower = world.servers[FOLLOWER if leader == LEADER else LEADER]
+    assert all(endpoint.trusts == world.servers[leader].authority for endpoint in world.endpoints.values())
     assert follower.held == world.servers[leader].issued
     assert follower.shown == follower.held[1]
     for server in world.servers.values():
@@ -196,8 +197,13 @@ def test_cut_off_anywhere_and_run_again_nothing_is_made_twice(what: Callable[[Wo
             continue  # Looking never raises, and what cannot be recorded is done all the same.
         world = watched(active=active)
         world.at[number] = what
-        with pytest.raises((Killed, SiteError)):
+        try:
             run(world, new_rotation(BY, authority=True))
+        except (Killed, SiteError):
+            pass
+        else:  # Endpoints are told once more.
+            assert what is fail
+            assert label.endswith((".point: before", ".point: after", ".offer: before")), label
         for server in world.servers.values():
             server.holder = None  # The lock ends with whoever held it.
         begun = under_way(active, {role: found(rotation=s.rotation) for role, s in world.servers.items()})
@@ -205,6 +211,39 @@ def test_cut_off_anywhere_and_run_again_nothing_is_made_twice(what: Callable[[Wo
         assert run(world, new_rotation("the second", authority=True))
         insist_on_rotated(world, active, 2 if ended else 1)
         assert begun is None or all(server.renewals == [begun["id"]] for server in world.servers.values()), label
+
+
+@pytest.mark.parametrize("active", [LEADER, FOLLOWER])
+def test_endpoints_get_the_authority_of_the_leader_once_it_is_new_and_before_the_rotation_ends(active: str) -> None:
+    world = watched(active=active)
+    assert run(world, new_rotation(BY, authority=True))
+    first, last = (f"{NAMES[active]}.{what}" for what in ("renew: after", "distrust: before"))
+    about = [label for label in world.labels if label in {first, last, "kingston.point: after"}]
+    assert about == [first, "kingston.point: after", "kingston.point: after", last]
+    world.labels.clear()
+    assert run(world, new_rotation(BY, authority=False))
+    assert not [label for label in world.labels if "kingston" in label], "the authority is the same"
+
+
+def test_a_rotation_does_not_end_before_an_endpoint_has_the_new_authority() -> None:
+    world = watched()
+    world.endpoints["kingston"].unreachable = True
+    for _ in range(2):
+        with pytest.raises(SiteError, match=r"the endpoint on kingston: .*; have it answer, then run this again"):
+            run(world, new_rotation(BY, authority=True))
+        world.servers[LEADER].holder = world.servers[FOLLOWER].holder = None
+        assert not (world.servers[LEADER].rotation or {"ended": True})["ended"]
+    assert world.servers[FOLLOWER].held == world.servers[LEADER].issued, "the members are done"
+    world.endpoints["kingston"].unreachable = False
+    assert run(world, new_rotation(BY, authority=True))
+    insist_on_rotated(world, LEADER)
+
+
+def test_a_pair_without_endpoints_is_asked_for_nothing_that_these_need() -> None:
+    world = World(endpoints=())
+    world.labels.clear()
+    assert run(world, new_rotation(BY, authority=True))
+    assert world.labels.count("montreal.offer: before") == 1, "for the follower"
 
 
 def test_what_keeps_the_authorities_is_finished_before_one_that_replaces_them() -> None:

@@ -303,6 +303,7 @@ def test_a_target_with_another_record_is_not_promoted(code: Code) -> None:
             world.at[stopping] = happens
         ended = outcome(code, world, "replica", 1)
         assert "the switchover was given up, and montreal is active" in ended
+        assert ("toronto streaming from montreal" in ended) == (happens in (forge, cut_link)), ended
         world.come_to_rest()
         assert [server.name for server in world.primaries] == ["montreal"]
         assert world.servers["primary"].timeline == 1

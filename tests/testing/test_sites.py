@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.capabilities.site import Fork, Roles, Token
+from harmony_pulumi.errors import UnlockableError
 from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.testing import ConformanceError, Report, check_sites
@@ -50,6 +51,15 @@ class Crowded(MemorySite):
             yield self.record
         finally:
             self.server.holder = before
+
+
+class Misleading(MemorySite):
+    @contextmanager
+    def alone(self, operator: str) -> Generator[Callable[[str], None]]:
+        if self.server.holder:
+            raise UnlockableError(f"{self.server.holder} holds it")
+        with super().alone(operator) as write:
+            yield write
 
 
 class Forgetful(MemorySite):
@@ -137,6 +147,7 @@ class Empty(MemorySite):
     ("site", "said"),
     [
         (Crowded, "everybody else is refused"),
+        (Misleading, "everybody else is refused"),
         (Forgetful, "What is recorded"),
         (Blank, "what is remembered is read back"),
         (Credulous, "refuses an older epoch"),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from harmony_pulumi.capabilities.addresses import is_same
 from harmony_pulumi.capabilities.site import Observation
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts import starts
 from harmony_pulumi.hosts.connection import LocalConnection, connect
 from harmony_pulumi.hosts.pgbouncer.files import Layout, address_of
 from harmony_pulumi.hosts.pgbouncer.site import HostPgBouncer, forward
@@ -23,7 +23,6 @@ from harmony_pulumi.orchestration.journal import Journal, Show, operator
 from harmony_pulumi.orchestration.replication import Member, members_of
 from harmony_pulumi.orchestration.roles import command, latest
 from harmony_pulumi.orchestration.switchover import ANSWERING
-from harmony_pulumi.orchestration.wait import wait_for
 
 
 class Sites(TypedDict):
@@ -60,13 +59,24 @@ def active_of(seen: Mapping[str, Observation]) -> tuple[str, str]:
         seen: of every member, by role.
     """
     names = {role: observation["name"] for role, observation in seen.items()}
-    silent = [f"{o['name']} does not answer ({o['detail']})" for o in seen.values() if not _answers(o)]
+    silent = [observation for observation in seen.values() if not _answers(observation)]
     if silent:
-        return "", f"{' and '.join(silent)}, so it may have been made active meanwhile; once it is back, run this again"
+        words = " and ".join(f"{o['name']} does not answer ({o['detail']})" for o in silent)
+        # Nobody but an operator can know that one is gone; a failover to one that leads already moves no role.
+        lost = "".join(
+            f"; if {silent[0]['name']} is lost for good, `harmony failover --to {o['name']} --max-data-loss 0 "
+            f"--fenced-by-me {silent[0]['name']}` starts this endpoint"
+            for o in seen.values()
+            if len(silent) == 1 and o is not silent[0]
+        )
+        return "", f"{words}, so it may have been made active meanwhile; once it is back, run this again{lost}"
     told = [observation["roles"] for observation in seen.values() if observation["roles"]]
     known = latest({str(number): roles for number, roles in enumerate(told)})
     if known is None:
-        return "", f"{' and '.join(names.values())} were told nothing of their roles; `pulumi up` tells them"
+        return "", (
+            f"{' and '.join(names.values())} were told nothing of their roles; `pulumi up` tells them, or, where that "
+            f"finds nothing to change, `harmony switchover --to {names['primary']}`"
+        )
     if strangers := sorted({roles["pair"] for roles in told} - {known["pair"]}):
         return "", f"its members were told of different pairs: {known['pair']} and {' and '.join(strangers)}"
     if any(roles["epoch"] == known["epoch"] and roles["active"] != known["active"] for roles in told):
@@ -146,7 +156,7 @@ class Home:
                     pooler.start(marker.port)
             elif changed or not is_same(seen["points_to"], address_of(offer["endpoint"])):
                 with journal.step("point", f"leading to {member.name} from now on"):
-                    pooler.reload(marker.port)
+                    pooler.reload(marker)
             return Outcome(member.name)
 
     @property
@@ -188,34 +198,10 @@ def start_all(roots: Sequence[str], show: Show, *, wait: float) -> dict[str, Out
         show: is given each line for people.
         wait: seconds to ask for, again and again, the members of those that cannot be told who is active.
     """
-    found = {root: _start(root, show) for root in roots}
-
-    def ask_again() -> list[str]:
-        for root in _waiting(found):
-            if _is_known(root):
-                found[root] = _start(root, show)
-        return _waiting(found)
-
-    if wait and _waiting(found):
-        with suppress(SiteError):  # They still wait, as is found.
-            wait_for("the members' answers", ask_again, lambda left: not left, deadline=wait, advice="")
-    return found
-
-
-def _start(root: str, show: Show) -> Outcome | SiteError:
-    try:
-        return Home.at(root).start(show)
-    except SiteError as error:
-        return error
-
-
-def _is_known(root: str) -> bool:
-    """Tell whether it is known by now who is active; also where its start will say what is wrong."""
-    try:
-        return bool(Home.at(root).active()[0])
-    except SiteError:
-        return True
-
-
-def _waiting(found: Mapping[str, Outcome | SiteError]) -> list[str]:
-    return [root for root, outcome in found.items() if isinstance(outcome, Outcome) and not outcome.leads_to]
+    return starts.start_all(
+        roots,
+        lambda root: Home.at(root).start(show),
+        waits=lambda outcome: not outcome.leads_to,
+        would_wait=lambda root: not Home.at(root).active()[0],
+        wait=wait,
+    )

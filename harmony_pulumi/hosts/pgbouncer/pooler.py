@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import address
 from harmony_pulumi.errors import SiteError, counted
 from harmony_pulumi.hosts.connection import Completed, Connection
+from harmony_pulumi.hosts.logs import set_aside_if_large
 from harmony_pulumi.hosts.pgbouncer import files
 from harmony_pulumi.hosts.pgbouncer.files import Layout
 from harmony_pulumi.hosts.postgresql.home import listening_ports
@@ -143,6 +145,7 @@ class Pooler:
             SiteError: it did not start, or could not listen on its port; the message holds the end of its log.
         """
         program = find_program(self.connection)
+        set_aside_if_large(self.connection, self.layout.log, self.user)
         size = self._log_size()
         argv = ["sh", "-c", _START, "sh", program.path, self.layout.pidfile, self.layout.config, self.layout.paused]
         done = self.connection.run(argv, user=self.user)
@@ -274,26 +277,28 @@ class Pooler:
         self.tell("RESUME", port, unless="not paused/suspended")
         self.connection.check(["rm", "-f", "--", self.layout.paused], user=self.user)
 
-    def reload(self, port: int) -> None:
+    def reload(self, marker: Marker) -> None:
         """Have it read its files again; then no connection is left to a server that it forwarded to before.
+
+        Those to the same server go on, until they are released, with what they were made with.
 
         Raises:
             SiteError: it does not answer. One that does not run has read them once it is started.
         """
         try:
-            left = self._former(port, "RELOAD")
+            left = self._former(marker, "RELOAD")
         except SiteError:
             if self.running_pid() is None:
                 return
             raise
         if left:
-            self._drop_former(port)
+            self._drop_former(marker)
 
-    def _drop_former(self, port: int) -> None:
+    def _drop_former(self, marker: Marker) -> None:
         try:
             wait_for(
                 f"{self.connection.name}: the end of connections to another server",
-                lambda: self._former(port),
+                lambda: self._former(marker),
                 lambda left: not left,
                 deadline=_FORMER_DEADLINE,
                 advice="",
@@ -302,10 +307,21 @@ class Pooler:
             # PgBouncer ends a connection once it is released, and before 1.24 cannot be told to end it now.
             paused = self.is_paused()
             self.stop()
-            self.start(port)
+            self.start(marker.port)
             if paused:
-                self.pause(port, _CONSOLE_DEADLINE)
+                self.pause(marker.port, _CONSOLE_DEADLINE)
 
-    def _former(self, port: int, *first: str) -> int:
-        """Return how many connections PgBouncer is to end, after some commands: those with parameters of before."""
-        return sum(server["close_needed"] == "1" for server in self.show("SERVERS", port, *first))
+    def _former(self, marker: Marker, *first: str) -> set[str]:
+        """Return the addresses of other servers to which there are connections, after some commands.
+
+        PgBouncer is to end all that have parameters of before: where an authority is new, also those to the same one.
+        """
+        servers = self.show("SERVERS", marker.port, *first)
+        former = {address(server["addr"], server["port"]) for server in servers if server["close_needed"] == "1"}
+        return former - self._addresses(marker.server) if former else former
+
+    def _addresses(self, server: Mapping[str, Any]) -> set[str]:
+        """Return the addresses of a server, whose name is resolved as PgBouncer does it."""
+        found = self.connection.run(["getent", "ahosts", str(server["host"])]).stdout
+        hosts = {line.split()[0] for line in found.splitlines() if line.split()}
+        return {address(host, server["port"]) for host in hosts | {server["host"]}}

@@ -118,7 +118,7 @@ class HostPgBouncer:
         """Forward to another server from now on."""
         with self.alone(operator("an operation on roles")) as (pooler, marker):
             forward(pooler, marker, server)
-            pooler.reload(marker.port)
+            pooler.reload(marker)
 
     def resume(self) -> None:
         """Let statements go on: PgBouncer's RESUME. One that is stopped is started."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, TypedDict
 
 from harmony_pulumi.capabilities.site import Observation, Roles, load_site
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts import starts
 from harmony_pulumi.hosts.connection import Connection, LocalConnection, connect
 from harmony_pulumi.hosts.postgresql.home import WAITING, Marker, left_as, markers_below, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout
@@ -25,8 +25,7 @@ from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
 from harmony_pulumi.hosts.postgresql.server import Server, choose_binaries
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, Show, operator
-from harmony_pulumi.orchestration.roles import last_epoch, latest, leads, levels, of_pair
-from harmony_pulumi.orchestration.wait import wait_for
+from harmony_pulumi.orchestration.roles import last_epoch, levels, newness, told_of_pair
 
 _START_DEADLINE = 600
 """Seconds. After a loss of power, there may be `max_wal_size` and more to be replayed."""
@@ -107,7 +106,7 @@ def verdict(mine: Roles | None, answers: Sequence[Answer], source: Mapping[str, 
     rivals = [a for a in answers if a.role == "primary" or (a.left_as == "primary" and not moved)]
     if rivals and left != "standby" and (leads or not moved):
         raise SiteError(_two_primaries(rivals, in_a_pair=known is not None))
-    learnt = known if known and mine and _epochs(known) != _epochs(mine) else None
+    learnt = known if _epochs(known) != _epochs(mine) else None
     if not leads:
         return Verdict(Start.FOLLOW, _leader(known, answers), learnt)
     if doubt := _doubt(known, answers) or _unfinished(left):
@@ -122,13 +121,13 @@ def _known(mine: Roles | None, answers: Sequence[Answer]) -> Roles | None:
 
 def _newest(mine: Roles, others: Sequence[Roles]) -> Roles:
     same = [roles for roles in others if roles["pair"] == mine["pair"]]
-    newest = latest({str(number): roles for number, roles in enumerate([mine, *same])}) or mine
+    newest = max([mine, *same], key=newness)
     # Those of its own pair, in which it has the same place in the one around it, may have been told of that first.
     outer = mine["outer"] or next((roles["outer"] for roles in same if roles["outer"]), None)
     return {**newest, "me": mine["me"], "outer": outer and _newest(outer, others)}
 
 
-def _epochs(roles: Roles) -> list[int]:
+def _epochs(roles: Roles | None) -> list[int]:
     return [level["epoch"] for level in levels(roles)]
 
 
@@ -142,15 +141,15 @@ def _doubt(known: Roles | None, answers: Sequence[Answer]) -> str:
 
 def _doubt_of(known: Roles, answers: Sequence[Answer]) -> str:
     """Return why it is in doubt whether the member of one pair is active there; empty if it is not."""
-    told = {answer.name: of_pair(answer.roles, known["pair"]) for answer in answers}
+    told = told_of_pair({answer.name: answer.roles for answer in answers}, known["pair"])
     for name, (roles, _) in told.items():
-        if roles and roles["epoch"] == known["epoch"] and roles["active"] != known["active"]:
+        if roles["epoch"] == known["epoch"] and roles["active"] != known["active"]:
             return (
                 f"it and {name} know different members as active at epoch {known['epoch']}: decide which one is to "
                 f"stay, and keep the data of the other"
             )
     # A member that was made anew was told nothing yet. In a pair of pairs, those of the other pair never are of this.
-    others = [roles for roles, speaks in told.values() if roles and speaks]
+    others = [roles for roles, speaks in told.values() if speaks]
     if any(roles["me"] != known["me"] for roles in others) or all(answer.came for answer in answers):
         return ""
     silent = " and ".join(f"{a.name} does not answer ({a.detail})" for a in answers if not a.came)
@@ -171,13 +170,10 @@ def _leader(known: Roles | None, answers: Sequence[Answer]) -> str:
     if known is None or not last_epoch(known):
         return "it is declared a standby"
     other = next(level for level in levels(known) if level["active"] != level["me"])
-    members = [
-        answer
-        for answer in answers
-        if any((level["pair"], level["me"]) == (other["pair"], other["active"]) for level in levels(answer.roles))
-    ]
-    leader = max(members, key=lambda answer: answer.roles is not None and leads(answer.roles), default=None)
-    return f"{leader.name if leader else other['active']} is active at epoch {other['epoch']}"
+    told = told_of_pair({answer.name: answer.roles for answer in answers}, other["pair"])
+    members = [(speaks, name) for name, (roles, speaks) in told.items() if roles["me"] == other["active"]]
+    _, leader = max(members, default=(False, other["active"]))
+    return f"{leader} is active at epoch {other['epoch']}"
 
 
 def _two_primaries(rivals: Sequence[Answer], *, in_a_pair: bool) -> str:
@@ -381,34 +377,10 @@ def start_all(roots: Sequence[str], show: Show, *, wait: float) -> dict[str, Sta
         show: is given each line for people.
         wait: seconds to ask for, again and again, the peers of those that wait for an answer.
     """
-    found = {root: _start(root, show) for root in roots}
-
-    def ask_again() -> list[str]:
-        for root in _waiting(found):
-            if _start_of(root) is not Start.WAIT:
-                found[root] = _start(root, show)
-        return _waiting(found)
-
-    if wait and _waiting(found):
-        with suppress(SiteError):  # They still wait, as is found.
-            wait_for("the peers' answers", ask_again, lambda left: not left, deadline=wait, advice="")
-    return found
-
-
-def _start(root: str, show: Show) -> Start | SiteError:
-    try:
-        return Home.at(root).start(show)
-    except SiteError as error:
-        return error
-
-
-def _start_of(root: str) -> Start | None:
-    """Return what a server is to start as; None if that cannot be told, which its start will say."""
-    try:
-        return Home.at(root).judge().start
-    except SiteError:
-        return None
-
-
-def _waiting(found: Mapping[str, Start | SiteError]) -> list[str]:
-    return [root for root, outcome in found.items() if outcome is Start.WAIT]
+    return starts.start_all(
+        roots,
+        lambda root: Home.at(root).start(show),
+        waits=lambda start: start is Start.WAIT,
+        would_wait=lambda root: Home.at(root).judge().start is Start.WAIT,
+        wait=wait,
+    )

@@ -130,11 +130,13 @@ def flaw(pair: KeyPair, authorities: str) -> str:
     try:
         found, key = _loaded(pair.certificate), serialization.load_pem_private_key(pair.key.encode(), password=None)
     except (ValueError, TypeError):
-        return "or its key cannot be read"
+        return "cannot be read, or its key cannot"
     if found.public_key() != key.public_key():
         return "does not belong to its key"
     if not any(_has_signed(authority, found) for authority in _each(authorities)):
         return "was signed by no authority that is trusted there"
+    if found.not_valid_before_utc > datetime.now(UTC):
+        return f"is not valid before {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
     return ""
 
 

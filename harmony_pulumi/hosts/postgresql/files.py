@@ -103,7 +103,8 @@ def quote_conninfo(value: object) -> str:
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-# The defaults that initdb would have written, fixed so that two members are alike.
+# The defaults that initdb would have written, fixed so that two members are alike. And one of our own: a standby that
+# finds its primary gone, as at each restart of it, looks again after this time, and commits may wait for it.
 _DEFAULTS: Mapping[str, object] = {
     "log_line_prefix": "%m [%p] %q%u@%d ",
     "log_timezone": "Etc/UTC",
@@ -111,6 +112,7 @@ _DEFAULTS: Mapping[str, object] = {
     "max_wal_size": "1GB",
     "shared_buffers": "128MB",
     "timezone": "Etc/UTC",
+    "wal_retrieve_retry_interval": "500ms",
 }
 
 

@@ -203,9 +203,11 @@ def has_lost_its_source(server: Server, port: int) -> bool:
 
 
 def why_it_cannot_follow(server: Server) -> str:
-    """Return the line with which a standby, since it was started last, has said that it never can; else nothing.
+    """Return the last line with which a standby, since it was started last, has said that it never can; else nothing.
 
     What it says of connections and the like may pass, and what it said before it was started is of other data, perhaps.
     """
     logged = server.log_since(max(0, server.log_size() - _LOG_END)).rpartition(_START)[2]
-    return next((line for line in logged.splitlines() if _WAL_GONE.search(line) or _DIVERGED.search(line)), "")
+    return next(
+        (line for line in reversed(logged.splitlines()) if _WAL_GONE.search(line) or _DIVERGED.search(line)), ""
+    )

@@ -19,6 +19,7 @@ from typing import Any
 from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
+from harmony_pulumi.hosts.logs import set_aside_if_large
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -53,7 +54,8 @@ _SIGNAL = '[ "/proc/$1/cwd" -ef "$2" ] && kill -s "$3" "$1"'
 _NOBODY = 2**31 - 1
 """No process has this pid: the greatest of Linux is 2**22."""
 # To PostgreSQL, every process of its OS user that has the pid in a lock file of a killed server is that server, for as
-# long as it lives. Only the pid is taken out, and only where nothing of this user works in the data directory:
+# long as it lives. Only the pid is taken out, and only where nothing of this user works in the data directory. Some
+# hide where they work (ssh-agent, say: PR_SET_DUMPABLE); what has not the name of a server, which all can see, is none.
 # PostgreSQL still looks whether anything is attached to the shared memory of before, which the file names.
 _TAKE_OUT_PID = """
 data=$1 lock=$2 nobody=$3
@@ -67,8 +69,13 @@ for process in /proc/[0-9]*; do
   if [ "$process/cwd" -ef "$data" ]; then
     echo "process ${process#/proc/} works in the data directory"; exit 1
   fi
-  if ! readlink "$process/cwd" >/dev/null && [ -d "$process" ]; then
-    echo "it cannot be told where process ${process#/proc/} works"; exit 1
+  if ! readlink "$process/cwd" >/dev/null; then
+    name=
+    read -r name 2>/dev/null <"$process/comm"
+    [ -d "$process" ] || continue
+    case $name in postgres | postmaster | "")
+      echo "it cannot be told where process ${process#/proc/} works"; exit 1 ;;
+    esac
   fi
 done
 pid= place=
@@ -259,6 +266,7 @@ class Server:
 
     def _try_to_start(self, deadline: float) -> str:
         """Start the server; return why it did not start, or nothing."""
+        set_aside_if_large(self.connection, self.layout.log, self.user)
         size = self.log_size()
         argv = [self.program("pg_ctl"), "start", "-D", self.layout.config, "-l", self.layout.log, "-s", "-w"]
         done = self.connection.run([*argv, "-t", str(int(deadline))], user=self.user, timeout=deadline + 15)

@@ -22,7 +22,7 @@ from harmony_pulumi.capabilities.site import (
     Token,
     load_site,
 )
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files, renewal, wal
 from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
@@ -252,14 +252,21 @@ class HostPostgreSQL:
     @contextmanager
     def alone(self, operator: str) -> Generator[Callable[[str], None]]:
         """Keep every other operation on this server out, deployments too."""
-        server = self._existing()
+        connection, marker = self._there()
+        user, layout = os_user(connection, self.handle["host"]), Layout(self._root, marker.data)
         with (
-            server.connection.holding(server.layout.lock, who=operator, user=server.user, deadline=_LOCK_DEADLINE),
-            server.connection.appending(server.layout.events, user=server.user) as append,
+            connection.holding(layout.lock, who=operator, user=user, deadline=_LOCK_DEADLINE),
+            connection.appending(layout.events, user=user) as append,
             ExitStack() as stack,
         ):
-            server, marker = self._both()  # Again: whoever held the lock may have changed it.
-            roles = read_roles(server.connection, server.layout.roles, server.user)
+            # Only now: whoever held the lock may have changed it, and is told of before what cannot be read.
+            try:
+                server, marker = self._both()
+                roles = read_roles(connection, layout.roles, user)
+            except UnreachableError:
+                raise
+            except SiteError as error:
+                raise UnlockableError(str(error)) from error
             self._held.append(_Held(server, marker, roles, stack))
             try:
                 yield append
@@ -598,12 +605,16 @@ class HostPostgreSQL:
     def _both(self) -> tuple[Server, Marker]:
         if self._held:
             return self._held[0].server, self._held[0].marker
+        connection, marker = self._there()
+        return self._server(connection, marker), marker
+
+    def _there(self) -> tuple[Connection, Marker]:
         connection = connect(self.handle["host"])
         marker = self._marker(connection)
         if marker is None:
             msg = f"{connection.name} has no server of {self.handle['owner']} in {self._root}"
             raise SiteError(msg)
-        return self._server(connection, marker), marker
+        return connection, marker
 
     @property
     def _root(self) -> str:
