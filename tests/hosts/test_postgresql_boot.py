@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harmony_pulumi.capabilities.site import Observation, Roles
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.hosts.postgresql.boot import Answer, Home, Start, Verdict, verdict
+from harmony_pulumi.hosts.postgresql.boot import Answer, Start, Verdict, verdict
 
 PAIR = "shop/prod/orders"
 SOURCE = {"host": "localhost", "port": 5432}
@@ -282,12 +281,3 @@ def test_one_that_leads_by_a_role_change_around_its_pair_does_so_whatever_the_pr
     east = peer(inside(roles(0, "primary"), 1, "replica"), name="montreal")
     assert starts(mine, [brother, east], SOURCE) is Start.LEAD
     assert starts({**mine, "me": "replica"}, [brother, east], SOURCE) is Start.FOLLOW
-
-
-def test_a_folder_of_servers_folders_is_told_from_a_folder_that_is_not_whole(tmp_path: Path) -> None:
-    with pytest.raises(SiteError, match="or it is not whole"):
-        Home.at(str(tmp_path))
-    (tmp_path / "montreal-orders").mkdir()
-    (tmp_path / "montreal-orders/harmony.json").write_text("{}")
-    with pytest.raises(SiteError, match=r"one that has servers' folders in it: `harmony start .*/[*]`"):
-        Home.at(str(tmp_path))

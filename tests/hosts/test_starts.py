@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.postgresql.boot import Home
 from harmony_pulumi.hosts.starts import start_all
 
 
@@ -56,3 +61,12 @@ def test_nobody_is_asked_again_unless_that_is_wanted_and_not_for_longer() -> Non
     for wait in (0, 0.01):
         assert start_all(["x"], lambda _: "waits", waits=bool, would_wait=would_wait, wait=wait) == {"x": "waits"}
         assert bool(asked) == bool(wait)
+
+
+def test_a_folder_of_servers_folders_is_told_from_a_folder_that_is_not_whole(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="or it is not whole"):
+        Home.at(str(tmp_path))
+    (tmp_path / "montreal-orders").mkdir()
+    (tmp_path / "montreal-orders/harmony.json").write_text("{}")
+    with pytest.raises(SiteError, match=r"one that has servers' folders in it: `harmony start .*/[*]`"):
+        Home.at(str(tmp_path))
