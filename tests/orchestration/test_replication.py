@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.errors import SiteError, UnreachableError
-from harmony_pulumi.orchestration import replication
 from harmony_pulumi.orchestration.journal import Journal
-from tests.orchestration.code import REAL, Code, pair_of
+from tests.orchestration.code import Code, pair_of
 from tests.orchestration.sites import LONG_AGO, MemorySite, World, pair_site
 
 
@@ -92,36 +91,27 @@ def test_of_a_site_that_is_several_servers_the_one_that_leads_is_the_member(code
     assert [(role, member.name) for role, member in found.items()] == [("primary", "primary"), ("replica", "ottawa")]
 
 
-def test_how_a_member_runs_and_who_streams_from_it_is_said_in_a_line() -> None:
-    world = World(busy=False)
+def test_how_a_member_runs_and_who_streams_from_it_is_said_in_a_line(code: Code) -> None:
+    world = World(code.host, busy=False)
+    followed = code.replication.followed
     seen = pair_site(world, "primary").observe()
-    assert replication.followed(seen) == "montreal is a running primary; toronto is connected (streaming, async)"
-    slot: Any = {"name": "for_toronto", "active": False, "wal_status": "lost"}
-    alone: Any = {**seen, "replicas": [], "slots": [slot]}
-    assert (
-        replication.followed(alone)
-        == "montreal is a running primary; no replica is connected; slot for_toronto is lost"
-    )
+    assert followed(seen) == "montreal is a running primary; toronto is connected (streaming, async)"
+    lost: Any = {"name": "for_toronto", "active": False, "wal_status": "lost"}
+    kept: Any = {"name": "for_ottawa", "active": True, "wal_status": "reserved"}
+    alone: Any = {**seen, "replicas": [], "slots": [kept, lost]}
+    assert followed(alone) == "montreal is a running primary; no replica is connected; slot for_toronto is lost"
     world.servers["primary"].crash()
     seen = pair_site(world, "primary").observe()
-    assert replication.followed(seen).startswith(f"montreal is stopped: {seen['detail']}; no replica is connected")
+    assert followed(seen) == f"montreal is stopped: {seen['detail']}; no replica is connected"
+    assert followed({**seen, "detail": ""}) == "montreal is stopped; no replica is connected"
 
 
-def test_a_wait_that_is_over_says_what_is_missing_and_not_all_that_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harmony_pulumi.orchestration.wait.time.sleep", lambda _: None)
-    world = World(busy=False)
+def test_a_wait_that_is_over_says_what_is_missing_and_not_all_that_was_seen(code: Code) -> None:
+    world = World(code.host, busy=False)
     world.servers["replica"].linked = False
-    members = pair_of(REAL, world).members
     with pytest.raises(SiteError) as caught:
-        replication.establish(
-            members,
-            active="primary",
-            synchronous=False,
-            follows=False,
-            deadline=0,
-            journal=Journal("orders", "establish", world.shown.append),
-        )
+        establish(code, pair_of(code, world))
     assert str(caught.value) == (
-        "toronto streaming: not within 0 s; last seen: montreal is a running primary; no replica is connected. Look at "
+        "toronto streaming: not within 5 s; last seen: montreal is a running primary; no replica is connected. Look at "
         "the members' logs."
     )

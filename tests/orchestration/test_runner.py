@@ -295,7 +295,7 @@ def test_a_target_with_another_record_is_not_promoted(code: Code) -> None:
             world.servers["replica"].system_identifier = "7000000000000000002"
 
     stopping = last_of(labels, "demote: before")
-    for happens in (forge, rebuild, lag, cut_link):
+    for happens in (forge, rebuild, lag, cut_link, crash("replica")):
         world = World(code.host)
         if happens in (forge, rebuild):
             world.whenever = happens
