@@ -486,7 +486,8 @@ def start_apart(pair: Pair, role: str, *, promote: int = 1) -> None:
     """Start a dead primary as a standby of nobody, and promote it by hand, so many times."""
     root, pg_ctl = pair.root(role), f"{found_postgresql().path}/pg_ctl"
     start = [pg_ctl, "start", "-sw", "-D", f"{root}/config", "-l", f"{root}/log/postgresql.log"]
-    start += ["-o", "-c primary_conninfo=''"]
+    # On its Unix socket alone: the other one, which looks for it all the while, would follow it.
+    start += ["-o", "-c primary_conninfo='' -c listen_addresses=''"]
     for _ in range(promote):
         assert runs("touch", str(pair.data(role) / "standby.signal"))
         eventually(lambda: runs(*start), f"the server in {root} to start")

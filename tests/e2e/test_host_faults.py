@@ -320,7 +320,8 @@ def test_a_failover_to_a_member_whose_certificates_are_bad_warns_and_a_rotation_
 
 # -- clocks ------------------------------------------------------------------------------------------------------------
 
-HOURS = [-24, -1, 1, 24]
+# Less than a day: the certificates that replace one which was made to have expired are valid for a day.
+HOURS = [-20, -1, 1, 20]
 
 
 def seconds_unheard(said: str) -> int:
@@ -409,7 +410,7 @@ def on_a_host_whose_clock_is_wrong(pair: Pair, role: str, hours: int) -> Generat
         forget_the_dead()
 
 
-@pytest.mark.parametrize("hours", sampled([-24, 24], 1))
+@pytest.mark.parametrize("hours", sampled([-20, 20], 1))
 def test_a_member_whose_clock_is_wrong_takes_over_and_comes_back_as_any_other(pair: Pair, hours: int) -> None:
     role = other_than(pair.leader)
     with on_a_host_whose_clock_is_wrong(pair, role, hours) as there:
