@@ -69,7 +69,9 @@ def failover(
     with progress(f"asking {' and '.join(pair.names.values())}"):
         seen = look(pair)
         known = told(seen)
-        role = target_of(pair, known, to)
+        # Run once more, it finishes what it began, rather than to begin with the one that was left behind.
+        done = pair.names[known["active"]] if known and known["away"] else None
+        role = target_of(pair, known, to or done)
         source, name = pair.names[other_than(pair, role)], pair.names[role]
         vouched = fenced_by_me or []
         others = [name for name in vouched if name != source]
@@ -93,7 +95,8 @@ def failover(
         for number, step in enumerate(steps or steps_in_words(pair.names, role, "failover")[1:]):
             console().print(f"{'  ' if number else ''}{step}", markup=False)
         ask(f"Fail {pair.name} over to {name} now?")
-    again = f"harmony failover --to {name} --max-data-loss {max_data_loss}"
+    which = f" {chosen.name}" if chosen.around else ""
+    again = f"harmony failover{which} --to {name} --max-data-loss {max_data_loss}"
     again += " --accept-unknown-loss" if accept_unknown_loss else ""
     again += "".join(f" --fenced-by-me {name}" for name in vouched)
     with acting(pair, "failover", role, again=again) as (journal, by):

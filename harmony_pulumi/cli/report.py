@@ -405,6 +405,13 @@ def _unfinished(database: Database, seen: Sequence[Seen]) -> Iterator[Finding]:
                 f"{left['fork']} on is not in this database. Run `harmony rejoin{which}` once it is back: it puts that "
                 f"aside, and has it follow"
             )
+            outer = next((level["outer"] for _, level in told if level.get("outer")), None)
+            if outer and outer["active"] != outer["me"]:  # It was a standby itself.
+                around = f" {outer['pair'].rpartition('/')[2]}" if outer.get("outer") else ""
+                message = (
+                    f"was left behind by the failover of {left['since']} ({left['fenced']}), in a pair that follows. "
+                    f"Run `harmony rejoin{around}` once it is back: it has it follow"
+                )
             yield Finding("problem", "left_behind", database.name, names.get(left["member"]) or left["member"], message)
 
 
@@ -444,7 +451,7 @@ def _role_findings(database: Database, members: Sequence[MemberStatus], seen: Se
         observation = next(o for m, o in zip(members, seen, strict=True) if m.active)
         ways = f"somebody promoted it by hand. If it is to stay, run `harmony accept`; if {meant} is, stop it first"
         if _is_known_to_lead(observation, seen):
-            again = _switchover_to(database, primaries[0].position)
+            again = _switchover_to(database, primaries[0])
             ways = f"its site knows of that, and the stack does not. `{again}`, which moves nothing, tells it"
         message = f"{primaries[0].name} takes the writes, but {meant} is declared to be active: {ways}"
         yield Finding("problem", "active_differs", database.name, "", message)
@@ -486,13 +493,13 @@ def _is_known_to_lead(leader: Seen, all_seen: Sequence[Seen]) -> bool:
     return bool(own) and all(active[level.get("pair")] == level.get("me") for level in own)
 
 
-def _switchover_to(database: Database, position: str) -> str:
-    """Return the command that has a position be active, in the outermost pair that is declared otherwise."""
-    group, path, which = database.handle, position.split("/"), ""
+def _switchover_to(database: Database, leader: MemberStatus) -> str:
+    """Return the command that has a member be active, in the outermost pair that is declared otherwise."""
+    group, path, which = database.handle, leader.position.split("/"), ""
     while group.get("active") == path[0]:
         group = group["members"][path.pop(0)]
         which = f" {group.get('pair', '').rpartition('/')[2]}"
-    return f"harmony switchover{which} --to {group['members'][path[0]]['name']}"
+    return f"harmony switchover{which} --to {leader.name}"
 
 
 def _not_running(database: str, member: MemberStatus, handle: Handle) -> Finding:

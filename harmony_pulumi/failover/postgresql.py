@@ -202,7 +202,7 @@ def declared_active(pair: str, given: Active | None, names: Mapping[str, str]) -
             return Active("primary", 0), [Problem(path, message)]
         problems += _fields_of_active(cast("Mapping[str, Any]", configured), path)
         found = Active(configured.get("member", "primary"), configured.get("epoch", 0))
-    if found.member not in names:
+    if found.member not in [*names]:  # A configuration holds anything, a list, too.
         expected = " or ".join(f"{role!r} ({name})" for role, name in names.items())
         problems.append(Problem(f"{path}.member", f"{found.member!r} is not a member; expected {expected}"))
     if type(found.epoch) is not int or found.epoch < 0:  # A bool is an int, too, and a configuration holds anything.

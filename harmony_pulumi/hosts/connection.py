@@ -66,6 +66,8 @@ wait "$command"
 # passphrase, token or key of whoever runs Pulumi may be in it.
 _KEPT_VARIABLES = ("HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "XDG_STATE_HOME")
 _APPEND_SECONDS = 30
+_HELD_ELSEWHERE = 75
+"""With what flock ends where somebody else holds the lock: EX_TEMPFAIL. It has other statuses for what it cannot do."""
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")  # machine-id(5)
 
 
@@ -253,12 +255,14 @@ class LocalConnection(Connection):
         """Hold an exclusive lock on a file, until the block ends or this process dies, however it dies."""
         # The lock is held by a process that ends with its standard input, which is ours.
         script = 'printf "%s\\n" "$2" > "$1" && echo held && exec cat'
-        argv = ["flock", "--exclusive", "--wait", str(deadline), "--", path, "sh", "-c", script, "sh", path, who]
+        wait = ["--wait", str(deadline), "--conflict-exit-code", str(_HELD_ELSEWHERE)]
+        argv = ["flock", "--exclusive", *wait, "--", path, "sh", "-c", script, "sh", path, who]
         with self._start(argv, user, None) as process:
             stdin, stdout, stderr = (cast("IO[bytes]", p) for p in (process.stdin, process.stdout, process.stderr))
             if stdout.readline() != b"held\n":
-                if said := stderr.read().decode(errors="replace").strip():  # Of one that is held, flock says nothing.
-                    msg = f"{self.name}: cannot lock {path}: {said}"
+                said, status = stderr.read().decode(errors="replace").strip(), process.wait()
+                if status != _HELD_ELSEWHERE:
+                    msg = f"{self.name}: cannot lock {path}: {said or f'status {status}'}"
                     raise UnlockableError(msg)
                 holder = (self.read_file(path, user) or "").strip() or "another operation"
                 found = f"{holder} has held it for the last {deadline:g} s"

@@ -6,7 +6,7 @@ may be lost than was accepted. What is lost is what the old primary wrote and th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -163,6 +163,25 @@ def standing(source: Observation, target: Observation) -> list[Check]:
     return [first, Check(new, "problem", f"{state}; a standby that runs is needed")]
 
 
+def still_follows(outer: Roles | None, heard: Sequence[Roles | None]) -> list[Check]:
+    """Return whether a pair certainly still follows another one, as a member of it was told.
+
+    Args:
+        outer: what the member was told of the pair around.
+        heard: what the servers of the other pair were told; None of those that do not answer.
+    """
+    assert outer is not None, "a pair that follows is in another one"
+    told = told_of_pair({str(number): roles for number, roles in enumerate(heard)}, outer["pair"])
+    if not told:
+        silent = "nobody of the other pair can be asked whether this one was made active meanwhile: have one answer"
+        return [Check(outer["pair"], "problem", silent)]
+    newest = max([outer, *(level for level, _ in told.values())], key=newness)
+    if newest["active"] == outer["me"]:
+        moved = f"this pair is the active one there at epoch {newest['epoch']}: its server that is lost was the primary"
+        return [Check(outer["pair"], "problem", f"{moved}. Fail the pair around over, or start that server")]
+    return [Check(outer["pair"], "ok", "the other pair is the active one there")]
+
+
 def fencing(source: Observation, terms: Terms, *, can_fence: bool) -> Check:
     """Return whether it is certain, or will be, that the old primary accepts no writes."""
     old = source["name"]
@@ -276,5 +295,5 @@ def _is_fenced(operation: Operation, source: Facts) -> bool:
         # One that is half-made cannot start at all; one that could not be marked, somebody has made certain of.
         return source.left_as != "primary" or (is_vouched and tried)
     if source.state == "unreachable":
-        return is_vouched and (tried or not source.host_answers)
+        return is_vouched and (tried or not source.host_answers) and source.role != "primary"
     return source.state == "absent"

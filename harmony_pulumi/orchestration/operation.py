@@ -204,6 +204,8 @@ class Run:
             )
         except SiteError as error:
             return f". {error}"
+        except KeyboardInterrupt:  # What was begun is over: there is nothing to be left open.
+            return f". {self.target.name} was not waited for, which is to stream again: `harmony status` tells"
         return ""
 
     def _promoted(self) -> bool:
@@ -563,9 +565,7 @@ class Run:
         return [
             role
             for role, member in self.pair.members.items()
-            if role == self.target.role
-            or facts[role].state in ANSWERING
-            or (isinstance(member.site, Group) and role not in self.pair.passed_by)
+            if role == self.target.role or facts[role].state in ANSWERING or isinstance(member.site, Group)
         ]
 
     def _save(self, operation: Operation | None, only: Sequence[str] = ()) -> None:

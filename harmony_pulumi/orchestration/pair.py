@@ -340,7 +340,8 @@ class PairSite:
             source = leader.site.observe()
             if missing(source, [other.name]) and (said or has_all_of(source, other.site.observe())):
                 said.append(other.movable.cannot_follow())
-                return source, said[-1] if said[-1] != said[0] else ""
+                # The first may have been said of an attempt before that, and the second, too, a moment after.
+                return source, said[-1] if len({*said}) > 2 else ""
             return source, ""
 
         try:

@@ -447,6 +447,9 @@ def succession_checks(
     found = failover.standing(old, new)
     found.append(failover.fencing(old, terms, can_fence=False))
     found.append(Check("loss", "ok", f"none: neither is a primary, and {leader.name} has what they have"))
+    mine, known = pair.names.values(), told(seen)
+    others = [ahead, *(s for s in pair.members[target].movable.peers() if s["name"] not in mine)]
+    found += failover.still_follows(known["outer"] if known else None, [s["roles"] for s in others])
     if ahead["state"] == "running":
         return [*found, Check(leader.name, "ok", f"it runs: {new['name']} is to follow it")]
     lost = f"{ahead['state']}: {new['name']} cannot follow it yet; if it is lost, too, fail the pair around over then"
@@ -482,8 +485,12 @@ def take_the_lead(pair: Pair, leader: Member, target: str, terms: Terms, journal
             left = not_following(member, source, terms["fenced"] or "its site was asked, and it was stopped")
         if left:  # Else the other one follows it again.
             if host_answers(seen[source]):
-                with journal.step(Step.FENCE, f"{pair.names[source]} is stopped"):
-                    pair.members[source].movable.fence()
+                try:
+                    with journal.step(Step.FENCE, f"{pair.names[source]} is stopped"):
+                        pair.members[source].movable.fence()
+                except SiteError as error:
+                    if not terms["fenced"]:
+                        raise SiteError(fence_yourself(error, pair.names[source])) from error
                 seen = _look_again(pair, seen)
             desired = Desired(target, epoch)
             with journal.step(Step.ELECT, f"{member.name} leads in {pair.name} from here on, at epoch {epoch}"):
@@ -829,9 +836,10 @@ def _alone_as_vouched(
     passed_by: dict[str, str] = {}
 
     def pass_by(member: Member, error: UnlockableError) -> None:
-        if member.role != source:
+        # Of several servers, one that is not vouched for may be the one that cannot be locked.
+        if member.role != source or isinstance(member.site, Group) or seen[source]["role"] == "primary":
             raise error
-        if not terms["fenced"] or seen[source]["role"] == "primary":
+        if not terms["fenced"]:
             raise SiteError(fence_yourself(error, member.name)) from error
         passed_by[source] = str(error)
 

@@ -193,12 +193,16 @@ def test_a_primary_whose_roles_cannot_be_read_is_failed_over_from_by_the_operato
     stack.up()
     put_row(stack, 1)
     eventually(lambda: rows(stack, "replica") == [1], "the row on the standby")
-    kill(stack, "montreal")
     root = home(stack, "primary")[0]
     roles = (root / "roles.json").read_text()
     (root / "roles.json").write_text("{")
-
     terms = (*FAILOVER, "--accept-unknown-loss")
+    shown = harmony(stack, *terms, "--fenced-by-me", "montreal", expect=1)
+    assert "Its server runs, as process" in shown
+    put_row(stack, 2)  # It takes writes: nobody else was promoted.
+    eventually(lambda: rows(stack, "replica") == [1, 2], "the row on the standby")
+    kill(stack, "montreal")
+
     shown = harmony(stack, *terms, expect=1)
     assert "roles.json is not what this version of harmony writes" in shown
     assert shown.rstrip().endswith("then add --fenced-by-me montreal")

@@ -401,3 +401,30 @@ def test_whether_a_pair_inside_another_is_still_the_active_one_is_asked_around(c
     assert found(calgary=elsewhere)[0] == "problem", "it is of another pair, and has not answered for this"
     brother = roles(0, "primary", "replica", outer=outer)
     assert found(toronto=brother, calgary=None)[0] == "problem", "it is on the same side"
+
+
+def test_whether_a_pair_certainly_follows_is_asked_of_the_one_that_it_follows(code: Code) -> None:
+    outer = roles(2, "primary", "replica", pair="shop/prod/world")
+
+    def found(*heard: Roles | None) -> tuple[str, str]:
+        (check,) = code.failover.still_follows(outer, heard)
+        return check.verdict, check.found
+
+    def east(epoch: int, active: str) -> Roles:
+        return roles(0, "primary", outer=roles(epoch, active, "primary", pair="shop/prod/world"))
+
+    assert found(east(2, "primary"), None)[0] == "ok"
+    assert found(east(1, "replica"))[0] == "ok", "told less than this one"
+    verdict, words = found(None, east(3, "replica"))
+    assert verdict == "problem"
+    assert "this pair is the active one there at epoch 3: its server that is lost was the primary" in words
+    verdict, words = found(None, roles(9, "replica", pair="shop/prod/others"))
+    assert verdict == "problem"
+    assert words.startswith("nobody of the other pair can be asked")
+
+
+def test_one_that_was_seen_to_take_writes_is_fenced_whoever_vouches_for_it(code: Code) -> None:
+    begun = operation(kind="failover", terms=FENCED)
+    for role, step in (("primary", "fence"), ("", "elect")):
+        source = code.switchover.Facts("montreal", "unreachable", role, "", False, EPOCH - 1)
+        assert code.failover.next_step(begun, source, facts(code, "toronto", "a standby")) == step

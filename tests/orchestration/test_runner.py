@@ -310,6 +310,21 @@ def test_a_target_with_another_record_is_not_promoted(code: Code) -> None:
         assert known(code, world)["operation"] is None
 
 
+def test_an_interrupt_while_the_standby_is_waited_for_leaves_nothing_open(
+    code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(code.operation, "wait_for", interrupted)
+    world = World(code.host)
+    world.at[last_of(labels_of(code), "demote: before")] = cut_link
+    ended = outcome(code, world, "replica", 1)
+    assert "the switchover was given up, and montreal is active" in ended
+    assert "toronto was not waited for, which is to stream again" in ended
+    assert known(code, world)["operation"] is None
+
+
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 

@@ -172,6 +172,13 @@ class _Held:
     """Runs SQL on a member that is about to take over, with no time lost by connecting."""
 
 
+def _refuse_if_it_runs(server: Server, error: SiteError) -> None:
+    """Refuse to have a server count as one that cannot be locked, which may be passed by, while it runs."""
+    if pid := server.running_pid():
+        msg = f"{error}. Its server runs, as process {pid}, and may take writes: stop that one first"
+        raise SiteError(msg) from error
+
+
 @dataclass(frozen=True)
 class HostPostgreSQL:
     """One server on a host, by its handle."""
@@ -254,11 +261,13 @@ class HostPostgreSQL:
         """Keep every other operation on this server out, deployments too."""
         connection, marker = self._there()
         user, layout = os_user(connection, self.handle["host"]), Layout(self._root, marker.data)
-        with (
-            connection.holding(layout.lock, who=operator, user=user, deadline=_LOCK_DEADLINE),
-            connection.appending(layout.events, user=user) as append,
-            ExitStack() as stack,
-        ):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(connection.holding(layout.lock, who=operator, user=user, deadline=_LOCK_DEADLINE))
+            except UnlockableError as error:
+                _refuse_if_it_runs(Server(connection, layout, Binaries("", marker.version), user), error)
+                raise
+            append = stack.enter_context(connection.appending(layout.events, user=user))
             # Only now: whoever held the lock may have changed it, and is told of before what cannot be read.
             try:
                 server, marker = self._both()
@@ -266,6 +275,7 @@ class HostPostgreSQL:
             except UnreachableError:
                 raise
             except SiteError as error:
+                _refuse_if_it_runs(Server(connection, layout, Binaries("", marker.version), user), error)
                 raise UnlockableError(str(error)) from error
             self._held.append(_Held(server, marker, roles, stack))
             try:
