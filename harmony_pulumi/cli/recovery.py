@@ -99,12 +99,17 @@ def failover(
     again = f"harmony failover{which} --to {name} --max-data-loss {max_data_loss}"
     again += " --accept-unknown-loss" if accept_unknown_loss else ""
     again += "".join(f" --fenced-by-me {name}" for name in vouched)
-    with acting(pair, "failover", role, again=again) as (journal, by):
-        epoch = (
-            take_the_lead(pair, leader, role, terms, journal, by=by)
-            if leader
-            else fail_over(pair, role, terms, journal, by=by, vouched=vouched)
-        )
+    if is_done and not pair.endpoints:  # Nothing is to be locked for that: the stack may be to be told.
+        assert known is not None, "it knows who is active"
+        console().print(f"{name} is active already")
+        epoch = known["epoch"]
+    else:
+        with acting(pair, "failover", role, again=again) as (journal, by):
+            epoch = (
+                take_the_lead(pair, leader, role, terms, journal, by=by)
+                if leader
+                else fail_over(pair, role, terms, journal, by=by, vouched=vouched)
+            )
     if not is_done or chosen.handle["active"] != role:  # A run before this one may not have come to say so.
         tell_stack(chosen, role, epoch, cwd, stack)
 

@@ -225,8 +225,8 @@ class PairSite:
         """Have the active member be a standby of what another site offers, and the other one stay its own."""
         self._leader.movable.follow(source)
         for other in self._others:
-            self._take_along(other, source)
-            self._is_back(other)
+            if not self._told_it_is_away(other):  # It may be lost for good: `gather` is told to bring it back.
+                self._take_along(other, source)
 
     def forget(self, follower: str) -> None:
         """Stop keeping WAL for a member that leads now, wherever in the pair it is kept."""
@@ -280,13 +280,20 @@ class PairSite:
         """Copy the data of another site."""
         self._leader.movable.clone(source, show)
 
-    def _is_back(self, other: Member) -> None:
-        """Have the members know that one which was left behind follows again."""
-        seen = look(self.pair)
-        known = told(seen)
-        if known and (away := known["away"]) and away["member"] == other.role:
-            for role in sorted(self.pair.members, key=lambda role: role == known["active"]):
-                self.pair.members[role].movable.tell({**known, "me": role, "away": None})
+    def gather(self, source: Mapping[str, Any]) -> None:
+        """Bring back a member that was left behind, and have the members know that it follows again."""
+        for other in self._others:
+            if known := self._told_it_is_away(other):
+                self._take_along(other, source)
+                active = known["active"]
+                for role in sorted(self.pair.members, key=lambda role: role == active):
+                    self.pair.members[role].movable.tell({**known, "me": role, "away": None})
+
+    def _told_it_is_away(self, other: Member) -> Roles | None:
+        """Return what the members were told, if that is that another one was left behind."""
+        known = told(look(self.pair))
+        away = known and known["away"]
+        return known if away and away["member"] == other.role else None
 
     def _take_along(self, other: Member, source: Mapping[str, Any]) -> None:
         """Have the other member follow the active one, which follows a new source by now.

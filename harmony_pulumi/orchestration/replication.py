@@ -23,6 +23,14 @@ class Group(Protocol):
         """The handle of the one that leads among them, now."""
         ...
 
+    def gather(self, source: Mapping[str, Any]) -> None:
+        """Bring back those of them that were left behind, where the one that leads follows a source.
+
+        Args:
+            source: what the source offers.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Member:

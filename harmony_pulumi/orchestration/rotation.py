@@ -126,10 +126,10 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
             found = under_way(leader, _look(pair))
             if found:
                 journal.note(f"going on with the rotation begun by {found['operator']}", step="resume")
-                if not _finish(pair, leader, found, journal):
+                if not _finish(pair, leader, found, journal, insists=wanted is not None):
                     return False
             if wanted and (found is None or (wanted["authority"] and not found["authority"])):
-                return _finish(pair, leader, wanted, journal)
+                return _finish(pair, leader, wanted, journal, insists=True)
             return True
 
 
@@ -210,13 +210,27 @@ def _leader(pair: Pair) -> str:
     return primaries[0]
 
 
-def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal) -> bool:
-    """Do what is next until nothing is left; tell whether the rotation has ended."""
+def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal, *, insists: bool) -> bool:
+    """Do what is next until nothing is left; tell whether the rotation has ended.
+
+    Args:
+        pair: or a server that stands alone.
+        leader: the role of the one that leads.
+        rotation: that was begun, or begins.
+        journal: records the steps.
+        insists: whether an endpoint that cannot be told is a failure; else a dead one would fail every `up`.
+    """
     seen = _look(pair)
     while step := next_step(rotation, leader, seen, pair.names):
         act, role = step
         if act is Step.DISTRUST and role == leader:
-            _tell_endpoints(pair, leader, rotation)
+            try:
+                _tell_endpoints(pair, leader, rotation)
+            except SiteError as error:
+                if insists:
+                    raise
+                journal.note(f"{error}: `harmony rotate-certificates`", step=act, state="warning")
+                return False
         with journal.step(act, _words(pair, leader, rotation, act, role), id=rotation["id"]):
             _act(pair, leader, rotation, act, role)
         if act is Step.RENEW and role == leader:

@@ -569,6 +569,9 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
                     member.movable.follow(leader.movable.offer())
             under_way = _begin("rejoin", known["epoch"] if known else 0, source=source, target=active, by=by)
         Run(pair, journal, under_way, _all_told(pair, seen)).finish(seen)
+        member = pair.members[under_way["source"]]
+        if isinstance(member.site, Group):
+            member.site.gather(pair.members[under_way["target"]].movable.offer())
 
 
 def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:

@@ -80,6 +80,9 @@ class Grouped(MemorySite):
     def leading(self) -> Mapping[str, Any]:
         return {"name": "ottawa", "slot": "for_ottawa"}
 
+    def gather(self, source: Mapping[str, Any]) -> None:
+        """There is nobody to bring back."""
+
 
 def test_of_a_site_that_is_several_servers_the_one_that_leads_is_the_member(code: Code) -> None:
     world = World(code.host, busy=False)

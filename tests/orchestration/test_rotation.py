@@ -234,6 +234,8 @@ def test_a_rotation_does_not_end_before_an_endpoint_has_the_new_authority() -> N
         world.servers[LEADER].holder = world.servers[FOLLOWER].holder = None
         assert not (world.servers[LEADER].rotation or {"ended": True})["ended"]
     assert world.servers[FOLLOWER].held == world.servers[LEADER].issued, "the members are done"
+    assert not run(world, None), "an update goes on without it"
+    assert "have it answer, then run this again: `harmony rotate-certificates`" in world.shown[-1]
     world.endpoints["kingston"].unreachable = False
     assert run(world, new_rotation(BY, authority=True))
     insist_on_rotated(world, LEADER)
