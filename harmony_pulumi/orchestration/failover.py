@@ -143,18 +143,22 @@ def checks(
         yield replace(check, verdict="warning", found=f"{check.found}, once {new} leads") if late else check
 
 
-def standing(source: Observation, target: Observation) -> list[Check]:
+def standing(source: Observation, target: Observation, *, leads: bool) -> list[Check]:
     """Return whether a standby can take the place of another one, of which it was a standby.
 
     Args:
         source: the one that is lost.
         target: the one that takes its place.
+        leads: whether the first one is still known as the one that leads.
     """
     old, new = source["name"], target["name"]
     if source["role"] == "primary":
         first = Check(old, "problem", "it accepts writes, and its pair follows another: promoted by hand? Stop it")
+    elif source["state"] == "running" and not leads:
+        first = Check(old, "warning", "a running standby, which is stopped: it is known as lost")
     elif source["state"] == "running":
-        first = Check(old, "warning", "a running standby, which is stopped")
+        runs = "its roles cannot be moved while it runs: `harmony rejoin` has it follow again; or stop it first"
+        first = Check(old, "problem", f"a running standby, which leads in a pair that follows; {runs}")
     else:
         first = Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
     if target["role"] == "standby":

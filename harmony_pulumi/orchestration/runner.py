@@ -444,10 +444,10 @@ def succession_checks(
         terms: what is accepted; of these, only that the lost one is fenced.
     """
     old, new, ahead = seen[other_than(pair, target)], seen[target], leader.site.observe()
-    found = failover.standing(old, new)
+    mine, known = pair.names.values(), told(seen)
+    found = failover.standing(old, new, leads=known is None or known["active"] != target)
     found.append(failover.fencing(old, terms, can_fence=False))
     found.append(Check("loss", "ok", f"none: neither is a primary, and {leader.name} has what they have"))
-    mine, known = pair.names.values(), told(seen)
     others = [ahead, *(s for s in pair.members[target].movable.peers() if s["name"] not in mine)]
     found += failover.still_follows(known["outer"] if known else None, [s["roles"] for s in others])
     if ahead["state"] == "running":

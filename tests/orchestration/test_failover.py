@@ -198,17 +198,20 @@ def test_it_is_certain_that_the_old_primary_accepts_no_writes_or_nobody_takes_ov
 
 
 def test_a_standby_takes_the_place_of_another_that_is_no_primary(code: Code) -> None:
-    def of(source: Observation, target: Observation) -> list[tuple[str, str]]:
-        return [(check.verdict, check.found) for check in code.failover.standing(source, target)]
+    def of(source: Observation, target: Observation, *, leads: bool = False) -> list[tuple[str, str]]:
+        return [(check.verdict, check.found) for check in code.failover.standing(source, target, leads=leads)]
 
     runs = ("ok", "a running standby")
     for source, verdict, found in (
         ({"role": "primary"}, "problem", "it accepts writes, and its pair follows another: promoted by hand? Stop it"),
-        ({"role": "standby"}, "warning", "a running standby, which is stopped"),
+        ({"role": "standby"}, "warning", "a running standby, which is stopped: it is known as lost"),
         (STOPPED, "ok", "stopped: no server process"),
         ({"state": "absent", "role": ""}, "ok", "absent"),
     ):
         assert of(seen("primary", **source), standby()) == [(verdict, found), runs]
+    ((verdict, words), _) = of(seen("primary", role="standby"), standby(), leads=True)
+    assert verdict == "problem"
+    assert "its roles cannot be moved while it runs" in words
     for target, found in (
         (STOPPED, "stopped  no server process; a standby that runs is needed"),
         ({"role": "primary"}, "running primary; a standby that runs is needed"),

@@ -196,6 +196,8 @@ def test_nobody_else_leads_in_a_pair_that_follows_where_something_stands_in_the_
     assert "--fenced-by-me montreal" in take_the_lead(code, world, ahead)
     assert world.picture() == before
     world, ahead = following(code)
+    assert "its roles cannot be moved while it runs" in take_the_lead(code, world, ahead)
+    world.servers["primary"].crash()
     world.servers["replica"].crash()
     said = take_the_lead(code, world, ahead)
     assert "toronto is not to lead in it; nothing was touched\n  - toronto: stopped" in said
@@ -217,6 +219,7 @@ def test_one_leads_in_a_pair_that_follows_also_where_who_is_followed_is_lost_and
     code: Code,
 ) -> None:
     world, ahead = following(code)
+    world.servers["primary"].crash()
     ahead.server.crash()
     assert take_the_lead(code, world, ahead) == "done"
     assert "ottawa does not run: `harmony rejoin` of the pair around has toronto follow it later" in world.shown[-1]
