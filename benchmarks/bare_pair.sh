@@ -29,6 +29,7 @@ configure() { # MEMBER PORT
 		log_timezone = 'Etc/UTC'
 		lc_messages = 'C'
 		max_wal_size = '1GB'
+		wal_retrieve_retry_interval = '500ms'
 		shared_buffers = '128MB'
 		timezone = 'Etc/UTC'
 		cluster_name = '$1'

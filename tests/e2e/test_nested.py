@@ -252,6 +252,9 @@ def test_a_pair_that_follows_and_has_lost_its_leading_server_is_led_by_its_other
         harmony(stack, "rejoin", "orders", "--yes")
         four.insist_on(LED_BY_THE_OTHER[1])
         assert json.loads((four.homes["calgary"] / "roles.json").read_text())["away"] is None
+        refused = harmony(stack, "failover", "west-orders", "--to", "calgary", *terms, expect=1)
+        assert "its roles cannot be moved while it runs" in refused
+        four.kill("vancouver")
         harmony(stack, "failover", "west-orders", "--to", "calgary", *terms)
         harmony(stack, "rejoin", "orders", "--yes")
         four.insist_on(AT_FIRST)
