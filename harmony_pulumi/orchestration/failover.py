@@ -120,7 +120,7 @@ def checks(
         advice = f"it runs and answers: `harmony switchover --to {new}` loses nothing"
         yield Check(old, "problem", advice)
     else:
-        yield Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
+        yield Check(old, "ok", _state_of(source))
     if not target["role"]:
         yield Check(new, "problem", f"{target['state']}: {target['detail']}; a standby that runs is needed")
         return
@@ -143,6 +143,10 @@ def checks(
         yield replace(check, verdict="warning", found=f"{check.found}, once {new} leads") if late else check
 
 
+def _state_of(seen: Observation | EndpointObservation) -> str:
+    return f"{seen['state']}: {seen['detail']}" if seen["detail"] else seen["state"]
+
+
 def standing(source: Observation, target: Observation, *, leads: bool) -> list[Check]:
     """Return whether a standby can take the place of another one, of which it was a standby.
 
@@ -160,7 +164,7 @@ def standing(source: Observation, target: Observation, *, leads: bool) -> list[C
         runs = "its roles cannot be moved while it runs: `harmony rejoin` has it follow again; or stop it first"
         first = Check(old, "problem", f"a running standby, which leads in a pair that follows; {runs}")
     else:
-        first = Check(old, "ok", f"{source['state']}: {source['detail']}" if source["detail"] else source["state"])
+        first = Check(old, "ok", _state_of(source))
     if target["role"] == "standby":
         return [first, Check(new, "ok", "a running standby")]
     state = f"{target['state']} {target['role']} {target['detail']}".strip()
@@ -246,8 +250,7 @@ def endpoint_checks(
     """
     old = source["name"]
     for name, endpoint in seen.items():
-        state = f"{endpoint['state']}: {endpoint['detail']}" if endpoint["detail"] else endpoint["state"]
-        untold = f"{name} cannot be told ({state}), and may lead clients to {old}"
+        untold = f"{name} cannot be told ({_state_of(endpoint)}), and may lead clients to {old}"
         if endpoint["state"] in {"running", "stopped"}:
             yield Check("endpoint", "ok", f"{name} can be told ({endpoint['state']}): it leads away from {old} first")
         elif terms["fenced"]:

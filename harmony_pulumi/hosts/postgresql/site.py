@@ -217,9 +217,8 @@ class HostPostgreSQL:
         """Fill in what is to be seen of a server that is there."""
         user = os_user(connection, self.handle["host"])
         layout = Layout(self._root, marker.data)
-        bare = Server(connection, layout, Binaries("", marker.version), user)
         seen["roles"] = read_roles(connection, layout.roles, user)
-        running = bare.running_pid() is not None
+        running = self._bare(connection, marker).running_pid() is not None
         try:
             server = self._server(connection, marker)
         except SiteError as error:
@@ -265,7 +264,7 @@ class HostPostgreSQL:
             try:
                 stack.enter_context(connection.holding(layout.lock, who=operator, user=user, deadline=_LOCK_DEADLINE))
             except UnlockableError as error:
-                _refuse_if_it_runs(Server(connection, layout, Binaries("", marker.version), user), error)
+                _refuse_if_it_runs(self._bare(connection, marker), error)
                 raise
             append = stack.enter_context(connection.appending(layout.events, user=user))
             # Only now: whoever held the lock may have changed it, and is told of before what cannot be read.
@@ -275,7 +274,7 @@ class HostPostgreSQL:
             except UnreachableError:
                 raise
             except SiteError as error:
-                _refuse_if_it_runs(Server(connection, layout, Binaries("", marker.version), user), error)
+                _refuse_if_it_runs(self._bare(connection, marker), error)
                 raise UnlockableError(str(error)) from error
             self._held.append(_Held(server, marker, roles, stack))
             try:
@@ -633,6 +632,11 @@ class HostPostgreSQL:
     def _marker(self, connection: Connection) -> Marker | None:
         marker = Marker.read(connection, self._root, os_user(connection, self.handle["host"]))
         return marker if marker and marker.owner == self.handle["owner"] else None
+
+    def _bare(self, connection: Connection, marker: Marker) -> Server:
+        """Return the server without its programs, which may not be there: enough to tell whether it runs."""
+        user = os_user(connection, self.handle["host"])
+        return Server(connection, Layout(self._root, marker.data), Binaries("", marker.version), user)
 
     def _server(self, connection: Connection, marker: Marker) -> Server:
         user = os_user(connection, self.handle["host"])
