@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -203,6 +204,25 @@ def stop_postmaster(data: Path, how: signal.Signals) -> None:
     if pid is not None:
         os.kill(pid, how)
         eventually(lambda: postmaster(data) is None, f"the postmaster of {data} to end")
+
+
+def make_wal_in_advance(data: Path) -> None:
+    """Have empty segments in pg_wal, as a checkpoint makes them, until a reader of the folder meets one first."""
+    folder = data / "pg_wal"
+
+    def segments() -> list[Path]:
+        return [path for path in folder.iterdir() if re.fullmatch("[0-9A-F]{24}", path.name)]
+
+    number = int(max(path.name for path in segments()), 16)
+    for one in range(number + 1, number + 128):
+        if segments()[0].stat().st_blocks == 0:
+            return
+        path = folder / f"{one:024X}"
+        with path.open("xb") as file:
+            file.truncate(16 * 1024 * 1024)
+        path.chmod(0o600)
+        shutil.chown(path, folder.owner())
+    pytest.fail(f"of {segments()} none that is empty is met first")
 
 
 def eventually(look: Callable[[], object], what: str, deadline: float = 60) -> None:

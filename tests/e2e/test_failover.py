@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
-from tests.e2e.conftest import Stack, eventually, stop_postmaster, with_mounts
+from tests.e2e.conftest import Stack, eventually, make_wal_in_advance, stop_postmaster, with_mounts
 from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover import ask, data, home, roles_seen, server_program, streams
@@ -73,7 +73,7 @@ def test_what_the_old_primary_alone_has_is_bounded_before_and_listed_after(stack
     isolate(stack)
     for number in (2, 3):
         put_row(stack, number)
-    kill(stack, "montreal")
+    make_wal_in_advance(kill(stack, "montreal"))
 
     shown = harmony(stack, *FAILOVER, expect=1)
     assert "2 transactions, that toronto has not received" in shown

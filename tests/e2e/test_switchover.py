@@ -22,6 +22,7 @@ from tests.e2e.conftest import (
     connection,
     eventually,
     found_postgresql,
+    make_wal_in_advance,
     postmaster,
     stop_postmaster,
     superuser,
@@ -100,6 +101,8 @@ def test_a_changed_input_moves_the_roles_there_and_back_and_nothing_is_lost(stac
     stack.pair()
     stack.up()
     put_row(stack, 1)
+    for role in NAMES:
+        make_wal_in_advance(home(stack, role)[0] / "data")
     with clients(stack, 3) as running:
         stack.pair(active=active("replica", 1))
         before = traces(stack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from fnmatch import fnmatch
 
 import pytest
 
@@ -169,3 +170,20 @@ def test_the_segments_from_a_place_on_are_those_of_its_timelines() -> None:
         "000000020000000100000000",
     ]
     assert wal.segments(names, [], 16 * mb) == []
+
+
+def test_a_reader_of_wal_is_told_the_first_and_the_last_segment_of_a_timeline() -> None:
+    size = 16 * 1024 * 1024
+    begin = Fork(timeline=10, lsn="0/9000028")
+    assert fnmatch("0000000A0000000000000009", wal.of_timeline(begin))
+    assert not fnmatch("0000000A.history", wal.of_timeline(begin))
+    assert not fnmatch("0000000B0000000000000009", wal.of_timeline(begin))
+    names = ["0000000A000000000000000B", "0000000A0000000000000008", "0000000A0000000000000009"]
+    listed = "".join(f"{size} {name}\n" for name in names)
+    assert wal.span(begin, listed) == ("0000000A0000000000000009", "0000000A000000000000000B")
+    assert wal.span(Fork(timeline=10, lsn="0/BFFFFFF"), listed) == ("0000000A000000000000000B",) * 2
+    # The name of the last one of a timeline that ended: pg_waldump cannot go on to it, and says so.
+    assert wal.span(begin, f"{listed}{size} 0000000A000000000000000C.partial")[1] == "0000000A000000000000000C.partial"
+    for nothing in ("", f"{size} 0000000A0000000000000008\n"):
+        with pytest.raises(ValueError, match=r"has no WAL from 0/9000028 on timeline 10"):
+            wal.span(begin, nothing)

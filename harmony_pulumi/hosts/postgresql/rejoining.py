@@ -78,13 +78,13 @@ class Comeback:
     def beyond(self, fork: Fork) -> Beyond:
         """Return what the server wrote past a fork, on this timeline and those that it began itself."""
         found: Beyond = {"bytes": 0, "transactions": []}
-        argv = [self.server.program("pg_waldump"), "-p", f"{self.marker.data}/pg_wal"]
         for begin in wal.past(fork, self.history()):
-            where = ["-t", str(begin["timeline"]), "-s", begin["lsn"]]
+            with self._may_pass("read its WAL", only=_CURABLE):
+                argv = self.server.waldump(begin)
             script = 'digest=$1; shift; { "$@" 2>&1; echo "ended $?"; } | awk "$digest"'
             with self._may_pass("read its WAL"):
                 digest = self.server.connection.check(
-                    ["sh", "-c", script, "sh", wal.DIGEST, *argv, *where],
+                    ["sh", "-c", script, "sh", wal.DIGEST, *argv],
                     user=self.server.user,
                     env={"LC_ALL": "C"},
                     timeout=_READ_DEADLINE,

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
+from harmony_pulumi.capabilities.site import Fork
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
 from harmony_pulumi.hosts.logs import set_aside_if_large
+from harmony_pulumi.hosts.postgresql import wal
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -404,8 +406,28 @@ class Server:
         Raises:
             SiteError: there is none.
         """
-        argv = [self.program("pg_waldump"), "-p", f"{self.layout.data}/pg_wal", "-t", str(timeline), "-s", lsn]
-        return self.connection.check([*argv, "-n", "1"], user=self.user, env={"LC_ALL": "C"}).strip()
+        argv = self.waldump(Fork(timeline=timeline, lsn=lsn), "-n", "1")
+        return self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}).strip()
+
+    def waldump(self, begin: Fork, *options: str) -> list[str]:
+        """Return how to call pg_waldump on the WAL from an LSN on, on its timeline.
+
+        It is told the segments. Else it takes their size from any file in the folder, and one that a checkpoint made
+        in advance is empty: PostgreSQL 13 to 18, pg_waldump.c.
+
+        Raises:
+            SiteError: none of that WAL is there.
+        """
+        folder = f"{self.layout.data}/pg_wal"
+        # A running standby recycles segments meanwhile.
+        find = ["find", folder, "-ignore_readdir_race", "-maxdepth", "1", "-name", wal.of_timeline(begin)]
+        listed = self.connection.check([*find, "-printf", "%s %f\\n"], user=self.user)
+        try:
+            segments = wal.span(begin, listed)
+        except ValueError as error:
+            msg = f"{self.connection.name}: {folder} {error}"
+            raise SiteError(msg) from error
+        return [self.program("pg_waldump"), "-p", folder, "-s", begin["lsn"], *options, *segments]
 
     def initdb(self, locale: str) -> None:
         """Make an empty database cluster with checksums."""

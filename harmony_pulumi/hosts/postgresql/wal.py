@@ -113,5 +113,24 @@ def segments(names: Sequence[str], begins: Sequence[Fork], segment_bytes: int) -
     return found
 
 
+def of_timeline(begin: Fork) -> str:
+    """Return the pattern of the names that a timeline's segments have."""
+    return f"{begin['timeline']:08X}[0-9A-F]*"
+
+
+def span(begin: Fork, listed: str) -> tuple[str, str]:
+    """Return the first and the last segment from an LSN on, of a timeline's segments, listed as sizes and names.
+
+    Raises:
+        ValueError: there is none; the message goes on after the folder's name.
+    """
+    sizes = {name: int(size) for size, name in (line.split() for line in listed.splitlines())}
+    # All have one size, the empty ones that are made in advance, too.
+    if found := segments(list(sizes), [begin], max(sizes.values(), default=1)):
+        return found[0], found[-1]
+    msg = f"has no WAL from {begin['lsn']} on timeline {begin['timeline']}"
+    raise ValueError(msg)
+
+
 def _number(name: str, segment_bytes: int) -> int:
     return int(name[:8], 16) * (2**32 // segment_bytes) + int(name[8:], 16)
