@@ -379,8 +379,10 @@ class Run:
             left = left_behind(self.target, self.operation["source"], fenced)
         # In full: one that did not answer when roles moved would else still be told that it leads.
         settled = Desired(self.operation["target"], self.operation["epoch"])
-        covered = self.roles[self.operation["target"]]["synchronous"]
-        for role in self._to_tell():
+        # It may have been declared otherwise since; and before commits wait for nobody, nobody is to count on them.
+        covered = self.roles[self.operation["target"]]["synchronous"] and self.pair.synchronous
+        # The active one first, as long as it is not told this is not over; then the other may count on it.
+        for role in sorted(self._to_tell(), key=lambda role: role != self.operation["target"]):
             told_now = roles_for(
                 self.pair, role, settled, None, outer=outer_of(self.roles), away=left, synchronous=covered
             )
@@ -544,7 +546,8 @@ class Run:
                 self.operation,
                 outer=outer_of(self.roles),
                 away=away,
-                synchronous=covered,
+                # The other one may count on it only once the active one certainly knows: when this is settled.
+                synchronous=covered and role == active,
             )
             self.pair.members[role].movable.tell(told_now)
             self.roles[role] = told_now

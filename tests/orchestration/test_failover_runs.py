@@ -1021,6 +1021,41 @@ def test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit
         assert ended == "done" or "given up" in ended, ended
 
 
+def test_what_is_declared_asynchronous_meanwhile_is_told_before_commits_wait_for_nobody(code: Code) -> None:
+    """The world checks at every point that commits wait wherever the standby was told so."""
+    plain = synchronous(code)
+    begin = plain.count
+    assert outcome(code, plain, "replica", 1) == "done"
+    for number in range(begin, plain.count):
+        world = synchronous(code)
+        world.at[number] = kill
+        assert outcome(code, world, "replica", 1) == "killed"
+        world.at.clear()
+        world.synchronous = False
+        ended = outcome(code, world, "replica", 1)
+        assert ended == "done" or "given up" in ended, ended
+        assert flags(world) == [False, False]
+
+
+def test_a_member_that_was_told_of_a_switchover_alone_does_not_count_on_its_commits(code: Code) -> None:
+    """The one that was to lead is cut off as it is told, and leads by a failover, where commits wait for nobody."""
+    plain = synchronous(code)
+    begin = plain.count
+    assert outcome(code, plain, "replica", 1) == "done"
+    told_alone = 0
+    for number in range(begin, plain.count):
+        world = synchronous(code)
+        world.at[number] = DISTURBANCES["the target is cut off"]
+        outcome(code, world, "replica", 1)
+        world.at.clear()
+        world.servers["primary"].unreachable, world.servers["replica"].unreachable = True, False
+        one, other = (server.roles and server.roles["epoch"] for server in world.servers.values())
+        told_alone += (one, other) == (1, 0)
+        fail_over(code, world, fenced="ada said so", max_data_loss=1000, accept_unknown_loss=True)
+        world.check()
+    assert told_alone
+
+
 def test_two_operators_do_not_undo_each_other(code: Code) -> None:
     """The second begins a switchover, and is killed, at any point of what the first does."""
     plain = World(code.host)
