@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from harmony_pulumi.failover import Active, FailoverTopology
     from harmony_pulumi.input_errors import CapabilityError, InputError, Problem
     from harmony_pulumi.topologies.base import HigherOrderTopology, Topology
+    from harmony_pulumi.topologies.k8s_anywhere import K8sAnywhereTopology
     from harmony_pulumi.topologies.linux_host import LinuxHostTopology
 
 _HOMES = {
@@ -56,6 +57,7 @@ _HOMES = {
     "failover": ("Active", "FailoverTopology"),
     "input_errors": ("CapabilityError", "InputError", "Problem"),
     "topologies.base": ("HigherOrderTopology", "Topology"),
+    "topologies.k8s_anywhere": ("K8sAnywhereTopology",),
     "topologies.linux_host": ("LinuxHostTopology",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -74,6 +76,7 @@ __all__ = [
     "FailoverTopology",
     "HigherOrderTopology",
     "InputError",
+    "K8sAnywhereTopology",
     "LinuxHostTopology",
     "MemberPlacement",
     "PostgreSQL",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
@@ -13,6 +14,17 @@ def address(host: object, port: Any) -> str:
     with suppress(ValueError):  # A name, or a form that only a resolver knows.
         name = str(ip_address(name))
     return f"[{name}]:{int(port)}" if ":" in name else f"{name}:{int(port)}"
+
+
+def is_host(text: str) -> bool:
+    """Tell whether a text is a host name or an IP address."""
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", text):
+        return True
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_same(one: str, other: str) -> bool:

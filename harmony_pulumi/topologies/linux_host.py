@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pulumi
 
+from harmony_pulumi.capabilities.addresses import is_host
 from harmony_pulumi.capabilities.endpoint import DeployedEndpoint, EndpointHost
 from harmony_pulumi.capabilities.postgresql import (
     Claim,
@@ -170,11 +170,8 @@ def _problems(name: object, address: str, user: str, machine_id: str | None) -> 
     problems: list[Problem] = []
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name)):
         problems.append(Problem("name", f"{name!r} is not taken; expected up to 63 letters, digits and _.-"))
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", address):
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
+    if not is_host(address):
+        problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
     if user == "root":
         problems.append(Problem("user", "PostgreSQL refuses to run as root; name another, for instance 'postgres'"))
     elif not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):

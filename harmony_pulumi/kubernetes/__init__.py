@@ -1,0 +1,1 @@
+"""PostgreSQL on Kubernetes, run by CloudNativePG: what is declared, and what can be done with it."""

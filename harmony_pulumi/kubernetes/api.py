@@ -1,0 +1,167 @@
+"""The Kubernetes API of one cluster, by the official client: connected to once, and its errors told as a site's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlencode
+
+import urllib3
+import yaml
+from kubernetes.config import ConfigException
+from kubernetes.config.kube_config import new_client_from_config_dict
+
+from harmony_pulumi.errors import SiteError, UnreachableError
+
+_CONNECT_SECONDS, _READ_SECONDS = 5, 30
+_AS_HARMONY = {"fieldManager": "harmony"}
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+
+
+class Api:
+    """One cluster's API."""
+
+    def __init__(self, name: str, kubeconfig: str, context: str | None = None) -> None:
+        """Read a kubeconfig; nothing is asked yet.
+
+        Args:
+            name: what messages call the cluster.
+            kubeconfig: its text.
+            context: of that, if not its current one.
+
+        Raises:
+            SiteError: the kubeconfig is none, or what it names to log in with fails.
+        """
+        self.name = name
+        try:
+            parsed = yaml.safe_load(kubeconfig)
+            made: Any = new_client_from_config_dict  # It has no types.
+            self.client = made(parsed, context=context, persist_config=False)
+        except (yaml.YAMLError, ConfigException, TypeError, ValueError, OSError) as error:
+            # The text of a YAML error quotes the kubeconfig, which holds keys.
+            what = "it is no YAML" if isinstance(error, yaml.YAMLError) else str(error)
+            msg = f"{name}: its kubeconfig cannot be used: {what}; `kubectl config view --raw --minify` prints one"
+            raise SiteError(msg) from None
+
+    @property
+    def address(self) -> str:
+        """The URL of the API server."""
+        return str(self.client.configuration.host)
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        """Return what is at a path of the API, or None if nothing is."""
+        try:
+            return self._call("GET", path)
+        except NotThereError:
+            return None
+
+    def apply(
+        self, path: str, body: Mapping[str, Any], *, manager: str, force: bool = True, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Have an object be as described, as far as that goes: Kubernetes, "Server-Side Apply"."""
+        query = {"fieldManager": manager, "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
+        return self._call("PATCH", path, body, content=_APPLY, query=query)
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Change an object: RFC 7396, "JSON Merge Patch"."""
+        return self._call("PATCH", path, body, content=_MERGE, query=_AS_HARMONY)
+
+    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make an object in a collection."""
+        return self._call("POST", path, body, query=_AS_HARMONY)
+
+    def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Put an object in another's place; refused if that has changed since, by its `resourceVersion`."""
+        return self._call("PUT", path, body, query=_AS_HARMONY)
+
+    def delete(self, path: str) -> None:
+        """Delete an object; one that is not there is no error."""
+        with suppress(NotThereError):
+            self._call("DELETE", path)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        content: str = "application/json",
+        query: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        what = f"{method} {path}"
+        url = f"{self.address}{path}{'?' if query else ''}{urlencode(query or {})}"
+        headers = {"Content-Type": content, "Accept": "application/json", **self._login()}
+        try:
+            answer = self.client.rest_client.pool_manager.request(
+                method,
+                url,
+                body=None if body is None else json.dumps(body).encode(),
+                headers=headers,
+                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
+                retries=False,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            msg = f"{self.name}: the API server at {self.address} does not answer: {error}"
+            raise UnreachableError(msg) from error
+        if answer.status < 400:
+            return json.loads(answer.data) if answer.data else {}
+        said = _said(answer.data)
+        if answer.status == 404:
+            raise NotThereError(f"{self.name}: {what}: {said}")
+        if answer.status == 409:
+            raise ConflictError(f"{self.name}: {what}: {said}")
+        msg = f"{self.name}: {what}: the API server at {self.address} answered {answer.status}: {said}"
+        raise SiteError(msg)
+
+    def _login(self) -> dict[str, str]:
+        settings = self.client.configuration.auth_settings().values()
+        return {s["key"]: s["value"] for s in settings if s.get("in") == "header" and s.get("value")}
+
+
+class Paths:
+    """Where objects are in the API, by their kind."""
+
+    def __init__(self, api: Api) -> None:
+        """Know nothing yet; each version of the API is asked once."""
+        self._api = api
+        self._known: dict[tuple[str, str], tuple[str, bool]] = {}
+
+    def of(self, thing: Mapping[str, Any]) -> str:
+        """Return the path of an object.
+
+        Raises:
+            NotThereError: the cluster does not know its kind.
+        """
+        version, kind, about = thing["apiVersion"], thing["kind"], thing["metadata"]
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        if (version, kind) not in self._known:
+            self._known |= {(version, kind): where for kind, where in self._kinds(root)}
+        if (version, kind) not in self._known:
+            raise NotThereError(f"{self._api.name}: there is no {kind} in {version} at {self._api.address}")
+        plural, namespaced = self._known[version, kind]
+        within = f"/namespaces/{about.get('namespace', 'default')}" if namespaced else ""
+        return f"{root}{within}/{plural}/{about['name']}"
+
+    def _kinds(self, root: str) -> Iterator[tuple[str, tuple[str, bool]]]:
+        for resource in (self._api.get(root) or {"resources": []})["resources"]:
+            if "/" not in resource["name"]:
+                yield resource["kind"], (resource["name"], resource["namespaced"])
+
+
+class NotThereError(SiteError):
+    """There is no such object, or no such kind."""
+
+
+class ConflictError(SiteError):
+    """Somebody else has made or changed the object, or owns the field."""
+
+
+def _said(body: bytes) -> str:
+    """Return the message of the API server."""
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")[:500] or "it said nothing"

@@ -1,0 +1,46 @@
+"""What a Kubernetes cluster is, as its API server says; and the operator that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from harmony_pulumi.kubernetes import found, operator
+from harmony_pulumi.kubernetes.api import Api
+
+
+def api_of(props: Mapping[str, Any]) -> Api:
+    """Return the API of the cluster that inputs, or a handle, speak of."""
+    return Api(props["name"], props["kubeconfig"], props.get("context"))
+
+
+def of(props: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at a cluster: `platform`, `version`, `service_type`, `operator` (its release), `problems`.
+
+    Raises:
+        UnreachableError: the API server does not answer.
+        SiteError: it does not let us look.
+    """
+    api = api_of(props)
+    version = str((api.get("/version") or {})["gitVersion"])
+    groups = [group["name"] for group in (api.get("/apis") or {"groups": []})["groups"]]
+    nodes = (api.get("/api/v1/nodes") or {"items": []})["items"]
+    what = found.platform(version, groups)
+    releases = [operator.version_of(each) for each in operator.deployments(api)]
+    problems = [problem for release in releases if (problem := operator.problem(release))]
+    return {
+        "platform": what,
+        "version": version,
+        "service_type": found.service_type(what, groups, [node["spec"].get("providerID", "") for node in nodes]),
+        "operator": releases[0] if releases else "",
+        "problems": problems,
+    }
+
+
+def with_operator(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[str, Any]:
+    """Install the operator if there is none, and wait until it is at work; return what was found of it."""
+    api = api_of(props)
+    if not operator.deployments(api):
+        operator.install(api, operator.read_manifest(props["operator_manifest"]), props["owner"], show)
+    operator.wait_until_ready(api)
+    return {}

@@ -1,0 +1,67 @@
+"""What is made for a PostgreSQL cluster before it is there: its certificates, which name its address, and passwords."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.postgresql import certificates
+from harmony_pulumi.kubernetes import found, objects
+from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.orchestration.wait import wait_for
+
+
+def endpoint(props: Mapping[str, Any]) -> dict[str, Any]:
+    """Wait until the service of a cluster has an address outside of Kubernetes, and return that.
+
+    Raises:
+        SiteError: it gets none, in time.
+    """
+    api, name = api_of(props), f"{props['cluster']}-{objects.OUTSIDE}"
+
+    def look() -> dict[str, Any] | None:
+        service = api.get(f"/api/v1/namespaces/{props['namespace']}/services/{name}")
+        return service and found.outside(service, props.get("address"))
+
+    place = wait_for(
+        f"{api.name}: an address of the service {props['namespace']}/{name}",
+        look,
+        bool,
+        deadline=props["deadline"],
+        words=lambda _: "it has none",
+        advice="See `kubectl describe service`; where nothing makes load balancers, use `service_type='NodePort'`.",
+    )
+    if place is None:
+        raise SiteError(f"{api.name}: the service {name} has no address")
+    return place
+
+
+def make(address: str, days: int, passwords: Mapping[str, str | None], cluster: str) -> dict[str, Any]:
+    """Make the certificates of a cluster, and the passwords that are not given. The authority's key is kept nowhere.
+
+    So each renewal is a new authority. Two clients may replicate: other clusters of the operator, and servers on hosts.
+
+    Args:
+        address: that clients connect to, a host name or an IP.
+        days: for which the certificates are valid.
+        passwords: by role; None where one is to be made.
+        cluster: its name, for the authority's.
+    """
+    authority = certificates.make_authority(f"{cluster} PostgreSQL")
+    server = certificates.make_server(authority, address, days)
+    operators, hosts = (
+        certificates.make_client(authority, role, days) for role in (objects.STREAMING_ROLE, REPLICATION_ROLE)
+    )
+    return {
+        "ca": authority.certificate,
+        "server_certificate": server.certificate,
+        "server_key": server.key,
+        "replication_certificate": operators.certificate,
+        "replication_key": operators.key,
+        "host_certificate": hosts.certificate,
+        "host_key": hosts.key,
+        "passwords": {role: given or secrets.token_urlsafe(24) for role, given in passwords.items()},
+    }

@@ -1,0 +1,286 @@
+"""The Kubernetes objects of one PostgreSQL cluster of CloudNativePG. Pure: values in, objects out.
+
+CloudNativePG 1.27, "API Reference", "Certificates" and "Replica clusters".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+GROUP, VERSION, PLURAL = "postgresql.cnpg.io", "v1", "clusters"
+API_VERSION = f"{GROUP}/{VERSION}"
+RELEASE = "1.27.0"
+"""Of CloudNativePG, what is installed where there is none."""
+MANIFEST = (
+    "https://raw.githubusercontent.com/cloudnative-pg/cloudnative-pg/"
+    f"release-{RELEASE.rpartition('.')[0]}/releases/cnpg-{RELEASE}.yaml"
+)
+"""Where the project publishes its manifest: CloudNativePG, "Installation and upgrades"."""
+OWNER = "harmony-pulumi.dev/owner"
+"""The annotation that says whose an object is: `<project>/<stack>/<resource>`."""
+HIBERNATION = "cnpg.io/hibernation"
+STREAMING_ROLE = "streaming_replica"
+"""The role that replicas connect as, by certificate alone: CloudNativePG, "Replication"."""
+PEER = "peer"
+"""What a cluster calls the one that it follows, or would."""
+OUTSIDE = "outside"
+"""What its service for clients from outside of Kubernetes ends with."""
+MANAGER = "harmony"
+"""The field manager of what orchestration changes: Kubernetes, "Server-Side Apply"."""
+MOVED = ("spec.replica", "spec.externalClusters", f'metadata.annotations["{HIBERNATION}"]')
+"""What orchestration changes once a cluster is made: the declaration is silent about it from then on."""
+
+_PORT = 5432
+_DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+
+
+def name_problem(name: str) -> str | None:
+    """Return why a text cannot name a cluster, whose pods and services have longer names: RFC 1035, "labels"."""
+    if _DNS_LABEL.fullmatch(name):
+        return None
+    return f"{name!r} is not taken; expected up to 40 lower-case letters, digits and '-', the first one a letter"
+
+
+def secret_names(cluster: str) -> dict[str, str]:
+    """Return what the secrets of a cluster are called, by what they hold."""
+    kinds = ("server-ca", "server", "client-ca", "replication", PEER)
+    return {kind: f"{cluster}-{kind}" for kind in kinds}
+
+
+def login_name(cluster: str, role: str) -> str:
+    """Return what the secret with a role's password is called. A role may have signs that no object's name may."""
+    plain = re.sub(r"[^a-z0-9]+", "-", role.lower()).strip("-")
+    mark = "" if plain == role else f"-{role.encode().hex()[:12]}"
+    return f"{cluster}-login-{plain}{mark}"[:253]
+
+
+def metadata(name: str, namespace: str, owner: str, **more: Any) -> dict[str, Any]:
+    """Return an object's metadata."""
+    return {"name": name, "namespace": namespace, "annotations": {OWNER: owner}, **more}
+
+
+def secrets(cluster: str, namespace: str, owner: str, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the secrets of a cluster's certificates.
+
+    Args:
+        cluster: its name.
+        namespace: where it is.
+        owner: whose it is.
+        made: PEM texts: `ca`, `server_certificate`, `server_key`, `replication_certificate`, `replication_key`.
+    """
+    names = secret_names(cluster)
+    # With this label an instance takes a change over by itself: CloudNativePG, "Certificates".
+    labels = {"labels": {"cnpg.io/reload": ""}}
+
+    def secret(kind: str, **data: Any) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "kubernetes.io/tls" if "tls.key" in data else "Opaque",
+            "metadata": metadata(names[kind], namespace, owner, **labels),
+            "stringData": data,
+        }
+
+    def pair(kind: str, which: str) -> dict[str, Any]:
+        return secret(kind, **{"tls.crt": made[f"{which}_certificate"], "tls.key": made[f"{which}_key"]})
+
+    return [
+        secret("server-ca", **{"ca.crt": made["ca"]}),
+        secret("client-ca", **{"ca.crt": made["ca"]}),
+        pair("server", "server"),
+        pair("replication", "replication"),
+    ]
+
+
+def peer_secret(cluster: str, namespace: str, owner: str, certs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the secret by which a cluster connects to the one that it follows."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": metadata(secret_names(cluster)[PEER], namespace, owner, labels={"cnpg.io/reload": ""}),
+        "stringData": {
+            "ca.crt": certs["ca_certificate"],
+            "tls.crt": certs["client_certificate"],
+            "tls.key": certs["client_key"],
+        },
+    }
+
+
+def login_secret(cluster: str, namespace: str, owner: str, role: str, password: Any) -> dict[str, Any]:
+    """Return the secret of a role's password."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/basic-auth",
+        "metadata": metadata(login_name(cluster, role), namespace, owner, labels={"cnpg.io/reload": ""}),
+        "stringData": {"username": role, "password": password},
+    }
+
+
+def service(cluster: str, namespace: str, owner: str, service_type: Any) -> dict[str, Any]:
+    """Return the service by which clients and members outside of Kubernetes reach the instance that leads.
+
+    It is there before the cluster is, whose certificate must name its address: nobody is to wait for its pods.
+    """
+    about = metadata(f"{cluster}-{OUTSIDE}", namespace, owner)
+    about["annotations"]["pulumi.com/skipAwait"] = "true"
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": about,
+        "spec": {
+            "type": service_type,
+            # The operator's own labels: CloudNativePG, "Labels and annotations".
+            "selector": {"cnpg.io/cluster": cluster, "cnpg.io/instanceRole": "primary"},
+            "ports": [{"name": "postgresql", "port": _PORT, "targetPort": _PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def external_cluster(cluster: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE) -> dict[str, Any]:
+    """Return the cluster that one follows, as it knows it: by an address that needs no name inside Kubernetes."""
+    name = secret_names(cluster)[PEER]
+    return {
+        "name": PEER,
+        "connectionParameters": {
+            "host": endpoint["host"],
+            "port": str(int(endpoint["port"])),
+            "user": user,
+            "dbname": "postgres",
+            "sslmode": "verify-full",
+        },
+        "sslRootCert": {"name": name, "key": "ca.crt"},
+        "sslCert": {"name": name, "key": "tls.crt"},
+        "sslKey": {"name": name, "key": "tls.key"},
+    }
+
+
+def following(cluster: str, *, leads: bool) -> dict[str, Any]:
+    """Return the part of a cluster that says whether it follows the other one."""
+    return {"self": cluster, "primary": cluster if leads else PEER, "source": PEER}
+
+
+def external_clusters(cluster: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE) -> list[dict[str, Any]]:
+    """Return both clusters of a pair, as one knows them. It must list itself, too, by a name that is never used."""
+    return [
+        {"name": cluster, "connectionParameters": {"host": f"{cluster}-rw"}},
+        external_cluster(cluster, endpoint, user),
+    ]
+
+
+def cluster(
+    name: str,
+    namespace: str,
+    owner: str,
+    declared: Mapping[str, Any],
+    *,
+    image: str | None,
+    storage: Mapping[str, Any],
+    source: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the cluster itself.
+
+    Args:
+        name: of the cluster.
+        namespace: where it is to be.
+        owner: whose it is.
+        declared: what the program declares: `databases`, `settings`, `networks`, `slot_size_bound`, `instances`, ...
+        image: of PostgreSQL, if not the operator's own.
+        storage: `size`, and `storageClass` if one is named.
+        source: the endpoint of the cluster to copy and follow; None for a new database.
+    """
+    names = secret_names(name)
+    first = declared["databases"][0]
+    spec: dict[str, Any] = {
+        "instances": declared["instances"],
+        **({"imageName": image} if image else {}),
+        "storage": dict(storage),
+        # Certain settings need a restart after a promotion, and one instance has nobody to move to.
+        "primaryUpdateMethod": "restart",
+        "enableSuperuserAccess": False,
+        "certificates": {
+            "serverCASecret": names["server-ca"],
+            "serverTLSSecret": names["server"],
+            "clientCASecret": names["client-ca"],
+            "replicationTLSSecret": names["replication"],
+        },
+        "postgresql": {
+            "parameters": parameters(declared["settings"], declared["slot_size_bound"]),
+            "pg_hba": hba(declared["networks"]),
+        },
+        "managed": {
+            "roles": [
+                {
+                    "name": role,
+                    "ensure": "present",
+                    "login": True,
+                    "passwordSecret": {"name": login_name(name, role)},
+                }
+                for role in dict.fromkeys(database["owner"] for database in declared["databases"])
+            ],
+        },
+    }
+    if source is None:
+        spec["bootstrap"] = {
+            "initdb": {
+                "database": first["name"],
+                "owner": first["owner"],
+                "secret": {"name": login_name(name, first["owner"])},
+                "dataChecksums": True,
+                "encoding": "UTF8",
+                "localeCollate": declared["locale"],
+                "localeCType": declared["locale"],
+            }
+        }
+    else:
+        spec["bootstrap"] = {
+            "pg_basebackup": {
+                "source": PEER,
+                "database": first["name"],
+                "owner": first["owner"],
+                "secret": {"name": login_name(name, first["owner"])},
+            }
+        }
+        spec["replica"] = following(name, leads=False)
+        spec["externalClusters"] = external_clusters(name, source)
+    return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": metadata(name, namespace, owner), "spec": spec}
+
+
+def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a database of a cluster, with its extensions. Left out later, it stays in PostgreSQL."""
+    plain = re.sub(r"[^a-z0-9]+", "-", str(declared["name"]).lower()).strip("-")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Database",
+        "metadata": metadata(f"{cluster}-{plain}", namespace, owner),
+        "spec": {
+            "cluster": {"name": cluster},
+            "name": declared["name"],
+            "owner": declared["owner"],
+            "databaseReclaimPolicy": "retain",
+            "extensions": [{"name": extension, "ensure": "present"} for extension in declared["extensions"]],
+        },
+    }
+
+
+_DEFAULTS: Mapping[str, str] = {"wal_retrieve_retry_interval": "500ms"}
+
+
+def parameters(settings: Mapping[str, Any], slot_size_bound: str) -> dict[str, str]:
+    """Return the settings of a cluster, as CloudNativePG takes them: texts."""
+    declared = {name.lower(): _text(value) for name, value in settings.items()}
+    return {**_DEFAULTS, **declared, "max_slot_wal_keep_size": slot_size_bound}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def hba(networks: Sequence[str]) -> list[str]:
+    """Return who may connect, after the operator's own rules and before its last one, which lets in anybody."""
+    return [*(f"hostssl all all {network} scram-sha-256" for network in networks), "host all all all reject"]

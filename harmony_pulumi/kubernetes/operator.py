@@ -1,0 +1,119 @@
+"""CloudNativePG in a Kubernetes cluster: found, or installed from the manifest of its release."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import urllib3
+import yaml
+
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.kubernetes import objects
+from harmony_pulumi.kubernetes.api import Api, Paths
+from harmony_pulumi.orchestration.wait import wait_for
+
+OLDEST = (1, 25)
+"""The first release whose clusters are known to step down, and to be promoted, by tokens, as is needed here."""
+_DEPLOYMENT = "cnpg-controller-manager"
+_READY_SECONDS = 300
+
+
+def deployments(api: Api) -> list[dict[str, Any]]:
+    """Return the operator's deployments, in whatever namespace."""
+    found = api.get("/apis/apps/v1/deployments?labelSelector=app.kubernetes.io%2Fname%3Dcloudnative-pg")
+    return [] if found is None else list(found["items"])
+
+
+def version_of(deployment: Mapping[str, Any]) -> str:
+    """Return the release that a deployment runs, by its image; empty if that does not say."""
+    [container, *_] = deployment["spec"]["template"]["spec"]["containers"]
+    found = re.search(r":v?(\d+\.\d+\.\d+)", container["image"])
+    return found[1] if found else ""
+
+
+def problem(found: str) -> str | None:
+    """Return why a release that is there cannot be worked with, or None."""
+    if not found:
+        return None  # A build of somebody's own: its API decides.
+    if tuple(map(int, found.split(".")[:2])) >= OLDEST:
+        return None
+    return f"has CloudNativePG {found}; expected {'.'.join(map(str, OLDEST))} or newer: upgrade it, then run this again"
+
+
+def serves_clusters(api: Api) -> bool:
+    """Tell whether the cluster knows the kind that the operator works on."""
+    return api.get(f"/apis/{objects.API_VERSION}") is not None
+
+
+def read_manifest(source: str) -> list[dict[str, Any]]:
+    """Return the objects of a manifest, which is a file, or an address that is fetched.
+
+    Raises:
+        SiteError: it cannot be read, or is none of the operator's.
+    """
+    advice = "give the manifest of a release of CloudNativePG, as a file or an address, with `operator_manifest`"
+    try:
+        if re.match(r"https?://", source):
+            answer = urllib3.PoolManager().request("GET", source, timeout=urllib3.Timeout(connect=10, read=60))
+            if answer.status != 200:
+                raise SiteError(f"{source} answered {answer.status}; {advice}")
+            text = answer.data.decode()
+        else:
+            text = Path(source).read_text()
+        found: list[dict[str, Any]] = [document for document in yaml.safe_load_all(text) if document]
+    except (OSError, urllib3.exceptions.HTTPError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SiteError(f"{source} cannot be read: {error}; {advice}") from error
+    if not any(thing.get("metadata", {}).get("name") == _DEPLOYMENT for thing in found):
+        raise SiteError(f"{source} has no deployment {_DEPLOYMENT}; {advice}")
+    return found
+
+
+def install(api: Api, manifest: list[dict[str, Any]], owner: str, show: Callable[[str], None]) -> None:
+    """Install the operator, and wait until it is at work.
+
+    Raises:
+        SiteError: it does not come to be, in time.
+    """
+    paths = Paths(api)
+    # Namespaces and kinds first: the rest is in them, and of them.
+    order = {"Namespace": 0, "CustomResourceDefinition": 1}
+    for thing in sorted(manifest, key=lambda each: order.get(each["kind"], 2)):
+        about = thing["metadata"]
+        owned = {**thing, "metadata": {**about, "annotations": {**about.get("annotations", {}), objects.OWNER: owner}}}
+        api.apply(paths.of(owned), owned, manager=objects.MANAGER)
+    show(f"{api.name}: CloudNativePG is installed")
+    wait_until_ready(api)
+
+
+def wait_until_ready(api: Api) -> None:
+    """Wait until the operator is at work.
+
+    Raises:
+        SiteError: it is not, in time.
+    """
+
+    def ready() -> list[str]:
+        return [
+            f"{each['metadata']['namespace']}/{each['metadata']['name']}"
+            for each in deployments(api)
+            if (each.get("status") or {}).get("readyReplicas")
+        ]
+
+    wait_for(
+        f"{api.name}: the operator CloudNativePG",
+        ready,
+        bool,
+        deadline=_READY_SECONDS,
+        words=lambda _: "no deployment of it is ready",
+        advice="See its pods: `kubectl get pods --all-namespaces -l app.kubernetes.io/name=cloudnative-pg`.",
+    )
+
+
+def clusters_left(api: Api) -> list[str]:
+    """Return the clusters that there are, in any namespace: their data would go with their kind."""
+    found = api.get(f"/apis/{objects.API_VERSION}/{objects.PLURAL}")
+    items = [] if found is None else found["items"]
+    return [f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in items]

@@ -1,0 +1,104 @@
+"""Waiting for a PostgreSQL cluster that was declared, and what it then is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.kubernetes import objects, pods
+from harmony_pulumi.kubernetes.api import Api
+from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.orchestration.wait import wait_for
+
+DATA = "/var/lib/postgresql/data/pgdata"
+"""The data directory in a pod: CloudNativePG, "Storage"."""
+_PSQL = ["psql", "-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-f", "-"]
+
+
+def path_of(namespace: str, name: str) -> str:
+    """Return where a cluster is in the API."""
+    return f"/apis/{objects.API_VERSION}/namespaces/{namespace}/{objects.PLURAL}/{name}"
+
+
+def in_words(cluster: Mapping[str, Any] | None) -> str:
+    """Return how a cluster is, as its operator says."""
+    if cluster is None:
+        return "there is no such cluster"
+    status = cluster.get("status") or {}
+    phase, reason = status.get("phase") or "the operator has not looked at it", status.get("phaseReason") or ""
+    ready = f"{status.get('readyInstances', 0)} of {cluster['spec']['instances']} instances are ready"
+    return "; ".join(filter(None, (phase, reason, ready)))
+
+
+def is_ready(cluster: Mapping[str, Any] | None) -> bool:
+    """Tell whether the instance that leads in a cluster serves, and all others run."""
+    if cluster is None:
+        return False
+    status = cluster.get("status") or {}
+    return bool(status.get("currentPrimary")) and status.get("readyInstances") == cluster["spec"]["instances"]
+
+
+def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[str, Any]:
+    """Wait until a cluster serves; return its outputs.
+
+    Raises:
+        SiteError: it does not, in time.
+    """
+    api, namespace, name = api_of(props), props["namespace"], props["cluster"]
+    api.patch(path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: None}}})
+    show(f"{api.name}: waiting until the cluster {namespace}/{name} serves")
+    cluster = wait_for(
+        f"{api.name}: the cluster {namespace}/{name}",
+        lambda: api.get(path_of(namespace, name)),
+        is_ready,
+        deadline=props["deadline"],
+        words=in_words,
+        advice=f"See `kubectl describe cluster --namespace {namespace} {name}`, and the pods there.",
+    )
+    if cluster is None:
+        raise SiteError(f"{api.name}: the cluster {namespace}/{name} is gone")
+    pod = cluster["status"]["currentPrimary"]
+    version = ask(api, namespace, pod, "SHOW server_version").split()[0]
+    return {
+        "postgresql_version": version,
+        "system_identifier": ask(api, namespace, pod, "SELECT system_identifier FROM pg_control_system()"),
+    }
+
+
+def hibernate(props: Mapping[str, Any], show: Callable[[str], None]) -> None:
+    """Stop a cluster and keep its data: CloudNativePG, "Declarative hibernation". One that is gone is no error.
+
+    Raises:
+        SiteError: it does not stop, in time.
+    """
+    api, namespace, name = api_of(props), props["namespace"], props["cluster"]
+    if api.get(path_of(namespace, name)) is None:
+        return
+    api.patch(path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: "on"}}})
+    wait_for(
+        f"{api.name}: the cluster {namespace}/{name}, stopping",
+        lambda: api.get(path_of(namespace, name)),
+        lambda cluster: cluster is None or _hibernates(cluster),
+        deadline=props["deadline"],
+        words=in_words,
+        advice=f"See `kubectl describe cluster --namespace {namespace} {name}`.",
+    )
+    show(f"{api.name}: the cluster {namespace}/{name} is stopped; its data is kept")
+
+
+def _hibernates(cluster: Mapping[str, Any]) -> bool:
+    conditions = (cluster.get("status") or {}).get("conditions") or []
+    return any(each["type"] == objects.HIBERNATION and each["status"] == "True" for each in conditions)
+
+
+def ask(api: Api, namespace: str, pod: str, sql: str, *, database: str = "postgres", timeout: float = 60) -> str:
+    """Run SQL as the superuser of an instance, and return what it prints.
+
+    Raises:
+        SiteError: it fails; the message is psql's.
+    """
+    done = pods.run(api, namespace, pod, _PSQL, stdin=sql, timeout=timeout, env={"PGDATABASE": database})
+    if done.status:
+        raise SiteError(f"{api.name}: psql in pod {namespace}/{pod}: {done.stderr.strip()[-2000:]}")
+    return done.stdout.strip()

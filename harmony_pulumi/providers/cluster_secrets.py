@@ -1,0 +1,64 @@
+"""The Pulumi resource that is the secrets of a PostgreSQL cluster on Kubernetes, made before the cluster is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, Resource, UpdateResult
+
+from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain
+
+_OF_CERTIFICATES = ("address", "certificate_lifetime_days", "certificate_generation", "authority_generation")
+
+
+class ClusterSecretsProvider(Provider):
+    """Waits for the address of a cluster's service, and makes the certificates that name it, and passwords."""
+
+    @clean_errors
+    def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
+        """Tell whether anything is made anew: for what certificates depend on, and for passwords as declared."""
+        old, new = plain(_olds), plain(_news)
+        keys = (*_OF_CERTIFICATES, "passwords", "service_type")
+        return DiffResult(changes=any(is_known(new.get(key)) and old.get(key) != new.get(key) for key in keys))
+
+    @clean_errors
+    def create(self, props: dict[str, Any]) -> CreateResult:
+        """Make everything."""
+        from harmony_pulumi.kubernetes import made
+
+        props = plain(props)
+        endpoint = made.endpoint(props)
+        found = made.make(endpoint["host"], props["certificate_lifetime_days"], props["passwords"], props["cluster"])
+        return CreateResult(f"{props['namespace']}/{props['cluster']}", {**props, "endpoint": endpoint, "made": found})
+
+    @clean_errors
+    def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
+        """Make what changed: a password that is not declared stays what it is."""
+        from harmony_pulumi.kubernetes import made
+
+        old, new = plain(_olds), plain(_news)
+        endpoint, before = made.endpoint(new), old["made"]
+        wanted = {role: given or before["passwords"].get(role) for role, given in new["passwords"].items()}
+        found = made.make(endpoint["host"], new["certificate_lifetime_days"], wanted, new["cluster"])
+        changed = any(old.get(key) != new.get(key) for key in _OF_CERTIFICATES) or old["endpoint"] != endpoint
+        kept = found if changed else {**before, "passwords": found["passwords"]}
+        return UpdateResult({**old, **new, "endpoint": endpoint, "made": kept})
+
+
+class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
+    """Certificates and passwords of a PostgreSQL cluster."""
+
+    endpoint: pulumi.Output[Any]
+    made: pulumi.Output[Any]
+
+    def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
+        """Declare them. `props` is what `K8sAnywhereTopology` makes of a configuration."""
+        hidden = pulumi.ResourceOptions(additional_secret_outputs=["made", "passwords"])
+        super().__init__(
+            ClusterSecretsProvider(),
+            name,
+            {"endpoint": None, "made": None, **props},
+            pulumi.ResourceOptions.merge(hidden, opts),
+        )

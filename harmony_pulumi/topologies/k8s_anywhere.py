@@ -1,0 +1,388 @@
+"""K8sAnywhereTopology: any Kubernetes cluster, where CloudNativePG runs PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter, methodcaller
+from typing import TYPE_CHECKING, Any, Literal
+
+import pulumi
+
+from harmony_pulumi.capabilities.addresses import is_host
+from harmony_pulumi.capabilities.postgresql import (
+    Claim,
+    Endpoint,
+    PostgreSQL,
+    PostgreSQLCluster,
+    PostgreSQLPlan,
+    Replication,
+    ReplicationCerts,
+    insist,
+    uri,
+)
+from harmony_pulumi.input_errors import InputError, Problem
+from harmony_pulumi.kubernetes import objects
+from harmony_pulumi.topologies.base import Topology
+
+if TYPE_CHECKING:
+    from harmony_pulumi.capabilities.postgresql_config import PostgreSQLConfig
+    from harmony_pulumi.providers.cluster_secrets import ClusterSecrets
+    from harmony_pulumi.providers.postgresql_cluster import PostgreSQLClusterResource
+
+_PARTS = ("ca", "server_certificate", "server_key", "replication_certificate", "replication_key")
+_QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti)")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What everything on one Kubernetes cluster is declared with."""
+
+    provider: pulumi.ProviderResource
+    after: tuple[pulumi.Resource, ...]
+    service_type: pulumi.Output[str]
+
+
+@dataclass(frozen=True)
+class _Within:
+    """Where the objects of one PostgreSQL cluster are declared."""
+
+    place: _Place
+    cluster: str
+    namespace: str
+    owner: str
+    parent: pulumi.Resource
+    on_destroy: str
+
+    def declare(
+        self, thing: Mapping[str, Any], *, silent: Sequence[str] = (), after: Sequence[pulumi.Resource] = ()
+    ) -> pulumi.Resource:
+        """Declare an object.
+
+        Args:
+            thing: as the API takes it; its values may be outputs.
+            silent: the fields that the declaration says nothing of once the object is there.
+            after: what must be there before.
+        """
+        import pulumi_kubernetes as kubernetes
+
+        name = str(thing["metadata"]["name"])
+        options = pulumi.ResourceOptions(
+            parent=self.parent,
+            provider=self.place.provider,
+            depends_on=[*self.place.after, *after],
+            ignore_changes=list(silent),
+            retain_on_delete=self.on_destroy == "keep",
+        )
+        about = thing["metadata"]
+        match thing["kind"]:
+            case "Secret":
+                return kubernetes.core.v1.Secret(
+                    name, metadata=about, type=thing["type"], string_data=thing["stringData"], opts=options
+                )
+            case "Service":
+                return kubernetes.core.v1.Service(name, metadata=about, spec=thing["spec"], opts=options)
+            case kind:
+                return kubernetes.apiextensions.CustomResource(
+                    name, api_version=thing["apiVersion"], kind=kind, metadata=about, spec=thing["spec"], opts=options
+                )
+
+
+class K8sAnywhereTopology(Topology, PostgreSQL):
+    """A Kubernetes cluster, whatever it is: vanilla, k3s, OpenShift, or a cloud's.
+
+    What it is, is found out, and how its services are reached from outside with that: by load balancers where something
+    makes them, else by node ports. CloudNativePG is installed only where there is none, and never touched otherwise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        kubeconfig: pulumi.Input[str],
+        context: str | None = None,
+        namespace: str = "postgresql",
+        address: str | None = None,
+        service_type: Literal["LoadBalancer", "NodePort"] | None = None,
+        instances: int = 1,
+        storage: str = "10Gi",
+        storage_class: str | None = None,
+        image: str | None = None,
+        operator_manifest: str | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """Declare the cluster.
+
+        Args:
+            name: of the topology, and of its member in replication.
+            kubeconfig: the text of one (not a path), for the API server. Kept as a secret.
+            context: of the kubeconfig, if not its current one.
+            namespace: where everything is made; made, too, and kept on destroy.
+            address: the host name or IP by which nodes are reached from outside, for node ports; with a load balancer,
+                the name that it has in DNS, if it is to be reached by one.
+            service_type: how servers are reached from outside; by default what fits the cluster.
+            instances: of PostgreSQL, one of which leads; the others are local replicas.
+            storage: the size of each instance's volume, as Kubernetes writes it: `10Gi`.
+            storage_class: of the volumes, if not the cluster's default.
+            image: of PostgreSQL, if not the operator's default for the version.
+            operator_manifest: a file or an address with the manifest of CloudNativePG, for a cluster that has none; by
+                default that of its release.
+            opts: for the component; what is deployed there inherits them.
+
+        Raises:
+            InputError: every problem of the arguments.
+        """
+        problems = _problems(name, namespace, instances, storage, address)
+        if problems:
+            raise InputError(f"K8sAnywhereTopology {name!r}", problems)
+        self._namespace, self._image, self._instances = namespace, image, instances
+        self._storage: dict[str, Any] = {"size": storage}
+        if storage_class:
+            self._storage["storageClass"] = storage_class
+        self._reached: dict[str, Any] = {
+            "name": name,
+            "kubeconfig": pulumi.Output.secret(kubeconfig),
+            "context": context,
+            "address": address,
+        }
+        self._operator_manifest = operator_manifest or objects.MANIFEST
+        self._service_type = service_type
+        self._shared: _Place | None = None
+        super().__init__(name, opts)
+
+    def plan_postgresql(self, name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
+        """Return the problems and claims of a cluster here."""
+        cluster = self._cluster(name)
+        placement = config.for_member(self.name)
+        problems = [Problem("name", problem)] if (problem := objects.name_problem(cluster)) else []
+        problems += [
+            Problem(path, f"{value!r} has no meaning on Kubernetes, where the operator decides that; leave it out")
+            for path, value in (("port", placement.port), ("directory", placement.directory), ("adopt", config.adopt))
+            if value is not None
+        ]
+        claim = Claim(f"Kubernetes {self.name}", "cluster", f"{self._namespace}/{cluster}", "name")
+        home = {"kind": "kubernetes", "name": self.name, "owner": self._owner(name)}
+        return PostgreSQLPlan(tuple(problems), (claim,), (self.name,), (home,))
+
+    def deploy_postgresql(
+        self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
+    ) -> PostgreSQLCluster:
+        """Deploy a cluster here: a new database, or a replica cluster of `replication.source`."""
+        insist(f"PostgreSQL {name!r} on {self.name!r}", self.plan_postgresql(name, config), config)
+        declared = _declared(config.for_member(self.name), instances=self._instances)
+        source = replication.source if replication else None
+        followed = (source, replication.certs or source.replication_certs) if replication and source else None
+        place = self._place()
+        within = _Within(place, self._cluster(name), self._namespace, self._owner(name), self, config.on_destroy)
+        service = within.declare(objects.service(within.cluster, within.namespace, within.owner, place.service_type))
+        made = self._secrets(within, config, source, service)
+        serving = self._serving(within, config, declared, made, replication=followed)
+        return self._as_cluster(name, config, within, made, serving)
+
+    def _place(self) -> _Place:
+        """Return what everything here is declared with, declared itself once."""
+        if self._shared is None:
+            import pulumi_kubernetes as kubernetes
+
+            from harmony_pulumi.providers.kubernetes_cluster import KubernetesCluster
+
+            child = pulumi.ResourceOptions(parent=self)
+            cluster = KubernetesCluster(
+                self.name,
+                {
+                    **self._reached,
+                    "service_type": self._service_type,
+                    "operator_manifest": self._operator_manifest,
+                    "owner": f"{pulumi.get_project()}/{pulumi.get_stack()}/{self.name}",
+                },
+                child,
+            )
+            provider = kubernetes.Provider(
+                self.name,
+                kubeconfig=self._reached["kubeconfig"],
+                context=self._reached["context"],
+                # What `destroy` kept is taken over by the next `up`: only what is ours, which is looked at before.
+                upsert_existing_objects=True,
+                opts=child,
+            )
+            kept = pulumi.ResourceOptions(parent=self, provider=provider, retain_on_delete=True)
+            namespace = kubernetes.core.v1.Namespace(
+                f"{self.name}-{self._namespace}", metadata={"name": self._namespace}, opts=kept
+            )
+            reached = cluster.found.apply(lambda found: found["service_type"])
+            self._shared = _Place(provider, (cluster, namespace), reached)
+        return self._shared
+
+    def _secrets(
+        self,
+        within: _Within,
+        config: PostgreSQLConfig,
+        source: PostgreSQLCluster | None,
+        service: pulumi.Resource,
+    ) -> ClusterSecrets:
+        """Declare the certificates and passwords of a cluster."""
+        from harmony_pulumi.providers.cluster_secrets import ClusterSecrets
+
+        owners = dict.fromkeys(database.owner_role for database in config.declared_databases)
+        given: dict[str, Any] = {role: config.passwords.get(role) for role in owners}
+        if source is not None:  # A copy has the passwords of what it copies.
+            given = {role: source.credentials.apply(methodcaller("get", role)) for role in owners}
+        return ClusterSecrets(
+            f"{within.cluster}-secrets",
+            {
+                **self._reached,
+                "namespace": within.namespace,
+                "cluster": within.cluster,
+                "owner": within.owner,
+                "service_type": within.place.service_type,
+                "passwords": pulumi.Output.secret(given),
+                "certificate_lifetime_days": config.certificate_lifetime_days,
+                "certificate_generation": config.certificate_generation,
+                "authority_generation": config.authority_generation,
+                "deadline": config.deadlines.start,
+            },
+            pulumi.ResourceOptions(parent=self, depends_on=[service]),
+        )
+
+    def _serving(
+        self,
+        within: _Within,
+        config: PostgreSQLConfig,
+        declared: Mapping[str, Any],
+        made: ClusterSecrets,
+        *,
+        replication: tuple[PostgreSQLCluster, pulumi.Output[ReplicationCerts]] | None,
+    ) -> PostgreSQLClusterResource:
+        """Declare a cluster's objects, and what waits until it serves."""
+        from harmony_pulumi.providers.postgresql_cluster import PostgreSQLClusterResource
+
+        about = (within.cluster, within.namespace, within.owner)
+        passwords: pulumi.Output[Any] = pulumi.Output.secret(made.made.apply(itemgetter("passwords")))
+        secrets = [within.declare(each) for each in objects.secrets(*about, _each(made.made, _PARTS))]
+        owners = dict.fromkeys(database["owner"] for database in declared["databases"])
+        secrets += [
+            within.declare(objects.login_secret(*about, role, passwords.apply(itemgetter(role)))) for role in owners
+        ]
+        follows = None
+        if replication is not None:
+            source, certs = replication
+            follows = _each(source.endpoint, ("host", "port"))
+            # A role change gives it the certificates of whoever is followed then.
+            texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
+            secrets.append(within.declare(objects.peer_secret(*about, texts), silent=["stringData", "data"]))
+        thing = objects.cluster(*about, declared, image=self._image, storage=self._storage, source=follows)
+        after = [*secrets, *([replication[0].resource] if replication else [])]
+        cluster = within.declare(thing, silent=objects.MOVED, after=after)
+        databases = [within.declare(objects.database(*about, each), after=[cluster]) for each in declared["databases"]]
+        return PostgreSQLClusterResource(
+            within.cluster,
+            {
+                **self._reached,
+                "namespace": within.namespace,
+                "cluster": within.cluster,
+                "owner": within.owner,
+                "declared": declared,
+                "on_destroy": config.on_destroy,
+                "deadline": config.deadlines.start + (config.deadlines.clone if replication else 0),
+            },
+            pulumi.ResourceOptions(parent=self, depends_on=[cluster, *databases]),
+        )
+
+    def _as_cluster(
+        self,
+        name: str,
+        config: PostgreSQLConfig,
+        within: _Within,
+        made: ClusterSecrets,
+        serving: PostgreSQLClusterResource,
+    ) -> PostgreSQLCluster:
+        """Return what was declared as a cluster."""
+        first = config.declared_databases[0]
+        passwords: pulumi.Output[Any] = pulumi.Output.secret(made.made.apply(itemgetter("passwords")))
+        identity = f"kubernetes={self.name} namespace={within.namespace} cluster={within.cluster}"
+        site = {
+            "kind": "harmony_pulumi.kubernetes.site:ClusterPostgreSQL",
+            **self._reached,
+            "namespace": within.namespace,
+            "cluster": within.cluster,
+            "owner": within.owner,
+            "endpoint": made.endpoint,
+        }
+        return PostgreSQLCluster(
+            name=name,
+            endpoint=made.endpoint,
+            uri=pulumi.Output.all(made.endpoint, passwords).apply(
+                lambda known: uri([known[0]], first.name, first.owner_role, known[1][first.owner_role])
+            ),
+            ca_certificate=made.made.apply(itemgetter("ca")),
+            data_directory=pulumi.Output.from_input("/var/lib/postgresql/data/pgdata"),
+            version=serving.postgresql_version,
+            site=pulumi.Output.secret(site),
+            replication_certs=pulumi.Output.secret(made.made.apply(_certs)),
+            credentials=passwords,
+            identity=pulumi.Output.from_input(identity),
+            system_identifier=serving.system_identifier,
+            event_log=pulumi.Output.from_input(f"configmap {within.namespace}/{within.cluster}-events"),
+            resource=serving,
+        )
+
+    def get_replication_certs(self, cluster: PostgreSQLCluster) -> pulumi.Output[ReplicationCerts]:
+        """Return what a replica of the cluster needs to connect. Secret."""
+        return cluster.replication_certs
+
+    def get_endpoint(self, cluster: PostgreSQLCluster) -> pulumi.Output[Endpoint]:
+        """Return where the cluster answers."""
+        return cluster.endpoint
+
+    def get_ca_certificate(self, cluster: PostgreSQLCluster) -> pulumi.Output[str]:
+        """Return the authority of the cluster, PEM."""
+        return cluster.ca_certificate
+
+    def _cluster(self, name: str) -> str:
+        return f"{self.name}-{name}"
+
+    def _owner(self, name: str) -> str:
+        return f"{pulumi.get_project()}/{pulumi.get_stack()}/{self.name}-{name}"
+
+
+def _each(values: pulumi.Output[Any], keys: Sequence[str]) -> dict[str, pulumi.Output[Any]]:
+    """Return outputs of each of these values."""
+    return {key: values.apply(itemgetter(key)) for key in keys}
+
+
+def _certs(made: Mapping[str, str]) -> ReplicationCerts:
+    return {
+        "ca_certificate": made["ca"],
+        "client_certificate": made["replication_certificate"],
+        "client_key": made["replication_key"],
+    }
+
+
+def _declared(config: PostgreSQLConfig, *, instances: int) -> dict[str, Any]:
+    """Return a configuration as the objects of a cluster have it."""
+    return {
+        "databases": [
+            {"name": d.name, "owner": d.owner_role, "extensions": list(d.extensions)} for d in config.declared_databases
+        ],
+        "settings": dict(config.settings),
+        "networks": list(config.authentication.networks),
+        "slot_size_bound": config.slot_size_bound,
+        "locale": config.locale,
+        "instances": instances,
+    }
+
+
+def _problems(name: object, namespace: str, instances: int, storage: str, address: str | None) -> list[Problem]:
+    problems = [
+        Problem(path, message)
+        for path, value in (("name", name), ("namespace", namespace))
+        if (message := objects.name_problem(str(value)))
+    ]
+    if instances < 1:
+        problems.append(Problem("instances", f"{instances} is not a number of instances; expected at least 1"))
+    if not _QUANTITY.fullmatch(storage):
+        problems.append(Problem("storage", f"{storage!r} is not a size; expected for instance '10Gi'"))
+    if address is not None and not is_host(address):
+        problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
+    return problems
