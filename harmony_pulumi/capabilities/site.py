@@ -175,6 +175,36 @@ class Observation(TypedDict):
     """What it was last told; None if nothing, which is as epoch 0."""
 
 
+def unseen(name: str, state: str, detail: str) -> Observation:
+    """Return what is to be said of a server of which nothing else is known."""
+    return {
+        "name": name,
+        "state": state,
+        "detail": detail,
+        "role": "",
+        "endpoint": "",
+        "version": "",
+        "system_identifier": "",
+        "timeline": 0,
+        "lsn": "",
+        "received": "",
+        "heard_lsn": "",
+        "heard_at": "",
+        "receiver": "",
+        "replayed_at": "",
+        "waits_for": "",
+        "replicas": [],
+        "slots": [],
+        "settings": {},
+        "certificates": {},
+        "flaws": {},
+        "clock": "",
+        "left_as": "",
+        "ended_cleanly": False,
+        "roles": None,
+    }
+
+
 class LogicalSlot(TypedDict):
     """A logical replication slot: PostgreSQL, "pg_replication_slots"."""
 

@@ -5,6 +5,7 @@ CloudNativePG 1.27, "API Reference", "Certificates" and "Replica clusters".
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -140,17 +141,26 @@ def service(cluster: str, namespace: str, owner: str, service_type: Any) -> dict
     }
 
 
-def external_cluster(cluster: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE) -> dict[str, Any]:
+def external_cluster(
+    cluster: str, name_of_member: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE
+) -> dict[str, Any]:
     """Return the cluster that one follows, as it knows it: by an address that needs no name inside Kubernetes."""
     name = secret_names(cluster)[PEER]
     return {
         "name": PEER,
         "connectionParameters": {
             "host": endpoint["host"],
-            "port": str(int(endpoint["port"])),
+            "port": endpoint["port"],
             "user": user,
             "dbname": "postgres",
             "sslmode": "verify-full",
+            "application_name": name_of_member,
+            "connect_timeout": "10",
+            # A link that is cut is noticed in seconds.
+            "keepalives_idle": "10",
+            "keepalives_interval": "5",
+            "keepalives_count": "3",
+            "tcp_user_timeout": "25000",
         },
         "sslRootCert": {"name": name, "key": "ca.crt"},
         "sslCert": {"name": name, "key": "tls.crt"},
@@ -163,12 +173,12 @@ def following(cluster: str, *, leads: bool) -> dict[str, Any]:
     return {"self": cluster, "primary": cluster if leads else PEER, "source": PEER}
 
 
-def external_clusters(cluster: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE) -> list[dict[str, Any]]:
-    """Return both clusters of a pair, as one knows them. It must list itself, too, by a name that is never used."""
-    return [
-        {"name": cluster, "connectionParameters": {"host": f"{cluster}-rw"}},
-        external_cluster(cluster, endpoint, user),
-    ]
+def external_clusters(
+    cluster: str, name_of_member: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE
+) -> list[dict[str, Any]]:
+    """Return both clusters of a pair, as one knows them. It must list itself, too, and never connects there."""
+    itself = {"name": cluster, "connectionParameters": {"host": f"{cluster}-rw"}}
+    return [itself, external_cluster(cluster, name_of_member, endpoint, user)]
 
 
 def cluster(
@@ -245,7 +255,7 @@ def cluster(
             }
         }
         spec["replica"] = following(name, leads=False)
-        spec["externalClusters"] = external_clusters(name, source)
+        spec["externalClusters"] = external_clusters(name, declared["member"], source)
     return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": metadata(name, namespace, owner), "spec": spec}
 
 
@@ -284,3 +294,8 @@ def _text(value: Any) -> str:
 def hba(networks: Sequence[str]) -> list[str]:
     """Return who may connect, after the operator's own rules and before its last one, which lets in anybody."""
     return [*(f"hostssl all all {network} scram-sha-256" for network in networks), "host all all all reject"]
+
+
+def decoded(secret: Mapping[str, Any] | None, key: str) -> str:
+    """Return a text of a secret, as the API has it; empty if it is not there."""
+    return base64.b64decode(((secret or {}).get("data") or {}).get(key) or "").decode(errors="replace")

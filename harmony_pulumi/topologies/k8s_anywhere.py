@@ -170,7 +170,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
     ) -> PostgreSQLCluster:
         """Deploy a cluster here: a new database, or a replica cluster of `replication.source`."""
         insist(f"PostgreSQL {name!r} on {self.name!r}", self.plan_postgresql(name, config), config)
-        declared = _declared(config.for_member(self.name), instances=self._instances)
+        declared = _declared(config.for_member(self.name), member=self.name, instances=self._instances)
         source = replication.source if replication else None
         followed = (source, replication.certs or source.replication_certs) if replication and source else None
         place = self._place()
@@ -267,7 +267,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         follows = None
         if replication is not None:
             source, certs = replication
-            follows = _each(source.endpoint, ("host", "port"))
+            port = source.endpoint.apply(lambda known: str(int(known["port"])))
+            follows = {"host": source.endpoint.apply(itemgetter("host")), "port": port}
             # A role change gives it the certificates of whoever is followed then.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts), silent=["stringData", "data"]))
@@ -308,6 +309,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             "cluster": within.cluster,
             "owner": within.owner,
             "endpoint": made.endpoint,
+            "slot": "",
         }
         return PostgreSQLCluster(
             name=name,
@@ -359,7 +361,7 @@ def _certs(made: Mapping[str, str]) -> ReplicationCerts:
     }
 
 
-def _declared(config: PostgreSQLConfig, *, instances: int) -> dict[str, Any]:
+def _declared(config: PostgreSQLConfig, *, member: str, instances: int) -> dict[str, Any]:
     """Return a configuration as the objects of a cluster have it."""
     return {
         "databases": [
@@ -370,6 +372,7 @@ def _declared(config: PostgreSQLConfig, *, instances: int) -> dict[str, Any]:
         "slot_size_bound": config.slot_size_bound,
         "locale": config.locale,
         "instances": instances,
+        "member": member,
     }
 
 

@@ -25,7 +25,7 @@ def read_roles(connection: Connection, path: str, user: str) -> Roles | None:
     if text is None:
         return None
     try:
-        return _roles(json.loads(text))
+        return roles_from(json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
         msg = (
             f"{connection.name}: {path} is not what this version of harmony writes ({error!r}); it says which member "
@@ -34,7 +34,8 @@ def read_roles(connection: Connection, path: str, user: str) -> Roles | None:
         raise SiteError(msg) from error
 
 
-def _roles(found: Mapping[str, Any]) -> Roles:
+def roles_from(found: Mapping[str, Any]) -> Roles:
+    """Return what was kept of roles, whatever version of harmony has written it."""
     operation: Any = found["operation"]
     outer: Any = found.get("outer")
     return Roles(
@@ -45,7 +46,7 @@ def _roles(found: Mapping[str, Any]) -> Roles:
         synchronous=found.get("synchronous", False),
         operation=cast("Operation", {**_LATER, **operation}) if operation else None,
         away=found.get("away"),  # What was written before there were failovers has none, either.
-        outer=_roles(outer) if outer else None,
+        outer=roles_from(outer) if outer else None,
     )
 
 

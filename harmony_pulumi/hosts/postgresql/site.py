@@ -21,10 +21,11 @@ from harmony_pulumi.capabilities.site import (
     Survey,
     Token,
     load_site,
+    unseen,
 )
 from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import certificates, files, renewal, wal
+from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
 from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
@@ -37,99 +38,6 @@ from harmony_pulumi.orchestration.wait import wait_for
 _CERTIFICATES = ("ca", "server", "replication", "source-client")
 _ISSUED = ("server", "replication")
 """Those that a server's own authority has signed."""
-# When a source was last heard of is told by the standby's own clock, with which `clock` is compared: once it is not
-# connected any more, by the file that it last wrote what it received to.
-_LOOK = """
-SELECT json_build_object(
-  'role', CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
-  'timeline', CASE WHEN pg_is_in_recovery()
-    THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()))
-    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
-  'lsn', CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-  'received', CASE WHEN pg_is_in_recovery()
-    THEN coalesce(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text, '') ELSE '' END,
-  'heard_lsn', coalesce((SELECT latest_end_lsn::text FROM pg_stat_wal_receiver), ''),
-  'heard_at', CASE WHEN pg_is_in_recovery() THEN coalesce(
-    (SELECT to_json(last_msg_receipt_time)#>>'{}' FROM pg_stat_wal_receiver),
-    (SELECT to_json(max(modification))#>>'{}' FROM pg_ls_waldir() WHERE length(name) = 24 AND right(name, 16) = (
-      SELECT upper(lpad(to_hex(segment / of_four_gb), 8, '0') || lpad(to_hex(segment % of_four_gb), 8, '0'))
-      FROM (SELECT div(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/1', size)::bigint,
-        4294967296 / size FROM (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') s (size)
-      ) place (segment, of_four_gb))), '') ELSE '' END,
-  'clock', to_json(clock_timestamp())#>>'{}',
-  'receiver', coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
-  'replayed_at', CASE WHEN pg_is_in_recovery()
-    THEN coalesce(to_json(pg_last_xact_replay_timestamp())#>>'{}', '') ELSE '' END,
-  'waits_for', CASE WHEN pg_is_in_recovery() THEN '' ELSE current_setting('synchronous_standby_names') END,
-  'settings', (SELECT json_object_agg(name, setting ORDER BY name) FROM pg_settings
-    WHERE source = 'configuration file'),
-  'replicas', coalesce((SELECT json_agg(json_build_object(
-      'name', application_name, 'state', state, 'sync_state', sync_state,
-      'lag_bytes', coalesce(pg_wal_lsn_diff(sent.lsn, replay_lsn), 0)::bigint,
-      'lag_seconds', coalesce(extract(epoch FROM replay_lag), 0),
-      'tls', coalesce(ssl.version, ''), 'client', coalesce(ssl.client_dn, '')) ORDER BY application_name)
-    FROM pg_stat_replication LEFT JOIN pg_stat_ssl ssl USING (pid)
-    WHERE application_name <> 'pg_basebackup'), '[]'),
-  'slots', coalesce((SELECT json_agg(json_build_object(
-      'name', slot_name, 'active', active,
-      'retained_bytes', coalesce(pg_wal_lsn_diff(sent.lsn, restart_lsn), 0)::bigint,
-      'bound_bytes', (SELECT nullif(setting, '-1')::bigint * 1048576 FROM pg_settings
-        WHERE name = 'max_slot_wal_keep_size'),
-      'wal_status', coalesce(wal_status, '')) ORDER BY slot_name)
-    FROM pg_replication_slots WHERE slot_type = 'physical'), '[]'))
-FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END AS lsn) sent
-"""
-
-_DATABASES = "SELECT json_agg(datname ORDER BY datname) FROM pg_database WHERE datallowconn AND datname <> 'template1'"
-# A collation that something depends on: a column, an index, a domain, a partition's bounds, an expression.
-_IN_DATABASE = """
-SELECT json_build_object(
-  'extensions', (SELECT json_agg(extname ORDER BY extname) FROM pg_extension),
-  'collations', (SELECT coalesce(json_object_agg(name, json_build_array(collversion, actual)), '{}') FROM (
-    SELECT format('%s (in %s)', c.oid::regcollation, current_database()) AS name, collversion,
-      pg_collation_actual_version(c.oid) AS actual
-    FROM pg_collation c WHERE collversion IS NOT NULL AND EXISTS (
-      SELECT FROM pg_depend WHERE refclassid = 'pg_collation'::regclass AND refobjid = c.oid)) used
-    WHERE actual IS NOT NULL))
-"""
-_AVAILABLE = "SELECT json_agg(name ORDER BY name) FROM pg_available_extensions"
-_COLLATIONS = """
-SELECT coalesce(json_object_agg(datname, json_build_array(datcollversion, actual)), '{}') FROM (
-  SELECT datname, datcollversion, pg_database_collation_actual_version(oid) AS actual FROM pg_database) d
-WHERE datcollversion IS NOT NULL AND actual IS NOT NULL
-"""
-# By way of JSON, since the columns differ from version to version.
-_LOGICAL_SLOTS = """
-SELECT coalesce(json_agg(json_build_object('name', slot->>'slot_name',
-  'failover', coalesce((slot->>'failover')::bool, false), 'synced', coalesce((slot->>'synced')::bool, false),
-  'temporary', (slot->>'temporary')::bool,
-  'lost', coalesce(slot->>'wal_status', '') = 'lost' OR slot->>'invalidation_reason' IS NOT NULL)
-  ORDER BY slot->>'slot_name'), '[]')
-FROM (SELECT to_jsonb(s) AS slot FROM pg_replication_slots s WHERE slot_type = 'logical') slots
-"""
-_REPLAY = """
-SELECT json_build_object(
-  'paused', CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END,
-  'delay', (SELECT setting::bigint FROM pg_settings WHERE name = 'recovery_min_apply_delay'))
-"""
-_USED = """
-SELECT coalesce(json_object_agg(application_name, coalesce(client_serial::text, '')), '{}')
-FROM pg_stat_replication JOIN pg_stat_ssl USING (pid)
-"""
-_PROMOTE = """
-SELECT pg_promote(false) WHERE pg_is_in_recovery();
-DO $$ BEGIN FOR i IN 1..{tries} LOOP EXIT WHEN NOT pg_is_in_recovery(); PERFORM pg_sleep(0.005); END LOOP; END $$;
-SELECT pg_is_in_recovery();
-"""
-_HISTORY = """
-SELECT json_build_object('timeline', timeline_id, 'text',
-  pg_read_file('pg_wal/' || upper(lpad(to_hex(timeline_id), 8, '0')) || '.history', 0, 1048576, true))
-FROM (SELECT CASE WHEN pg_is_in_recovery()
-  THEN greatest(coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0),
-    (SELECT timeline_id FROM pg_control_checkpoint()), (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
-  ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS timeline_id) now
-"""
-_MARK = "SELECT to_json(pg_create_restore_point('harmony')) FROM pg_current_xact_id()"
 _STATE, _ENDED_CLEANLY = "Database cluster state", "shut down"
 _BUILD = (
     "pg_control version number",
@@ -201,10 +109,10 @@ class HostPostgreSQL:
             connection = connect(self.handle["host"])
             marker = self._marker(connection)
         except SiteError as error:
-            return _unseen(name, "unreachable", str(error))
+            return unseen(name, "unreachable", str(error))
         if marker is None:
-            return _unseen(name, "absent", f"{connection.name} has no server of {self.handle['owner']} in {self._root}")
-        seen = _unseen(name, "stopped", f"no server process in {marker.data}")
+            return unseen(name, "absent", f"{connection.name} has no server of {self.handle['owner']} in {self._root}")
+        seen = unseen(name, "stopped", f"no server process in {marker.data}")
         seen["endpoint"] = address(self.handle["host"]["address"], marker.port)
         seen["system_identifier"] = marker.system_identifier
         try:
@@ -229,7 +137,7 @@ class HostPostgreSQL:
         seen["certificates"], seen["flaws"] = self._own_certificates(server)
         if running:
             try:
-                seen.update(server.look(_LOOK, port=marker.port))
+                seen.update(server.look(queries.LOOK, port=marker.port))
                 seen["state"], seen["detail"] = "running", ""
             except SiteError as error:  # It recovers from a crash, is out of connections, hangs: nothing is known.
                 seen["state"], seen["detail"] = "unreachable", f"its process runs and does not answer: {error}"
@@ -287,21 +195,21 @@ class HostPostgreSQL:
         server, marker = self._both()
         control = server.control_data()
         port = marker.port
-        databases: list[str] = server.look(_DATABASES, port=port)
-        inside = {name: server.look(_IN_DATABASE, port=port, database=name) for name in databases}
-        collations = server.look(_COLLATIONS, port=port) if server.binaries.major >= 15 else {}
+        databases: list[str] = server.look(queries.DATABASES, port=port)
+        inside = {name: server.look(queries.IN_DATABASE, port=port, database=name) for name in databases}
+        collations = server.look(queries.COLLATIONS, port=port) if server.binaries.major >= 15 else {}
         for found in inside.values():
             collations |= found["collations"]
-        replay = server.look(_REPLAY, port=port)
+        replay = server.look(queries.REPLAY, port=port)
         free = server.connection.check(["df", "--output=avail", "-B1", "--", marker.data]).split()[-1]
         return {
             "major": server.binaries.major,
             "build": {label: control[label] for label in _BUILD},
             "extensions": {name: found["extensions"] for name, found in inside.items()},
-            "available": server.look(_AVAILABLE, port=port),
+            "available": server.look(queries.AVAILABLE, port=port),
             "collations": collations,
             "limits": server.limits(port),
-            "logical_slots": server.look(_LOGICAL_SLOTS, port=port),
+            "logical_slots": server.look(queries.LOGICAL_SLOTS, port=port),
             "replay_paused": replay["paused"],
             "apply_delay_ms": replay["delay"],
             "free_bytes": int(free),
@@ -310,7 +218,7 @@ class HostPostgreSQL:
     def echo(self, follower: str, *, deadline: float) -> str:
         """Write a restore point, in a transaction that has an id, since only the end of one is put on disk at once."""
         server, marker = self._both()
-        lsn: str = server.look(_MARK, port=marker.port)
+        lsn: str = server.look(queries.MARK, port=marker.port)
         wait_for(
             f"{server.connection.name}: a word of {follower} that it has what was written for this",
             lambda: server.look(files.has_flushed_sql(follower, lsn), port=marker.port),
@@ -430,7 +338,7 @@ class HostPostgreSQL:
         """Become the primary, and return once writes are accepted."""
         server = self._to_lead("promoted")[0]
         # pg_promote(wait => true) looks ten times a second; clients wait meanwhile.
-        promote = _PROMOTE.format(tries=_PROMOTE_DEADLINE * 200)
+        promote = queries.PROMOTE.format(tries=_PROMOTE_DEADLINE * 200)
         try:
             said = self._ask(promote, _PROMOTE_DEADLINE + 15)
         except SiteError:
@@ -561,7 +469,7 @@ class HostPostgreSQL:
         server, marker = self._both()
         if server.running_pid() is None:
             return Comeback(server, marker, self.handle).history()
-        found = server.look(_HISTORY, port=marker.port)
+        found = server.look(queries.HISTORY, port=marker.port)
         return wal.history(found["timeline"], found["text"] or "")
 
     def beyond(self, fork: Fork) -> Beyond:
@@ -666,7 +574,7 @@ class HostPostgreSQL:
         server, marker = self._both()
         texts = server.read(server.layout.tls, ("replication.crt", "source-client.crt"))
         issued, held = (certificates.serial(text) if text else "" for text in texts.values())
-        used: dict[str, str] = server.look(_USED, port=marker.port)
+        used: dict[str, str] = server.look(queries.USED, port=marker.port)
         return {"rotation": renewal.last_rotation(server), "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
@@ -687,32 +595,3 @@ class HostPostgreSQL:
         server, marker = self._both()
         renewal.distrust(server)
         server.take_over_files(marker.port)
-
-
-def _unseen(name: str, state: str, detail: str) -> Observation:
-    return {
-        "name": name,
-        "state": state,
-        "detail": detail,
-        "role": "",
-        "endpoint": "",
-        "version": "",
-        "system_identifier": "",
-        "timeline": 0,
-        "lsn": "",
-        "received": "",
-        "heard_lsn": "",
-        "heard_at": "",
-        "receiver": "",
-        "replayed_at": "",
-        "waits_for": "",
-        "replicas": [],
-        "slots": [],
-        "settings": {},
-        "certificates": {},
-        "flaws": {},
-        "clock": "",
-        "left_as": "",
-        "ended_cleanly": False,
-        "roles": None,
-    }
