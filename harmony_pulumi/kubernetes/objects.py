@@ -19,6 +19,8 @@ MANIFEST = (
     f"release-{RELEASE.rpartition('.')[0]}/releases/cnpg-{RELEASE}.yaml"
 )
 """Where the project publishes its manifest: CloudNativePG, "Installation and upgrades"."""
+IMAGES = "ghcr.io/cloudnative-pg/postgresql"
+"""Where the project publishes PostgreSQL, a tag for each major version: CloudNativePG, "Container images"."""
 OWNER = "harmony-pulumi.dev/owner"
 """The annotation that says whose an object is: `<project>/<stack>/<resource>`."""
 HIBERNATION = "cnpg.io/hibernation"

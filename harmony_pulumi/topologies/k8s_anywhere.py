@@ -272,7 +272,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             # A role change gives it the certificates of whoever is followed then.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts), silent=["stringData", "data"]))
-        thing = objects.cluster(*about, declared, image=self._image, storage=self._storage, source=follows)
+        image = self._image or (config.version and f"{objects.IMAGES}:{config.version}")
+        thing = objects.cluster(*about, declared, image=image, storage=self._storage, source=follows)
         after = [*secrets, *([replication[0].resource] if replication else [])]
         cluster = within.declare(thing, silent=objects.MOVED, after=after)
         databases = [within.declare(objects.database(*about, each), after=[cluster]) for each in declared["databases"]]
