@@ -68,9 +68,11 @@ class PostgreSQLCluster:
     """The path, at the site, of the log of every step, one JSON object a line."""
     resource: pulumi.Resource
     """What to depend on."""
+    sensitive: bool = False
+    """Whether `site` holds what must be kept secret, to log in with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PostgreSQLPair(PostgreSQLCluster):
     """A failover pair. As a cluster, it is its active member."""
 

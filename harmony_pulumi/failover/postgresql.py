@@ -126,6 +126,7 @@ class FailoverPostgreSQL(Failover[T]):
             pulumi.ResourceOptions(
                 parent=cast("Any", self),
                 depends_on=[primary.resource, replica.resource, *(e.resource for e in deployed.values())],
+                additional_secret_outputs=["site"] if primary.sensitive or replica.sensitive else None,
             ),
         )
         return _pair(name, config, members, pair, active=roles.member, endpoints=list(deployed.values()))
@@ -286,7 +287,7 @@ def _pair(
     of_active = {
         field.name: _of_active(resource.serving, {role: getattr(m, field.name) for role, m in members.items()})
         for field in fields(PostgreSQLCluster)
-        if field.name not in {"name", "uri", "ca_certificate", "identity", "site", "resource"}
+        if field.name not in {"name", "uri", "ca_certificate", "identity", "site", "resource", "sensitive"}
     }
     return PostgreSQLPair(
         **cast("Any", of_active),
@@ -296,6 +297,7 @@ def _pair(
         identity=pulumi.Output.all(*(m.identity for m in members.values())).apply(" | ".join),
         site=resource.site,
         resource=resource,
+        sensitive=any(member.sensitive for member in members.values()),
         members=members,
         active=active,
         observed_active=resource.observed_active,

@@ -272,7 +272,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             # A role change gives it the certificates of whoever is followed then.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts), silent=["stringData", "data"]))
-        image = self._image or (config.version and f"{objects.IMAGES}:{config.version}")
+        image = self._image or (f"{objects.IMAGES}:{config.version}" if config.version else None)
         thing = objects.cluster(*about, declared, image=image, storage=self._storage, source=follows)
         after = [*secrets, *([replication[0].resource] if replication else [])]
         cluster = within.declare(thing, silent=objects.MOVED, after=after)
@@ -328,6 +328,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             system_identifier=serving.system_identifier,
             event_log=pulumi.Output.from_input(f"configmap {within.namespace}/{within.cluster}-events"),
             resource=serving,
+            sensitive=True,
         )
 
     def get_replication_certs(self, cluster: PostgreSQLCluster) -> pulumi.Output[ReplicationCerts]:

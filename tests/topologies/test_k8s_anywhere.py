@@ -1,0 +1,182 @@
+"""What K8sAnywhereTopology declares: objects, names, secrets, and what it refuses before it declares anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pytest
+
+from harmony_pulumi import (
+    Database,
+    Docker,
+    FailoverTopology,
+    InputError,
+    K8sAnywhereTopology,
+    LinuxHostTopology,
+    PostgreSQLConfig,
+)
+
+CONFIG = PostgreSQLConfig(
+    databases=[Database(name="orders", extensions=("pg_trgm",)), Database(name="Stock", owner="orders")],
+    settings={"work_mem": "8MB", "jit": False},
+    version=16,
+)
+SECRET = {"4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270"}
+MADE = {
+    "ca": "the authority",
+    "server_certificate": "of the server",
+    "server_key": "key of the server",
+    "replication_certificate": "of replicas",
+    "replication_key": "key of replicas",
+    "passwords": {"orders": "correct horse", "Stock": "battery staple"},
+}
+
+
+def plain(value: Any) -> Any:
+    """Return inputs without the marks of what is secret."""
+    if isinstance(value, dict):
+        return plain(value["value"]) if SECRET.items() <= value.items() else {k: plain(v) for k, v in value.items()}
+    return value
+
+
+class Mocks(pulumi.runtime.Mocks):
+    """Remembers what is registered, and makes what the real providers would."""
+
+    def __init__(self) -> None:
+        self.registered: dict[tuple[str, str], Any] = {}
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        assert args.name is not None
+        self.registered[args.typ.rpartition(":")[2], args.name] = args
+        made = {
+            "found": {"service_type": "NodePort"},
+            "endpoint": {"host": "10.0.0.1", "port": 30432},
+            "made": MADE,
+            "postgresql_version": "16.4",
+            "system_identifier": "7",
+            "serving": "primary",
+        }
+        return args.name, {**args.inputs, **{key: value for key, value in made.items() if not args.inputs.get(key)}}
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], None]:
+        return {}, None
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        return plain(self.registered[key].inputs)
+
+
+def site(name: str = "east", **options: Any) -> K8sAnywhereTopology:
+    return K8sAnywhereTopology(name, kubeconfig="apiVersion: v1", address="10.0.0.1", **options)
+
+
+def declared(**options: Any) -> tuple[Mocks, dict[str, Any]]:
+    """Return what a program with one cluster registers, and the cluster's values."""
+    mocks, known = Mocks(), dict[str, Any]()
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
+
+    def program() -> pulumi.Output[None]:
+        database = site(**options).deploy_postgresql("orders", CONFIG)
+        values = {"uri": database.uri, "site": database.site, "certs": database.replication_certs}
+        return pulumi.Output.all(**values).apply(known.update)
+
+    pulumi.runtime.test(program)()
+    return mocks, known
+
+
+def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_provider() -> None:
+    mocks, known = declared(storage="5Gi", storage_class="fast", instances=3)
+    cluster = mocks["Cluster", "east-orders"]
+    assert cluster["metadata"] == {
+        "name": "east-orders",
+        "namespace": "postgresql",
+        "annotations": {"harmony-pulumi.dev/owner": "shop/dev/east-orders"},
+    }
+    spec = cluster["spec"]
+    assert spec["instances"] == 3
+    assert spec["imageName"] == "ghcr.io/cloudnative-pg/postgresql:16"
+    assert spec["storage"] == {"size": "5Gi", "storageClass": "fast"}
+    assert spec["bootstrap"]["initdb"]["database"] == "orders"
+    assert spec["postgresql"]["parameters"]["work_mem"] == "8MB"
+    assert spec["postgresql"]["parameters"]["jit"] == "off"
+    assert spec["postgresql"]["pg_hba"][-1] == "host all all all reject"
+    assert "replica" not in spec
+    assert mocks["Database", "east-orders-orders"]["spec"]["extensions"] == [{"name": "pg_trgm", "ensure": "present"}]
+    assert mocks["Database", "east-orders-stock"]["spec"]["owner"] == "orders"
+    assert mocks["Service", "east-orders-outside"]["spec"]["type"] == "NodePort"
+    assert mocks["Namespace", "east-postgresql"]["metadata"]["name"] == "postgresql"
+    of_kubernetes = [args for (kind, _), args in mocks.registered.items() if args.typ.startswith("kubernetes:")]
+    assert {args.provider.rpartition("::")[0].rpartition("::")[2] for args in of_kubernetes} == {"east"}
+    assert known["uri"] == "postgresql://orders:correct%20horse@10.0.0.1:30432/orders?sslmode=verify-full"
+    assert known["certs"]["client_key"] == "key of replicas"
+    assert known["site"]["cluster"] == "east-orders"
+
+
+def test_whatever_is_secret_is_declared_so() -> None:
+    mocks = declared()[0]
+    for name in ("east-orders-server", "east-orders-replication", "east-orders-login-orders"):
+        assert SECRET.items() <= mocks.registered["Secret", name].inputs["stringData"].items()
+    assert SECRET.items() <= mocks.registered["KubernetesCluster", "east"].inputs["kubeconfig"].items()
+    secret: dict[str, bool] = {}
+    pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
+
+    async def look(database: Any) -> None:
+        for name in ("uri", "site", "replication_certs", "credentials"):
+            secret[name] = await getattr(database, name).is_secret()
+
+    def program() -> Any:
+        return pulumi.Output.from_input(look(site().deploy_postgresql("orders", CONFIG)))
+
+    pulumi.runtime.test(program)()
+    assert secret == dict.fromkeys(secret, True)
+    assert len(secret) == 4
+
+
+def test_the_replica_of_a_pair_is_declared_as_one_that_follows_its_source() -> None:
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
+
+    def program() -> None:
+        FailoverTopology("orders", primary=site("east"), replica=site("west")).deploy_postgresql("orders", CONFIG)
+
+    pulumi.runtime.test(program)()
+    spec = mocks["Cluster", "west-orders"]["spec"]
+    assert spec["replica"] == {"self": "west-orders", "primary": "peer", "source": "peer"}
+    assert spec["bootstrap"]["pg_basebackup"]["source"] == "peer"
+    peer = next(each for each in spec["externalClusters"] if each["name"] == "peer")["connectionParameters"]
+    assert (peer["host"], peer["port"], peer["sslmode"]) == ("10.0.0.1", "30432", "verify-full")
+    assert peer["application_name"] == "west"
+    assert mocks["Secret", "west-orders-peer"]["stringData"]["tls.key"] == "key of replicas"
+    assert mocks["PostgreSQLPair", "orders-orders"]["members"]["replica"]["name"] == "west"
+
+
+def test_every_problem_of_the_arguments_is_told_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        K8sAnywhereTopology("East", kubeconfig="", namespace="a.b", address="a b", instances=0, storage="ten")
+    paths = [str(problem).partition(":")[0] for problem in caught.value.problems]
+    assert paths == ["name", "namespace", "instances", "storage", "address"]
+
+
+def test_what_has_no_meaning_on_kubernetes_is_refused_before_anything_is_declared() -> None:
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
+    config = PostgreSQLConfig(databases=["orders"], port=5433, directory="/srv/orders")
+    with pytest.raises(InputError) as caught:
+        site().deploy_postgresql("orders_1", config)
+    problems = [str(problem) for problem in caught.value.problems]
+    assert [problem.partition(":")[0] for problem in problems] == ["name", "port", "directory"]
+    assert not [kind for kind, _ in mocks.registered if kind != "K8sAnywhereTopology"]
+
+
+def test_docker_is_no_capability_of_a_pair_of_them() -> None:
+    pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
+    pair: Any = FailoverTopology("orders", primary=site("east"), replica=site("west"))
+    assert not isinstance(pair, Docker)
+    with pytest.raises(Exception, match="does not provide Docker"):
+        pair.deploy_docker("web", None)
+
+
+def test_a_pair_may_be_of_different_places() -> None:
+    pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
+    pair = FailoverTopology("orders", primary=site("east"), replica=LinuxHostTopology("west"))
+    assert pair.plan_postgresql("orders", PostgreSQLConfig(databases=["orders"])).problems == ()
