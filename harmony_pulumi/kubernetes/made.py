@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
@@ -39,15 +39,14 @@ def endpoint(props: Mapping[str, Any]) -> dict[str, Any]:
     return place
 
 
-def make(address: str, days: int, passwords: Mapping[str, str | None], cluster: str) -> dict[str, Any]:
-    """Make the certificates of a cluster, and the passwords that are not given. The authority's key is kept nowhere.
+def make(address: str, days: int, cluster: str) -> dict[str, str]:
+    """Make the certificates of a cluster. The authority's key is kept nowhere.
 
     So each renewal is a new authority. Two clients may replicate: other clusters of the operator, and servers on hosts.
 
     Args:
         address: that clients connect to, a host name or an IP.
         days: for which the certificates are valid.
-        passwords: by role; None where one is to be made.
         cluster: its name, for the authority's.
     """
     authority = certificates.make_authority(f"{cluster} PostgreSQL")
@@ -63,5 +62,12 @@ def make(address: str, days: int, passwords: Mapping[str, str | None], cluster: 
         "replication_key": operators.key,
         "host_certificate": hosts.certificate,
         "host_key": hosts.key,
-        "passwords": {role: given or secrets.token_urlsafe(24) for role, given in passwords.items()},
+    }
+
+
+def passwords(roles: Sequence[str], *known: Mapping[str, str]) -> dict[str, str]:
+    """Return a password for each role: the first that is known, else a new one."""
+    return {
+        role: next((found[role] for found in known if found.get(role)), None) or secrets.token_urlsafe(24)
+        for role in roles
     }

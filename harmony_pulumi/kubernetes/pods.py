@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import urllib3
@@ -16,80 +17,108 @@ from kubernetes.stream import stream
 from kubernetes.stream.ws_client import ERROR_CHANNEL
 
 from harmony_pulumi.errors import SiteError, UnreachableError
-from harmony_pulumi.hosts.connection import Completed
+from harmony_pulumi.hosts.commands import Commands, Completed
+from harmony_pulumi.hosts.postgresql.instance import Instance
 from harmony_pulumi.kubernetes.api import Api
 
+DATA = "/var/lib/postgresql/data/pgdata"
+"""The data directory in a pod: CloudNativePG, "Storage"."""
+PORT = 5432
 _CONTAINER = "postgres"
 # The command's standard input comes through the connection, and there is no way to close that alone: how long it is
 # comes first. Its standard error goes to a channel of its own.
 _FED = 'head -c "$1" | { shift; exec "$@"; }'
 
 
-def run(
-    api: Api,
-    namespace: str,
-    pod: str,
-    argv: Sequence[str],
-    *,
-    stdin: str = "",
-    timeout: float = 60,
-    env: Mapping[str, str] | None = None,
-    on_stderr: Callable[[str], None] | None = None,
-) -> Completed:
-    """Run a command in a pod's PostgreSQL container to its end.
+@dataclass(frozen=True)
+class Pod(Commands):
+    """The PostgreSQL container of one pod. Whatever user is asked for, its own runs everything."""
 
-    Args:
-        api: the cluster's.
-        namespace: of the pod.
-        pod: its name.
-        argv: the command and its arguments; no shell reads them. Never a secret: give that by `stdin`.
-        stdin: what the command reads.
-        timeout: seconds; the connection is closed after it, and nobody waits for the command any longer.
-        env: variables to add.
-        on_stderr: given standard error as it comes.
+    api: Api
+    namespace: str
+    pod: str
 
-    Raises:
-        SiteError: there is no such pod or command, or it took longer than `timeout`.
-        UnreachableError: the API server does not answer.
-    """
-    command = ["env", *(f"{name}={value}" for name, value in (env or {}).items()), *argv]
-    data = stdin.encode()
-    if data:
-        command = ["sh", "-c", _FED, "sh", str(len(data)), *command]
-    where = f"{api.name}: pod {namespace}/{pod}"
-    try:
-        session: Any = stream(
-            CoreV1Api(api.client).connect_get_namespaced_pod_exec,
-            pod,
-            namespace,
-            container=_CONTAINER,
-            command=command,
-            stdin=bool(data),
-            stdout=True,
-            stderr=True,
-            tty=False,
-            binary=True,
-            _preload_content=False,
-            _request_timeout=min(timeout, 30),
-        )
-    except ApiException as error:
-        # It carries what the server answered to the request for a connection, as far as there was any.
-        if error.status:
-            raise SiteError(f"{where}: {argv[0]} cannot be run there: {error.reason}") from None
-        raise UnreachableError(f"{api.name}: the API server at {api.address} does not answer: {error.reason}") from None
-    except (urllib3.exceptions.HTTPError, websocket.WebSocketException, OSError) as error:
-        raise UnreachableError(f"{api.name}: the API server at {api.address} does not answer: {error}") from error
-    try:
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """What messages call it."""
+        return f"{self.api.name}: pod {self.namespace}/{self.pod}"
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        user: str | None = None,
+        stdin: str = "",
+        timeout: float = 60,
+        on_stderr: Callable[[str], None] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed:
+        """Run a command to its end; one that takes longer than its timeout is waited for no longer."""
+        del user
+        command = ["env", *(f"{name}={value}" for name, value in (env or {}).items()), *argv]
+        data = stdin.encode()
         if data:
-            session.write_stdin(data)
-        texts, result = _talk(session, time.monotonic() + timeout, on_stderr)
-    except TimeoutError:
-        raise SiteError(f"{where}: `{argv[0]}` took longer than {timeout:g} s") from None
-    except (websocket.WebSocketException, OSError) as error:
-        raise UnreachableError(f"{where}: the connection broke while `{argv[0]}` ran: {error}") from error
-    finally:
-        session.close()
-    return Completed(_status(where, argv[0], result), texts["stdout"], texts["stderr"])
+            command = ["sh", "-c", _FED, "sh", str(len(data)), *command]
+        where = self.name
+        try:
+            session: Any = stream(
+                CoreV1Api(self.api.client).connect_get_namespaced_pod_exec,
+                self.pod,
+                self.namespace,
+                container=_CONTAINER,
+                command=command,
+                stdin=bool(data),
+                stdout=True,
+                stderr=True,
+                tty=False,
+                binary=True,
+                _preload_content=False,
+                _request_timeout=min(timeout, 30),
+            )
+        except ApiException as error:
+            # It carries what the server answered to the request for a connection, as far as there was any.
+            if error.status:
+                raise SiteError(f"{where}: {argv[0]} cannot be run there: {error.reason}") from None
+            raise UnreachableError(
+                f"{self.api.name}: the API server at {self.api.address} does not answer: {error.reason}"
+            ) from None
+        except (urllib3.exceptions.HTTPError, websocket.WebSocketException, OSError) as error:
+            raise UnreachableError(
+                f"{self.api.name}: the API server at {self.api.address} does not answer: {error}"
+            ) from error
+        try:
+            if data:
+                session.write_stdin(data)
+            texts, result = _talk(session, time.monotonic() + timeout, on_stderr)
+        except TimeoutError:
+            raise SiteError(f"{where}: `{argv[0]}` took longer than {timeout:g} s") from None
+        except (websocket.WebSocketException, OSError) as error:
+            raise UnreachableError(f"{where}: the connection broke while `{argv[0]}` ran: {error}") from error
+        finally:
+            session.close()
+        return Completed(_status(where, argv[0], result), texts["stdout"], texts["stderr"])
+
+
+@dataclass(frozen=True)
+class PodInstance(Instance[Pod]):
+    """The instance in a pod: CloudNativePG, "Container Images"."""
+
+    connection: Pod
+    user: str = "postgres"
+
+    @property
+    def data(self) -> str:
+        """The data directory."""
+        return DATA
+
+    @property
+    def socket(self) -> str:
+        """The folder of the Unix socket."""
+        return "/controller/run"
+
+    def program(self, name: str) -> str:
+        """Return one of PostgreSQL's programs: all are on PATH."""
+        return name
 
 
 def _talk(session: Any, end: float, on_stderr: Callable[[str], None] | None) -> tuple[dict[str, str], str | bytes]:

@@ -14,13 +14,13 @@ from harmony_pulumi.capabilities.site import Observation, unseen
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, queries
 from harmony_pulumi.hosts.postgresql.roles import roles_from
-from harmony_pulumi.kubernetes import objects, pods
+from harmony_pulumi.kubernetes import objects
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
-from harmony_pulumi.kubernetes.waiting import DATA, ask, in_words, path_of
+from harmony_pulumi.kubernetes.pods import PORT
+from harmony_pulumi.kubernetes.waiting import in_words, instance, path_of
 
-_CONTROL = ["pg_controldata", "-D", DATA]
 _FENCED = "cnpg.io/fencedInstances"
 
 
@@ -68,8 +68,9 @@ class ClusterPostgreSQL:
         if not pod or self._is_asleep(cluster):
             seen["left_as"] = self._left_as(cluster)
             return
+        server = instance(self.api, self._namespace, pod)
         try:
-            seen.update(json.loads(ask(self.api, self._namespace, pod, queries.LOOK)))
+            seen.update(server.look(queries.LOOK, port=PORT))
         except UnreachableError:
             raise
         except SiteError as error:
@@ -77,15 +78,13 @@ class ClusterPostgreSQL:
                 seen["state"], seen["detail"] = "unreachable", f"its pod runs and does not answer: {error}"
                 return
             seen["left_as"] = self._left_as(cluster)
-            control = pods.run(self.api, self._namespace, pod, _CONTROL, env={"LC_ALL": "C"}).stdout
-            seen["ended_cleanly"] = bool(re.search(r"^Database cluster state: +shut down$", control, re.MULTILINE))
+            seen["ended_cleanly"] = server.control_data()["Database cluster state"] == "shut down"
             return
         seen["state"], seen["detail"] = "running", ""
         # Its own instances are this one site: who follows from elsewhere says by what name.
         own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
         seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
-        version = ask(self.api, self._namespace, pod, "SHOW server_version")
-        seen["version"] = version.split()[0]
+        seen["version"] = server.sql("SHOW server_version", port=PORT).split()[0]
 
     def record(self, lines: str) -> None:
         """Append whole lines to the log of events."""

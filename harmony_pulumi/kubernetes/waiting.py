@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.kubernetes import objects, pods
+from harmony_pulumi.kubernetes import objects
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.kubernetes.pods import PORT, Pod, PodInstance
 from harmony_pulumi.orchestration.wait import wait_for
-
-DATA = "/var/lib/postgresql/data/pgdata"
-"""The data directory in a pod: CloudNativePG, "Storage"."""
-_PSQL = ["psql", "-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-f", "-"]
 
 
 def path_of(namespace: str, name: str) -> str:
@@ -59,10 +56,10 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
     if cluster is None:
         raise SiteError(f"{api.name}: the cluster {namespace}/{name} is gone")
     pod = cluster["status"]["currentPrimary"]
-    version = ask(api, namespace, pod, "SHOW server_version").split()[0]
+    server = instance(api, namespace, pod)
     return {
-        "postgresql_version": version,
-        "system_identifier": ask(api, namespace, pod, "SELECT system_identifier FROM pg_control_system()"),
+        "postgresql_version": server.sql("SHOW server_version", port=PORT).split()[0],
+        "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),
     }
 
 
@@ -92,13 +89,6 @@ def _hibernates(cluster: Mapping[str, Any]) -> bool:
     return any(each["type"] == objects.HIBERNATION and each["status"] == "True" for each in conditions)
 
 
-def ask(api: Api, namespace: str, pod: str, sql: str, *, database: str = "postgres", timeout: float = 60) -> str:
-    """Run SQL as the superuser of an instance, and return what it prints.
-
-    Raises:
-        SiteError: it fails; the message is psql's.
-    """
-    done = pods.run(api, namespace, pod, _PSQL, stdin=sql, timeout=timeout, env={"PGDATABASE": database})
-    if done.status:
-        raise SiteError(f"{api.name}: psql in pod {namespace}/{pod}: {done.stderr.strip()[-2000:]}")
-    return done.stdout.strip()
+def instance(api: Api, namespace: str, pod: str) -> PodInstance:
+    """Return the instance in a pod."""
+    return PodInstance(Pod(api, namespace, pod))

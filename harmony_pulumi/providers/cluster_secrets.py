@@ -20,7 +20,7 @@ class ClusterSecretsProvider(Provider):
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
         """Tell whether anything is made anew: for what certificates depend on, and for passwords as declared."""
         old, new = plain(_olds), plain(_news)
-        keys = (*_OF_CERTIFICATES, "passwords", "service_type")
+        keys = (*_OF_CERTIFICATES, "roles", "passwords", "service_type")
         return DiffResult(changes=any(is_known(new.get(key)) and old.get(key) != new.get(key) for key in keys))
 
     @clean_errors
@@ -30,7 +30,10 @@ class ClusterSecretsProvider(Provider):
 
         props = plain(props)
         endpoint = made.endpoint(props)
-        found = made.make(endpoint["host"], props["certificate_lifetime_days"], props["passwords"], props["cluster"])
+        found = {
+            **made.make(endpoint["host"], props["certificate_lifetime_days"], props["cluster"]),
+            "passwords": made.passwords(props["roles"], props["passwords"]),
+        }
         return CreateResult(f"{props['namespace']}/{props['cluster']}", {**props, "endpoint": endpoint, "made": found})
 
     @clean_errors
@@ -39,12 +42,11 @@ class ClusterSecretsProvider(Provider):
         from harmony_pulumi.kubernetes import made
 
         old, new = plain(_olds), plain(_news)
-        endpoint, before = made.endpoint(new), old["made"]
-        wanted = {role: given or before["passwords"].get(role) for role, given in new["passwords"].items()}
-        found = made.make(endpoint["host"], new["certificate_lifetime_days"], wanted, new["cluster"])
-        changed = any(old.get(key) != new.get(key) for key in _OF_CERTIFICATES) or old["endpoint"] != endpoint
-        kept = found if changed else {**before, "passwords": found["passwords"]}
-        return UpdateResult({**old, **new, "endpoint": endpoint, "made": kept})
+        endpoint, kept = made.endpoint(new), old["made"]
+        if any(old.get(key) != new.get(key) for key in _OF_CERTIFICATES) or old["endpoint"] != endpoint:
+            kept = made.make(endpoint["host"], new["certificate_lifetime_days"], new["cluster"])
+        found = {**kept, "passwords": made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])}
+        return UpdateResult({**old, **new, "endpoint": endpoint, "made": found})
 
 
 class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):

@@ -225,7 +225,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         from harmony_pulumi.providers.cluster_secrets import ClusterSecrets
 
         owners = dict.fromkeys(database.owner_role for database in config.declared_databases)
-        given: dict[str, Any] = {role: config.passwords.get(role) for role in owners}
+        given: dict[str, Any] = dict(config.passwords)
         if source is not None:  # A copy has the passwords of what it copies.
             given = {role: source.credentials.apply(methodcaller("get", role)) for role in owners}
         return ClusterSecrets(
@@ -236,6 +236,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "cluster": within.cluster,
                 "owner": within.owner,
                 "service_type": within.place.service_type,
+                "roles": list(owners),
                 "passwords": pulumi.Output.secret(given),
                 "certificate_lifetime_days": config.certificate_lifetime_days,
                 "certificate_generation": config.certificate_generation,

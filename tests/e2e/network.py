@@ -34,7 +34,8 @@ from typing import Any, Literal, cast
 
 from harmony_pulumi import LinuxHostTopology
 from harmony_pulumi.errors import UnreachableError
-from harmony_pulumi.hosts.connection import Completed, LocalConnection
+from harmony_pulumi.hosts.commands import Completed
+from harmony_pulumi.hosts.connection import LocalConnection
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("primary", "replica")

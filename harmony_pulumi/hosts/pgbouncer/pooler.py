@@ -10,7 +10,8 @@ from typing import Any
 
 from harmony_pulumi.capabilities.addresses import address
 from harmony_pulumi.errors import SiteError, counted
-from harmony_pulumi.hosts.connection import Completed, Connection
+from harmony_pulumi.hosts.commands import Completed
+from harmony_pulumi.hosts.connection import Connection
 from harmony_pulumi.hosts.logs import set_aside_if_large
 from harmony_pulumi.hosts.pgbouncer import files
 from harmony_pulumi.hosts.pgbouncer.files import Layout

@@ -9,19 +9,16 @@ copy no configuration from one member to another.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
-from harmony_pulumi.capabilities.site import Fork
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.connection import Connection
 from harmony_pulumi.hosts.logs import set_aside_if_large
-from harmony_pulumi.hosts.postgresql import wal
+from harmony_pulumi.hosts.postgresql.instance import Instance
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -42,11 +39,6 @@ _WAIT_FOR_RESTART = """
 SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings s WHERE pending_restart
   AND (source = 'configuration file' OR EXISTS (SELECT FROM pg_file_settings f WHERE lower(f.name) = lower(s.name)))
 """
-_LIMITS = """
-SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('max_connections',
-  'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
-"""
-_CHECKPOINT_DEADLINE = 600
 _LEFT_BEHIND = re.compile('lock file "([^"]+)" (?:already exists|is empty)|pre-existing shared memory block')
 """What PostgreSQL says, untranslated, while there is something left of a server that was killed: its children, say."""
 _LEFT_BEHIND_DEADLINE = 30
@@ -162,7 +154,7 @@ def choose_binaries(connection: Connection, version: int | None) -> Binaries:
 
 
 @dataclass(frozen=True)
-class Server:
+class Server(Instance[Connection]):
     """One server, by where it is and what runs it."""
 
     connection: Connection
@@ -171,18 +163,19 @@ class Server:
     user: str
     """The OS user that owns and runs it."""
 
+    @property
+    def data(self) -> str:
+        """The data directory."""
+        return self.layout.data
+
+    @property
+    def socket(self) -> str:
+        """The folder of the Unix socket."""
+        return self.layout.socket
+
     def program(self, name: str) -> str:
         """Return the path of one of PostgreSQL's programs."""
         return f"{self.binaries.path}/{name}"
-
-    def write(self, texts: Mapping[str, str]) -> bool:
-        """Write the files whose texts differ, by their paths; tell whether any did."""
-        return bool(self.connection.write_files(texts, user=self.user))
-
-    def read(self, folder: str, names: Sequence[str]) -> dict[str, str | None]:
-        """Return the texts of files in a folder, by their names; None for those that are not there."""
-        texts = self.connection.read_files([f"{folder}/{name}" for name in names], self.user)
-        return dict(zip(names, texts.values(), strict=True))
 
     def running_pid(self) -> int | None:
         """Return the postmaster's process, if it is alive and this server's.
@@ -337,15 +330,6 @@ class Server:
         found: list[str] = self.look(_WAIT_FOR_RESTART, port=port)
         return found
 
-    def limits(self, port: int) -> dict[str, int]:
-        """Return the settings that its standbys must have at least as high, as they are in effect."""
-        found: dict[str, int] = self.look(_LIMITS, port=port)
-        return found
-
-    def checkpoint(self, port: int) -> None:
-        """Write what is in memory, so that a stop, for which clients wait, has little left to write."""
-        self.sql("CHECKPOINT", port=port, timeout=_CHECKPOINT_DEADLINE)
-
     def log_size(self) -> int:
         """Return the size of the server's log in bytes."""
         done = self.connection.run(["stat", "-c", "%s", "--", self.layout.log], user=self.user)
@@ -354,24 +338,6 @@ class Server:
     def log_since(self, size: int) -> str:
         """Return what the server logged after its log had a size in bytes."""
         return self.connection.run(["tail", "-c", f"+{size + 1}", "--", self.layout.log], user=self.user).stdout
-
-    def sql(
-        self, text: str, *, port: int, database: str = "postgres", timeout: float = 60, socket: str | None = None
-    ) -> str:
-        """Run SQL as the superuser over the Unix socket, and return unaligned rows.
-
-        Args:
-            text: one statement or more.
-            port: of the server.
-            database: to run it in.
-            timeout: seconds.
-            socket: the folder of the Unix socket, if it is not where harmony has it.
-
-        Raises:
-            SiteError: PostgreSQL refused it.
-        """
-        env = self._psql_env(port, database, socket or self.layout.socket)
-        return self.connection.check(self._psql(), user=self.user, stdin=text, env=env, timeout=timeout).strip()
 
     @contextmanager
     def session(self, port: int) -> Generator[Callable[[str, float], str]]:
@@ -382,52 +348,6 @@ class Server:
         env = self._psql_env(port, "postgres", self.layout.socket)
         with self.connection.conversing(self._psql(), user=self.user, env=env) as ask:
             yield lambda text, timeout: ask(f"{text}\n;\n\\echo {_ANSWERED}\n", _ANSWERED, timeout).strip()
-
-    def _psql(self) -> list[str]:
-        return [self.program("psql"), "-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-f", "-"]
-
-    def _psql_env(self, port: int, database: str, socket: str) -> dict[str, str]:
-        return {
-            "PGHOST": socket,
-            "PGPORT": str(port),
-            "PGUSER": "postgres",
-            "PGDATABASE": database,
-            "PGOPTIONS": "-c client_min_messages=warning -c synchronous_commit=local",
-            "PGCONNECT_TIMEOUT": "10",
-        }
-
-    def look(self, query: str, *, port: int, database: str = "postgres", socket: str | None = None) -> Any:
-        """Run a query that returns one JSON value, and return that."""
-        return json.loads(self.sql(query, port=port, database=database, socket=socket) or "null")
-
-    def wal_record(self, timeline: int, lsn: str) -> str:
-        """Return the WAL record at an LSN, as pg_waldump shows it: type, length, links and content.
-
-        Raises:
-            SiteError: there is none.
-        """
-        argv = self.waldump(Fork(timeline=timeline, lsn=lsn), "-n", "1")
-        return self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}).strip()
-
-    def waldump(self, begin: Fork, *options: str) -> list[str]:
-        """Return how to call pg_waldump on the WAL from an LSN on, on its timeline.
-
-        It is told the segments. Else it takes their size from any file in the folder, and one that a checkpoint made
-        in advance is empty: PostgreSQL 13 to 18, pg_waldump.c.
-
-        Raises:
-            SiteError: none of that WAL is there.
-        """
-        folder = f"{self.layout.data}/pg_wal"
-        # A running standby recycles segments meanwhile.
-        find = ["find", folder, "-ignore_readdir_race", "-maxdepth", "1", "-name", wal.of_timeline(begin)]
-        listed = self.connection.check([*find, "-printf", "%s %f\\n"], user=self.user)
-        try:
-            segments = wal.span(begin, listed)
-        except ValueError as error:
-            msg = f"{self.connection.name}: {folder} {error}"
-            raise SiteError(msg) from error
-        return [self.program("pg_waldump"), "-p", folder, "-s", begin["lsn"], *options, *segments]
 
     def initdb(self, locale: str) -> None:
         """Make an empty database cluster with checksums."""
@@ -451,27 +371,3 @@ class Server:
         argv += ["-C", "-S", slot, "-c", "fast", "-P", "-w"]
         self.connection.check(argv, user=self.user, timeout=deadline, on_stderr=on_progress, env={"LC_ALL": "C"})
         self.remove_own_config()
-
-    def replication_command(self, conninfo: str, command: str) -> tuple[bool, str]:
-        """Send a replication command to the source; return whether it took it, and what it said.
-
-        PostgreSQL, "Streaming Replication Protocol".
-        """
-        argv = [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d"]
-        argv += [f"{conninfo} replication=true", "-c", command]
-        done = self.connection.run(argv, user=self.user, env={"LC_ALL": "C"})
-        return done.status == 0, (done.stderr or done.stdout).strip()
-
-    def control_data(self) -> Mapping[str, str]:
-        """Return what pg_controldata prints, by its labels."""
-        argv = [self.program("pg_controldata"), "-D", self.layout.data]
-        lines = self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}).splitlines()
-        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-    def remove(self, path: str) -> None:
-        """Remove a file, on disk, too: after a loss of power it is not there again."""
-        self.connection.check(["sh", "-c", 'rm -f -- "$1" && sync -- "${1%/*}"', "sh", path], user=self.user)
-
-    def move(self, path: str, to: str) -> None:
-        """Move a file or folder."""
-        self.connection.check(["mv", "-T", "--", path, to], user=self.user)
