@@ -301,3 +301,9 @@ def hba(networks: Sequence[str]) -> list[str]:
 def decoded(secret: Mapping[str, Any] | None, key: str) -> str:
     """Return a text of a secret, as the API has it; empty if it is not there."""
     return base64.b64decode(((secret or {}).get("data") or {}).get(key) or "").decode(errors="replace")
+
+
+def reference(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes an object go with a cluster: Kubernetes, "Garbage Collection"."""
+    about = cluster["metadata"]
+    return {"apiVersion": API_VERSION, "kind": "Cluster", "name": about["name"], "uid": about["uid"]}

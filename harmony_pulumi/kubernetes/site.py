@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from harmony_pulumi.capabilities.addresses import address
-from harmony_pulumi.capabilities.site import Observation, unseen
+from harmony_pulumi.capabilities.site import (
+    Beyond,
+    Certificates,
+    Fork,
+    Observation,
+    Rejoining,
+    Roles,
+    Rotation,
+    Survey,
+    Token,
+    unseen,
+)
 from harmony_pulumi.errors import SiteError, UnreachableError
-from harmony_pulumi.hosts.postgresql import certificates, queries
-from harmony_pulumi.hosts.postgresql.roles import roles_from
-from harmony_pulumi.kubernetes import objects
+from harmony_pulumi.hosts.postgresql import certificates, files, queries, wal
+from harmony_pulumi.hosts.postgresql.instance import echo, survey
+from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
+from harmony_pulumi.kubernetes import lease, objects
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
-from harmony_pulumi.kubernetes.pods import PORT
+from harmony_pulumi.kubernetes.pods import PORT, PodInstance
 from harmony_pulumi.kubernetes.waiting import in_words, instance, path_of
+from harmony_pulumi.orchestration.roles import leads
+from harmony_pulumi.orchestration.wait import wait_for
 
+_IN_RECOVERY = "SELECT to_json(pg_is_in_recovery())"
+_LOCK_DEADLINE = 5
+_STOP_DEADLINE = 120
+_PROMOTE_DEADLINE = 120
 _FENCED = "cnpg.io/fencedInstances"
 
 
@@ -29,6 +48,7 @@ class ClusterPostgreSQL:
     """One cluster, by its handle."""
 
     handle: Mapping[str, Any]
+    _held: list[lease.Held] = field(default_factory=list[lease.Held], repr=False)
 
     @classmethod
     def from_handle(cls, handle: Mapping[str, Any]) -> ClusterPostgreSQL:
@@ -95,6 +115,300 @@ class ClusterPostgreSQL:
         if replicas:
             msg = f"{self.handle['name']}: commits on Kubernetes cannot be had wait for {', '.join(replicas)}"
             raise SiteError(msg)
+
+    # -- moving roles --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def alone(self, operator: str) -> Generator[Callable[[str], None]]:
+        """Keep every other operation on this cluster out."""
+        name, owner = f"{self.handle['cluster']}-operation", self.handle["owner"]
+        with lease.held(self.api, self._namespace, name, owner, operator, deadline=_LOCK_DEADLINE) as lock:
+            self._held.append(lock)
+            try:
+                yield self.record
+            finally:
+                self._held.clear()
+
+    def survey(self) -> Survey:
+        """Look at what decides whether this server can take another's place, or follow it."""
+        return survey(self._serving(), PORT)
+
+    def echo(self, follower: str, *, deadline: float) -> str:
+        """Write a restore point, and wait until a standby has it on disk."""
+        return echo(self._serving(), follower, PORT, deadline=deadline)
+
+    def events(self) -> str:
+        """Return the log of events."""
+        return self._keeping("events").read("events") or ""
+
+    def peers(self) -> list[Observation]:
+        """Look at nobody: a cluster is started by its operator, and asks no others."""
+        return []
+
+    def tell(self, roles: Roles) -> None:
+        """Keep what the pair's roles are."""
+        self._insist_on_lock()
+
+        def told(before: str | None) -> str:
+            known = None if before is None else roles_from(json.loads(before))
+            if reason := refusal(known, roles):
+                raise SiteError(f"{self.handle['name']}: {self._where} does not take these roles: {reason}")
+            return json.dumps(roles, indent=1) + "\n"
+
+        self._keeping("roles").change("roles", told)
+
+    def prepare(self, follower: str) -> None:
+        """Keep WAL from here on for a follower that has a slot; other clusters have none: `wal_keep_size` does that."""
+        if follower:
+            self._serving().sql(files.make_slot_sql(follower), port=PORT)
+
+    def forget(self, follower: str) -> None:
+        """Drop the slot of a member that leads now."""
+        if follower:
+            self._serving().sql(files.drop_slot_sql(follower), port=PORT)
+
+    def ease(self) -> None:
+        """Write a checkpoint, so that the one of the stop has little left to write."""
+        self._serving().checkpoint(PORT)
+
+    def demote(self) -> Token:
+        """Stop cleanly, as a fenced cluster, and leave a standby: it waits until standbys have every record."""
+        cluster = self._there()
+        server = self._instance(cluster)
+        if not self._is_fenced(cluster) and (
+            self._left_as(cluster) != "primary" or server.look(_IN_RECOVERY, port=PORT)
+        ):
+            msg = f"{self.handle['name']}: the cluster {self._where} is a standby, and cannot step down"
+            raise SiteError(msg)
+        control = self._stop(server)
+        if control["Database cluster state"] != "shut down":
+            msg = (
+                f"{self.handle['name']}: the cluster {self._where} did not end cleanly "
+                f"(`{control['Database cluster state']}`), so what it acknowledged may not be in its last checkpoint"
+            )
+            raise SiteError(msg)
+        lsn, timeline = control["Latest checkpoint location"], int(control["Latest checkpoint's TimeLineID"])
+        return {
+            "system_identifier": control["Database system identifier"],
+            "timeline": timeline,
+            "lsn": lsn,
+            "record": server.wal_record(timeline, lsn),
+        }
+
+    def _stop(self, server: PodInstance) -> Mapping[str, str]:
+        """Fence every instance, and wait until this one has ended; return what it left."""
+        self._insist_on_lock()
+        self._annotate(_FENCED, '["*"]')
+        wait_for(
+            f"{self.handle['name']}: the end of the server of {self._where}",
+            lambda: server.connection.run(["pgrep", "-x", "postgres"]).status,
+            lambda status: status == 1,
+            deadline=_STOP_DEADLINE,
+            words=lambda _: "its processes run",
+            advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
+            interval=0.02,
+        )
+        return server.control_data()
+
+    def reinstate(self) -> None:
+        """Be the primary again, after a demotion that nobody has taken over from."""
+        self._to_lead("reinstated")
+        self._annotate(_FENCED, None)
+        self._until(leads=True)
+
+    def verify(self, token: Token, *, deadline: float) -> None:
+        """Wait until the token's record is replayed, and compare it byte by byte, as pg_waldump shows it."""
+        server = self._serving()
+        look = files.replayed_sql(token["lsn"], record=True)
+        wait_for(
+            f"{self.handle['name']}: everything up to {token['lsn']}",
+            lambda: server.look(look, port=PORT),
+            bool,
+            deadline=deadline,
+            advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
+            interval=0.01,
+        )
+        found = server.wal_record(token["timeline"], token["lsn"])
+        if found != token["record"]:
+            msg = (
+                f"{self.handle['name']}: another history: expected `{token['record']}`, found `{found}`; this copy is "
+                f"not one of the member that stepped down: clone it anew"
+            )
+            raise SiteError(msg)
+
+    def promote(self) -> None:
+        """Become the primary, and return once writes are accepted."""
+        self._to_lead("promoted")
+        cluster = self._there()
+        if self._left_as(cluster) != "primary":
+            self._change({"spec": {"replica": objects.following(self.handle["cluster"], leads=True)}})
+        self._until(leads=True)
+
+    def offer(self) -> Mapping[str, Any]:
+        """Return what a standby needs to connect here. Secret."""
+        names = objects.secret_names(self.handle["cluster"])
+        own = self._secret(names["replication"])
+        server = self._serving()
+        return {
+            "endpoint": self.handle["endpoint"],
+            "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),
+            "limits": server.limits(PORT),
+            "certs": {
+                "ca_certificate": objects.decoded(self._secret(names["server-ca"]), "ca.crt"),
+                "client_certificate": objects.decoded(own, "tls.crt"),
+                "client_key": objects.decoded(own, "tls.key"),
+            },
+        }
+
+    def follow(self, source: Mapping[str, Any]) -> None:
+        """Be a standby of what another site offers, and start."""
+        self._insist_on_lock()
+        cluster, name = self._there(), self.handle["cluster"]
+        found = str((cluster.get("status") or {}).get("systemID") or source["system_identifier"])
+        if found != source["system_identifier"]:
+            msg = (
+                f"{self.handle['name']}: {self._where} holds database {found}, and is to follow "
+                f"{source['system_identifier']}; clone it anew"
+            )
+            raise SiteError(msg)
+        secret = objects.peer_secret(name, self._namespace, self.handle["owner"], source["certs"])
+        secret["metadata"]["ownerReferences"] = [objects.reference(cluster)]
+        path = f"/api/v1/namespaces/{self._namespace}/secrets/{secret['metadata']['name']}"
+        self.api.apply(path, secret, manager=objects.MANAGER)
+        endpoint = {"host": source["endpoint"]["host"], "port": str(int(source["endpoint"]["port"]))}
+        clusters = objects.external_clusters(name, self.handle["name"], endpoint)
+        self._change({"spec": {"replica": objects.following(name, leads=False), "externalClusters": clusters}})
+        if self._is_fenced(cluster):
+            self._annotate(_FENCED, None)
+
+    def remember(self, text: str) -> None:
+        """Keep what the pair looked like."""
+        self._keeping("roles").change("original", lambda _: text)
+
+    def remembered(self) -> str:
+        """Return what the pair looked like."""
+        return self._keeping("roles").read("original") or ""
+
+    def fence(self) -> str:
+        """Stop whatever runs here, and have it stay so."""
+        self._stop(self._instance(self._there()))
+        return "its instances are fenced"
+
+    def history(self) -> list[Fork]:
+        """Return the timelines that this server went through."""
+        found = self._serving().look(queries.HISTORY, port=PORT)
+        return wal.history(found["timeline"], found["text"] or "")
+
+    # -- coming back ---------------------------------------------------------------------------------------------
+
+    def beyond(self, fork: Fork) -> Beyond:
+        """Return what this server wrote past a fork."""
+        raise self._not_yet(f"what it wrote past {fork['lsn']} be read")
+
+    def rejoining(self) -> Rejoining:
+        """Look at what it takes to have this server follow another one."""
+        raise self._not_yet("be brought back")
+
+    def retire(self) -> None:
+        """Stop, cleanly."""
+        self.fence()
+
+    def archive(self, fork: Fork) -> str:
+        """Put aside what this server wrote past a fork."""
+        raise self._not_yet(f"what it wrote past {fork['lsn']} be put aside")
+
+    def rewind(self, source: Mapping[str, Any]) -> str:
+        """Take back what this server wrote by itself."""
+        raise self._not_yet(f"be rewound to {source['system_identifier']}")
+
+    def cannot_follow(self) -> str:
+        """Return why this standby can never stream from its source."""
+        return ""
+
+    def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
+        """Copy the data of another site."""
+        show(f"{self.handle['name']}: asked to be a copy of {source['system_identifier']}")
+        raise self._not_yet("be copied anew")
+
+    def certificates(self) -> Certificates:
+        """Look at what a rotation of certificates depends on."""
+        raise self._not_yet("its certificates be rotated")
+
+    def renew(self, rotation: Rotation) -> None:
+        """Have new certificates, and use them."""
+        raise self._not_yet(f"its certificates be rotated ({rotation['id']})")
+
+    def reconnect(self, follower: str) -> None:
+        """End the connection of a member that replicates from here."""
+        self._serving().sql(files.end_replication_sql(follower), port=PORT)
+
+    def distrust(self) -> None:
+        """Trust the authority of now alone."""
+        raise self._not_yet("its certificates be rotated")
+
+    def _not_yet(self, what: str) -> SiteError:
+        return SiteError(
+            f"{self.handle['name']}: a cluster on Kubernetes, which cannot {what} by this version of harmony"
+        )
+
+    def _to_lead(self, what: str) -> None:
+        """Refuse to have a cluster lead whose site was not told that it is to be active."""
+        self._insist_on_lock()
+        text = self._keeping("roles").read("roles")
+        roles = None if text is None else roles_from(json.loads(text))
+        if roles is None or not leads(roles):
+            told = f"{roles['active']} is active at epoch {roles['epoch']}" if roles else "nothing of its pair"
+            msg = f"{self.handle['name']}: {self._where} is not {what}: it was told that {told}"
+            raise SiteError(msg)
+
+    def _until(self, *, leads: bool) -> None:
+        """Wait until the server takes writes, or until it is a standby."""
+
+        def is_so() -> bool:
+            try:
+                return self._serving().look(_IN_RECOVERY, port=PORT) is not leads
+            except UnreachableError:
+                raise
+            except SiteError:
+                return False
+
+        wait_for(
+            f"{self.handle['name']}: the cluster {self._where} as a {'primary' if leads else 'standby'}",
+            is_so,
+            bool,
+            deadline=_PROMOTE_DEADLINE,
+            words=lambda _: in_words(self._cluster()),
+            advice=f"See `kubectl describe cluster --namespace {self._namespace} {self.handle['cluster']}`.",
+            interval=0.02,
+        )
+
+    def _insist_on_lock(self) -> None:
+        for lock in self._held:
+            lock.insist()
+
+    def _change(self, body: Mapping[str, Any]) -> None:
+        self.api.patch(path_of(self._namespace, self.handle["cluster"]), body)
+
+    def _annotate(self, name: str, value: str | None) -> None:
+        self._change({"metadata": {"annotations": {name: value}}})
+
+    def _there(self) -> dict[str, Any]:
+        cluster = self._cluster()
+        if cluster is None:
+            raise SiteError(f"{self.handle['name']}: there is no cluster {self._where} at {self.api.address}")
+        return cluster
+
+    def _serving(self) -> PodInstance:
+        return self._instance(self._there())
+
+    def _instance(self, cluster: Mapping[str, Any]) -> PodInstance:
+        pod = (cluster.get("status") or {}).get("currentPrimary")
+        if not pod:
+            raise SiteError(f"{self.handle['name']}: no instance leads in {self._where}: {in_words(cluster)}")
+        return instance(self.api, self._namespace, pod)
+
+    def _secret(self, name: str) -> dict[str, Any] | None:
+        return self.api.get(f"/api/v1/namespaces/{self._namespace}/secrets/{name}")
 
     @property
     def _namespace(self) -> str:

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from harmony_pulumi.capabilities.site import Fork
+from harmony_pulumi.capabilities.site import Fork, Survey
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.commands import Commands
-from harmony_pulumi.hosts.postgresql import wal
+from harmony_pulumi.hosts.postgresql import files, queries, wal
+from harmony_pulumi.orchestration.wait import wait_for
 
 C = TypeVar("C", bound=Commands)
 
@@ -19,6 +20,16 @@ SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('m
   'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
 """
 _CHECKPOINT_DEADLINE = 600
+
+_BUILD = (
+    "pg_control version number",
+    "Catalog version number",
+    "Maximum data alignment",
+    "Database block size",
+    "WAL block size",
+    "Bytes per WAL segment",
+    "Data page checksum version",
+)
 
 
 class Instance(ABC, Generic[C]):
@@ -147,3 +158,44 @@ class Instance(ABC, Generic[C]):
     def move(self, path: str, to: str) -> None:
         """Move a file or folder."""
         self.connection.check(["mv", "-T", "--", path, to], user=self.user)
+
+
+def survey(server: Instance[Any], port: int) -> Survey:
+    """Look at what decides whether this running server can take another's place, or follow it."""
+    control = server.control_data()
+    major = int(server.sql("SHOW server_version_num", port=port)) // 10000
+    databases: list[str] = server.look(queries.DATABASES, port=port)
+    inside = {name: server.look(queries.IN_DATABASE, port=port, database=name) for name in databases}
+    collations = server.look(queries.COLLATIONS, port=port) if major >= 15 else {}
+    for found in inside.values():
+        collations |= found["collations"]
+    replay = server.look(queries.REPLAY, port=port)
+    free = server.connection.check(["df", "--output=avail", "-B1", "--", server.data]).split()[-1]
+    return {
+        "major": major,
+        "build": {label: control[label] for label in _BUILD},
+        "extensions": {name: found["extensions"] for name, found in inside.items()},
+        "available": server.look(queries.AVAILABLE, port=port),
+        "collations": collations,
+        "limits": server.limits(port),
+        "logical_slots": server.look(queries.LOGICAL_SLOTS, port=port),
+        "replay_paused": replay["paused"],
+        "apply_delay_ms": replay["delay"],
+        "free_bytes": int(free),
+    }
+
+
+def echo(server: Instance[Any], follower: str, port: int, *, deadline: float) -> str:
+    """Write a restore point, in a transaction that has an id, since only the end of one is put on disk at once.
+
+    Returns the LSN at its end once a standby, by its name, has said that it has it on disk.
+    """
+    lsn: str = server.look(queries.MARK, port=port)
+    wait_for(
+        f"{server.connection.name}: a word of {follower} that it has what was written for this",
+        lambda: server.look(files.has_flushed_sql(follower, lsn), port=port),
+        bool,
+        deadline=deadline,
+        advice="Is the network between them cut? That is noticed only after wal_sender_timeout",
+    )
+    return lsn

@@ -28,6 +28,7 @@ from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
 from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
+from harmony_pulumi.hosts.postgresql.instance import echo, survey
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
 from harmony_pulumi.hosts.postgresql.roles import read_roles, refusal
@@ -39,15 +40,6 @@ _CERTIFICATES = ("ca", "server", "replication", "source-client")
 _ISSUED = ("server", "replication")
 """Those that a server's own authority has signed."""
 _STATE, _ENDED_CLEANLY = "Database cluster state", "shut down"
-_BUILD = (
-    "pg_control version number",
-    "Catalog version number",
-    "Maximum data alignment",
-    "Database block size",
-    "WAL block size",
-    "Bytes per WAL segment",
-    "Data page checksum version",
-)
 _LOCK_DEADLINE = 5
 """Seconds. Who waits longer than this is told who is at work."""
 _STOP_DEADLINE = _START_DEADLINE = 120
@@ -193,40 +185,12 @@ class HostPostgreSQL:
     def survey(self) -> Survey:
         """Look at what decides whether this server can take another's place, or follow it."""
         server, marker = self._both()
-        control = server.control_data()
-        port = marker.port
-        databases: list[str] = server.look(queries.DATABASES, port=port)
-        inside = {name: server.look(queries.IN_DATABASE, port=port, database=name) for name in databases}
-        collations = server.look(queries.COLLATIONS, port=port) if server.binaries.major >= 15 else {}
-        for found in inside.values():
-            collations |= found["collations"]
-        replay = server.look(queries.REPLAY, port=port)
-        free = server.connection.check(["df", "--output=avail", "-B1", "--", marker.data]).split()[-1]
-        return {
-            "major": server.binaries.major,
-            "build": {label: control[label] for label in _BUILD},
-            "extensions": {name: found["extensions"] for name, found in inside.items()},
-            "available": server.look(queries.AVAILABLE, port=port),
-            "collations": collations,
-            "limits": server.limits(port),
-            "logical_slots": server.look(queries.LOGICAL_SLOTS, port=port),
-            "replay_paused": replay["paused"],
-            "apply_delay_ms": replay["delay"],
-            "free_bytes": int(free),
-        }
+        return survey(server, marker.port)
 
     def echo(self, follower: str, *, deadline: float) -> str:
         """Write a restore point, in a transaction that has an id, since only the end of one is put on disk at once."""
         server, marker = self._both()
-        lsn: str = server.look(queries.MARK, port=marker.port)
-        wait_for(
-            f"{server.connection.name}: a word of {follower} that it has what was written for this",
-            lambda: server.look(files.has_flushed_sql(follower, lsn), port=marker.port),
-            bool,
-            deadline=deadline,
-            advice="Is the network between them cut? That is noticed only after wal_sender_timeout",
-        )
-        return lsn
+        return echo(server, follower, marker.port, deadline=deadline)
 
     def events(self) -> str:
         """Return the log of events."""
