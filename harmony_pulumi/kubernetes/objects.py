@@ -157,12 +157,8 @@ def external_cluster(
             "dbname": "postgres",
             "sslmode": "verify-full",
             "application_name": name_of_member,
+            # No more than these: what the operator's own client does not know, it asks the server to set.
             "connect_timeout": "10",
-            # A link that is cut is noticed in seconds.
-            "keepalives_idle": "10",
-            "keepalives_interval": "5",
-            "keepalives_count": "3",
-            "tcp_user_timeout": "25000",
         },
         "sslRootCert": {"name": name, "key": "ca.crt"},
         "sslCert": {"name": name, "key": "tls.crt"},

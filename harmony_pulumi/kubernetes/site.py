@@ -332,7 +332,13 @@ class ClusterPostgreSQL:
 
     def certificates(self) -> Certificates:
         """Look at what a rotation of certificates depends on."""
-        raise self._not_yet("its certificates be rotated")
+        names = objects.secret_names(self.handle["cluster"])
+        issued, held = (
+            certificates.serial(objects.decoded(self._secret(names[kind]), "tls.crt"))
+            for kind in ("replication", objects.PEER)
+        )
+        used: dict[str, str] = self._serving().look(queries.USED, port=PORT)
+        return {"rotation": None, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         """Have new certificates, and use them."""
