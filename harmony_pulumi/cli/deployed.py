@@ -6,6 +6,7 @@ by which orchestration finds it. A handle with `members` is a group's (a pair's)
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -240,5 +241,25 @@ def _topology(urn: str, resource: Mapping[str, Any]) -> TopologyFound | None:
     )
 
 
-def _outputs(resource: Mapping[str, Any]) -> Mapping[str, Any]:
+def hides_handles(resources: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a handle is encrypted in a state as it was exported: it holds what one logs in with."""
+    return any(_is_secret(value := _raw(r).get("site")) and "plaintext" not in value for r in resources)
+
+
+_SIGNATURE, _SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
+"""The mark of a secret in a state, and that of secrets among marks: Pulumi, "Deployment schema"."""
+
+
+def _is_secret(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and value.get(_SIGNATURE) == _SECRET
+
+
+def _raw(resource: Mapping[str, Any]) -> Mapping[str, Any]:
     return resource.get("outputs") or {}
+
+
+def _outputs(resource: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = _raw(resource)
+    if _is_secret(site := found.get("site")) and "plaintext" in site:
+        return {**found, "site": json.loads(site["plaintext"])}
+    return found

@@ -1,6 +1,7 @@
 """Reading a stack's state through Pulumi's Automation API. Thin.
 
-Nothing is decrypted, so no passphrase is needed; and nothing is selected, so the user's current stack stays current.
+Nothing is decrypted where no handle is secret, so no passphrase is needed then; and nothing is selected, so the user's
+current stack stays current.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harmony_pulumi.cli.background import run_all
-from harmony_pulumi.cli.deployed import Resources
+from harmony_pulumi.cli.deployed import Resources, hides_handles
 
 _SECONDS = 60
 TELL_SECONDS = 300
@@ -79,7 +80,10 @@ def _export(cwd: Path, stack: str | None) -> Mapping[str, Any]:
 
     try:
         pulumi = PulumiCommand(skip_version_check=True)
-        done = pulumi.run(["stack", "export", *(["--stack", stack] if stack else [])], str(cwd), {})
+        export = ["stack", "export", *(["--stack", stack] if stack else [])]
+        found = loads(pulumi.run(export, str(cwd), {}).stdout).get("deployment") or {}
+        if hides_handles(found.get("resources") or ()):
+            found = loads(pulumi.run([*export, "--show-secrets"], str(cwd), {}).stdout)["deployment"]
     except FileNotFoundError:
         msg = "the `pulumi` command is not on PATH; `harmony doctor` says what to install"
         raise NothingToShowError(msg) from None
@@ -88,7 +92,7 @@ def _export(cwd: Path, stack: str | None) -> Mapping[str, Any]:
         raise NothingToShowError(msg) from None
     except CommandError as error:
         raise NothingToShowError(explained(str(error), cwd)) from None
-    return loads(done.stdout).get("deployment") or {}
+    return found
 
 
 def run_pulumi(arguments: list[str], cwd: Path, *, seconds: float = TELL_SECONDS) -> str:

@@ -42,7 +42,8 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
     Raises:
         SiteError: it does not, in time.
     """
-    api, namespace, name = api_of(props), props["namespace"], props["cluster"]
+    site = props["site"]
+    api, namespace, name = api_of(site), site["namespace"], site["cluster"]
     api.patch(path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: None}}})
     show(f"{api.name}: waiting until the cluster {namespace}/{name} serves")
     cluster = wait_for(
@@ -69,7 +70,8 @@ def hibernate(props: Mapping[str, Any], show: Callable[[str], None]) -> None:
     Raises:
         SiteError: it does not stop, in time.
     """
-    api, namespace, name = api_of(props), props["namespace"], props["cluster"]
+    site = props["site"]
+    api, namespace, name = api_of(site), site["namespace"], site["cluster"]
     if api.get(path_of(namespace, name)) is None:
         return
     api.patch(path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: "on"}}})

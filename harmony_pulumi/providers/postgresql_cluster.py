@@ -28,7 +28,8 @@ class PostgreSQLClusterProvider(Provider):
         from harmony_pulumi.kubernetes import waiting
 
         props = plain(props)
-        return CreateResult(f"{props['namespace']}/{props['cluster']}", {**props, **waiting.until_ready(props, show)})
+        site = props["site"]
+        return CreateResult(f"{site['namespace']}/{site['cluster']}", {**props, **waiting.until_ready(props, show)})
 
     @clean_errors
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
@@ -58,6 +59,7 @@ class PostgreSQLClusterResource(Resource, module="harmony", name="PostgreSQLClus
 
     postgresql_version: pulumi.Output[str]
     system_identifier: pulumi.Output[str]
+    site: pulumi.Output[Any]
 
     def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         """Declare it. `props` is what `K8sAnywhereTopology` makes of a configuration."""

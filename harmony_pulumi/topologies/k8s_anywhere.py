@@ -278,13 +278,19 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         after = [*secrets, *([replication[0].resource] if replication else [])]
         cluster = within.declare(thing, silent=objects.MOVED, after=after)
         databases = [within.declare(objects.database(*about, each), after=[cluster]) for each in declared["databases"]]
+        site = {
+            "kind": "harmony_pulumi.kubernetes.site:ClusterPostgreSQL",
+            **self._reached,
+            "namespace": within.namespace,
+            "cluster": within.cluster,
+            "owner": within.owner,
+            "endpoint": made.endpoint,
+            "slot": "",
+        }
         return PostgreSQLClusterResource(
             within.cluster,
             {
-                **self._reached,
-                "namespace": within.namespace,
-                "cluster": within.cluster,
-                "owner": within.owner,
+                "site": pulumi.Output.secret(site),
                 "declared": declared,
                 "on_destroy": config.on_destroy,
                 "deadline": config.deadlines.start + (config.deadlines.clone if replication else 0),
@@ -304,15 +310,6 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         first = config.declared_databases[0]
         passwords: pulumi.Output[Any] = pulumi.Output.secret(made.made.apply(itemgetter("passwords")))
         identity = f"kubernetes={self.name} namespace={within.namespace} cluster={within.cluster}"
-        site = {
-            "kind": "harmony_pulumi.kubernetes.site:ClusterPostgreSQL",
-            **self._reached,
-            "namespace": within.namespace,
-            "cluster": within.cluster,
-            "owner": within.owner,
-            "endpoint": made.endpoint,
-            "slot": "",
-        }
         return PostgreSQLCluster(
             name=name,
             endpoint=made.endpoint,
@@ -322,7 +319,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             ca_certificate=made.made.apply(itemgetter("ca")),
             data_directory=pulumi.Output.from_input("/var/lib/postgresql/data/pgdata"),
             version=serving.postgresql_version,
-            site=pulumi.Output.secret(site),
+            site=serving.site,
             replication_certs=pulumi.Output.secret(made.made.apply(_certs)),
             credentials=passwords,
             identity=pulumi.Output.from_input(identity),
