@@ -23,9 +23,10 @@ from harmony_pulumi.capabilities.site import (
     Token,
     unseen,
 )
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, wal
 from harmony_pulumi.hosts.postgresql.instance import echo, survey
+from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
 from harmony_pulumi.kubernetes import lease, objects
 from harmony_pulumi.kubernetes.api import Api
@@ -36,6 +37,10 @@ from harmony_pulumi.kubernetes.waiting import in_words, instance, path_of
 from harmony_pulumi.orchestration.roles import leads
 from harmony_pulumi.orchestration.wait import wait_for
 
+_KEPT = "/var/lib/postgresql/data/harmony"
+"""On the volume of the instance, beside its data directory."""
+_SOURCE = "/controller/harmony-source"
+_COPY_DEADLINE = 24 * 3600
 _IN_RECOVERY = "SELECT to_json(pg_is_in_recovery())"
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
@@ -187,6 +192,8 @@ class ClusterPostgreSQL:
                 f"(`{control['Database cluster state']}`), so what it acknowledged may not be in its last checkpoint"
             )
             raise SiteError(msg)
+        # Whoever lifts the fence has a standby: the operator takes this file for what the instance is.
+        server.write({server.standby_signal: ""})
         lsn, timeline = control["Latest checkpoint location"], int(control["Latest checkpoint's TimeLineID"])
         return {
             "system_identifier": control["Database system identifier"],
@@ -201,10 +208,10 @@ class ClusterPostgreSQL:
         self._annotate(_FENCED, '["*"]')
         wait_for(
             f"{self.handle['name']}: the end of the server of {self._where}",
-            lambda: server.connection.run(["pgrep", "-x", "postgres"]).status,
-            lambda status: status == 1,
+            lambda: server.connection.exists(f"{server.data}/postmaster.pid"),  # The last thing that it removes.
+            lambda there: not there,
             deadline=_STOP_DEADLINE,
-            words=lambda _: "its processes run",
+            words=lambda _: "it has not ended",
             advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
             interval=0.02,
         )
@@ -213,6 +220,9 @@ class ClusterPostgreSQL:
     def reinstate(self) -> None:
         """Be the primary again, after a demotion that nobody has taken over from."""
         self._to_lead("reinstated")
+        server = self._serving()
+        if self._is_fenced(self._there()):
+            server.remove(server.standby_signal)
         self._annotate(_FENCED, None)
         self._until(leads=True)
 
@@ -291,35 +301,77 @@ class ClusterPostgreSQL:
 
     def fence(self) -> str:
         """Stop whatever runs here, and have it stay so."""
-        self._stop(self._instance(self._there()))
+        server = self._serving()
+        self._stop(server)
+        server.write({server.standby_signal: ""})
         return "its instances are fenced"
 
     def history(self) -> list[Fork]:
         """Return the timelines that this server went through."""
-        found = self._serving().look(queries.HISTORY, port=PORT)
+        cluster = self._there()
+        server = self._instance(cluster)
+        if self._is_fenced(cluster):
+            return self._past(server).history()
+        found = server.look(queries.HISTORY, port=PORT)
         return wal.history(found["timeline"], found["text"] or "")
 
     # -- coming back ---------------------------------------------------------------------------------------------
 
     def beyond(self, fork: Fork) -> Beyond:
         """Return what this server wrote past a fork."""
-        raise self._not_yet(f"what it wrote past {fork['lsn']} be read")
+        return self._past(self._serving()).beyond(fork)
 
     def rejoining(self) -> Rejoining:
         """Look at what it takes to have this server follow another one."""
-        raise self._not_yet("be brought back")
+        past = self._past(self._serving())
+        return {"size_bytes": past.size(), "no_rewind": past.no_rewind()}
 
     def retire(self) -> None:
-        """Stop, cleanly."""
-        self.fence()
+        """Stop, cleanly, as a fenced cluster, and leave a standby."""
+        server = self._serving()
+        state = self._stop(server)["Database cluster state"]
+        if state not in {"shut down", "shut down in recovery"}:
+            msg = (
+                f"{self.handle['name']}: {self._where} did not end cleanly (`{state}`); lift its fence (the annotation "
+                f"{_FENCED}) so that it recovers, then run this again"
+            )
+            raise PassingError(msg)
+        server.write({server.standby_signal: ""})
+        server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
 
     def archive(self, fork: Fork) -> str:
-        """Put aside what this server wrote past a fork."""
-        raise self._not_yet(f"what it wrote past {fork['lsn']} be put aside")
+        """Put aside what this server wrote past a fork, on its own volume."""
+        return self._past(self._serving()).archive(fork)
 
     def rewind(self, source: Mapping[str, Any]) -> str:
         """Take back what this server wrote by itself."""
-        raise self._not_yet(f"be rewound to {source['system_identifier']}")
+        server = self._serving()
+        past = self._past(server)
+        options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
+        certs = {"ca.crt": "ca_certificate", "tls.crt": "client_certificate", "tls.key": "client_key"}
+        with past.may_pass("be rewound"):
+            if why := past.no_rewind():
+                return why
+            server.write({f"{_SOURCE}-{name}": source["certs"][key] for name, key in certs.items()})
+            conninfo = _conninfo(source, str(self.handle["name"]))
+            argv = ["pg_rewind", "-D", server.data, "--source-server", conninfo, "--no-ensure-shutdown"]
+            dry = server.connection.run([*argv, "--dry-run"], **options)
+            said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
+            if dry.status and (CANNOT_CONNECT.search(said) or not CANNOT_BE_REWOUND.search(said)):
+                raise SiteError(said)
+        if dry.status:
+            return said
+        # The operator leaves it unwritable, and pg_rewind opens every file for writing.
+        auto = f"{server.data}/postgresql.auto.conf"
+        server.connection.check(["chmod", "u+w", "--", auto])
+        server.connection.check(argv, **options)
+        server.connection.check(["chmod", "u-w", "--", auto])
+        server.write({server.standby_signal: ""})
+        server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in certs)])
+        return ""
+
+    def _past(self, server: PodInstance) -> Past:
+        return Past(server, self._where, _KEPT)
 
     def cannot_follow(self) -> str:
         """Return why this standby can never stream from its source."""
@@ -449,3 +501,20 @@ class ClusterPostgreSQL:
             if certificates.serial(text):
                 expiries[kind] = certificates.expires(text).isoformat()
         return expiries, {}
+
+
+def _conninfo(source: Mapping[str, Any], name: str) -> str:
+    """Return how pg_rewind connects to a source. Holds no secret: the key is a file."""
+    words = {
+        "host": source["endpoint"]["host"],
+        "port": int(source["endpoint"]["port"]),
+        "user": objects.STREAMING_ROLE,
+        "dbname": "postgres",
+        "sslmode": "verify-full",
+        "sslrootcert": f"{_SOURCE}-ca.crt",
+        "sslcert": f"{_SOURCE}-tls.crt",
+        "sslkey": f"{_SOURCE}-tls.key",
+        "application_name": name,
+        **files.KEEPALIVE,
+    }
+    return " ".join(f"{key}={files.quote_conninfo(value)}" for key, value in words.items())

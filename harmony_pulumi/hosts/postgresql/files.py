@@ -291,6 +291,17 @@ def synchronous_config(replicas: Sequence[str], slots: Sequence[str], major: int
     return settings_config(settings)
 
 
+# A copy or a rewind has no timeout of PostgreSQL's: over a link that is cut, it would wait for hours.
+KEEPALIVE: Mapping[str, int] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25000,
+}
+"""Of libpq: how soon a connection is given up."""
+
+
 def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str:
     """Return how a replica connects to its source. Holds no secret: the key is a file."""
     words = {
@@ -303,12 +314,7 @@ def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str
         "sslcert": f"{layout.tls}/source-client.crt",
         "sslkey": f"{layout.tls}/source-client.key",
         "application_name": name,
-        "connect_timeout": 10,
-        # A copy or a rewind has no timeout of PostgreSQL's: over a link that is cut, it would wait for hours.
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 25000,
+        **KEEPALIVE,
     }
     return " ".join(f"{key}={quote_conninfo(value)}" for key, value in words.items())
 

@@ -53,6 +53,11 @@ class Instance(ABC, Generic[C]):
     def program(self, name: str) -> str:
         """Return the path of one of PostgreSQL's programs."""
 
+    @property
+    def standby_signal(self) -> str:
+        """The file that makes the instance start as a standby: PostgreSQL, "Standby Server Operation"."""
+        return f"{self.data}/standby.signal"
+
     def write(self, texts: Mapping[str, str]) -> bool:
         """Write the files whose texts differ, by their paths; tell whether any did."""
         return bool(self.connection.write_files(texts, user=self.user))

@@ -5,7 +5,6 @@ Users' data: what is overwritten was archived before, and a data directory is mo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,21 +12,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from harmony_pulumi.capabilities.site import Beyond, Fork, Rejoining
-from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
-from harmony_pulumi.hosts.postgresql import files, wal
+from harmony_pulumi.capabilities.site import Fork, Rejoining
+from harmony_pulumi.errors import PassingError, SiteError
+from harmony_pulumi.hosts.postgresql import files
 from harmony_pulumi.hosts.postgresql.following import Following, leave_a_standby
 from harmony_pulumi.hosts.postgresql.home import Marker
+from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, CURABLE, READ_DEADLINE, Past
 from harmony_pulumi.hosts.postgresql.server import Server
 from harmony_pulumi.orchestration.journal import Journal
 
 _STOP_DEADLINE = _START_DEADLINE = 120
-_READ_DEADLINE = 1800
-"""Seconds to read, or to copy, what a server wrote by itself."""
 _COPY_DEADLINE = 24 * 3600
 """Seconds for a rewind or a copy, which says how far it is, and ends with the process that wants it."""
-_CHECKSUMS, _HINTS = "Data page checksum version", "wal_log_hints setting"
-_SPARE_KB = 64 * 1024
 # Without standby.signal for no longer than the recovery takes: a start by hand must not make a primary of it.
 _RECOVER = """
 set -e
@@ -38,19 +34,6 @@ rm -f -- "$signal"
 "$@" </dev/null
 """
 _CANNOT_RECOVER = re.compile("PANIC: |FATAL: ")
-_CURABLE = re.compile(
-    "No space left on device|Permission denied|Too many open files|annot allocate memory|out of memory"
-)
-"""Why a server does not recover now, and may once that is mended. It is asked in English (LC_ALL)."""
-_CANNOT_CONNECT = re.compile("connection to server .* failed: |could not connect to server")
-"""What pg_rewind of PostgreSQL 13 to 18 says where its source does not answer."""
-_CANNOT_BE_REWOUND = re.compile(
-    "could not find common ancestor|could not find previous WAL record|could not read WAL record|"
-    "No such file or directory|has already been removed|needs to use either data checksums|are from different systems|"
-    "not compatible with this version|must be shut down cleanly|unexpected control file|invalid control file|"
-    "invalid data in history file|syntax error in history file"
-)
-"""What pg_rewind of PostgreSQL 13 to 18 says where it never can. Whatever else it says may pass, or be mended."""
 
 
 @dataclass(frozen=True)
@@ -67,50 +50,21 @@ class Comeback:
         there = self.server.connection.exists(f"{self.marker.data}/PG_VERSION", self.server.user)
         return there and self.marker.state != "making"
 
-    def history(self) -> list[Fork]:
-        """Return the timelines that the server went through, its own last."""
-        control = self.server.control_data()
-        labels = ("Latest checkpoint's TimeLineID", "Min recovery ending loc's timeline")
-        timeline = max(int(control[label]) for label in labels)
-        text = self.server.read(f"{self.marker.data}/pg_wal", [wal.history_file(timeline)])
-        return wal.history(timeline, next(iter(text.values())) or "")
-
-    def beyond(self, fork: Fork) -> Beyond:
-        """Return what the server wrote past a fork, on this timeline and those that it began itself."""
-        found: Beyond = {"bytes": 0, "transactions": []}
-        for begin in wal.past(fork, self.history()):
-            with self._may_pass("read its WAL", only=_CURABLE):
-                argv = self.server.waldump(begin)
-            script = 'digest=$1; shift; { "$@" 2>&1; echo "ended $?"; } | awk "$digest"'
-            with self._may_pass("read its WAL"):
-                digest = self.server.connection.check(
-                    ["sh", "-c", script, "sh", wal.DIGEST, *argv],
-                    user=self.server.user,
-                    env={"LC_ALL": "C"},
-                    timeout=_READ_DEADLINE,
-                )
-            with self._may_pass("read its WAL", only=_CURABLE):
-                part = wal.beyond(begin["lsn"], digest)
-            found["bytes"] += part["bytes"]
-            found["transactions"] += part["transactions"]
-        return found
+    @property
+    def past(self) -> Past:
+        """What it wrote."""
+        return Past(self.server, self.server.layout.root, self.server.layout.kept)
 
     def rejoining(self) -> Rejoining:
         """Look at what it takes to have the server follow another."""
-        server, data = self.server, self.marker.data
-        # After a copy that failed there is none: what was moved aside is about as big.
-        where = data if server.connection.exists(data, server.user) else server.layout.kept
-        size = server.connection.check(["du", "-s", "-B1", "--", where], user=server.user)
-        return {"size_bytes": int(size.split()[0]), "no_rewind": self._no_rewind()}
+        return {"size_bytes": self.past.size(), "no_rewind": self._no_rewind()}
 
     def _no_rewind(self) -> str:
-        if not self.is_whole:
-            return f"{self.marker.data} is not whole"
-        control = self.server.control_data()
-        # Without either, a page whose hint bits alone were changed is not known to differ: PostgreSQL, "pg_rewind".
-        if control[_CHECKSUMS] == "0" and control[_HINTS] != "on":
-            return "it has neither data checksums nor wal_log_hints"
-        return ""
+        return self.past.no_rewind() if self.is_whole else f"{self.marker.data} is not whole"
+
+    def archive(self, fork: Fork) -> str:
+        """Put aside the WAL past a fork, and a list of its transactions."""
+        return self.past.archive(fork) if self.is_whole else ""
 
     def retire(self) -> None:
         """Stop the server; one that crashed, or was stopped in a hurry, recovers first.
@@ -132,61 +86,18 @@ class Comeback:
                 argv = ["sh", "-c", _RECOVER, "sh", self.server.layout.standby_signal, *single, "template1"]
 
                 def recover() -> str:
-                    options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _READ_DEADLINE}
+                    options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": READ_DEADLINE}
                     done = self.server.connection.run(argv, user=self.server.user, **options)
                     return done.stderr.strip()[-1500:] or f"it ended with status {done.status}" if done.status else ""
 
                 said = self.server.once_nothing_is_left(recover)
-                if said and (_CURABLE.search(said) or not _CANNOT_RECOVER.search(said)):
+                if said and (CURABLE.search(said) or not _CANNOT_RECOVER.search(said)):
                     where = f"{self.server.connection.name}: the server in {self.server.layout.root}"
                     msg = f"{where} does not recover: {said}. Mend that, then run this again"
                     raise SiteError(msg)
 
     def _has_signal(self) -> bool:
         return self.server.connection.exists(self.server.layout.standby_signal, self.server.user)
-
-    def archive(self, fork: Fork) -> str:
-        """Put aside the WAL past a fork, and a list of its transactions."""
-        if not self.is_whole:
-            return ""
-        found = self.beyond(fork)
-        if not found["bytes"]:
-            return ""
-        with self._may_pass("put aside what it alone has"):
-            return self._put_aside(fork, found)
-
-    def _put_aside(self, fork: Fork, found: Beyond) -> str:
-        server, control = self.server, self.server.control_data()
-        folder = f"{self.marker.data}/pg_wal"
-        names = server.connection.check(["ls", "-A", "--", folder], user=server.user).split()
-        begins = wal.past(fork, self.history())
-        wanted = wal.segments(names, begins, int(control["Bytes per WAL segment"]))
-        self._insist_on_room(folder, wanted)
-        place = f"{server.layout.kept}/diverged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-        server.connection.check(["mkdir", "-m", "700", "-p", "--", f"{place}/pg_wal"], user=server.user)
-        paths = [f"{folder}/{name}" for name in wanted]
-        server.connection.check(
-            ["cp", "-p", "--", *paths, f"{place}/pg_wal/"], user=server.user, timeout=_READ_DEADLINE
-        )
-        copies = [f"{place}/pg_wal/{name}" for name in wanted]
-        server.connection.check(["sync", "--", *copies, f"{place}/pg_wal"], user=server.user, timeout=_READ_DEADLINE)
-        # The list last: where it is, everything is.
-        text = json.dumps({"fork": fork, **found}, indent=1) + "\n"
-        server.write({f"{place}/transactions.json": text})
-        return place
-
-    def _insist_on_room(self, folder: str, names: list[str]) -> None:
-        server = self.server
-        sizes = server.connection.check(["stat", "-c", "%s", "--", *(f"{folder}/{n}" for n in names)], user=server.user)
-        needed = sum(map(int, sizes.split())) // 1024 + _SPARE_KB
-        kept = server.layout.kept
-        free = int(server.connection.check(["df", "--output=avail", "-B1K", "--", kept]).splitlines()[-1])
-        if free < needed:
-            msg = (
-                f"{server.connection.name}: {kept} has {free // 1024} MB free, and {needed // 1024} MB are needed to "
-                f"put aside what this server alone has"
-            )
-            raise SiteError(msg)
 
     def rewind(self, source: Mapping[str, Any]) -> str:
         """Take back what the server wrote by itself; return why that cannot be, or nothing.
@@ -197,7 +108,7 @@ class Comeback:
         """
         server, before = self.server, self.marker.state
         options: dict[str, Any] = {"user": server.user, "env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
-        with self._may_pass("be rewound"):
+        with self.past.may_pass("be rewound"):
             if why := self._no_rewind():
                 return why
             server.write(files.source_certificates(source["certs"], server.layout))
@@ -206,7 +117,7 @@ class Comeback:
             argv.append("--no-ensure-shutdown")
             dry = server.connection.run([*argv, "--dry-run"], **options)
             said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
-            if dry.status and (_CANNOT_CONNECT.search(said) or not _CANNOT_BE_REWOUND.search(said)):
+            if dry.status and (CANNOT_CONNECT.search(said) or not CANNOT_BE_REWOUND.search(said)):
                 raise SiteError(said)
         if dry.status:
             return said
@@ -214,36 +125,14 @@ class Comeback:
             done = server.connection.run([*argv, "--write-recovery-conf"], **options, on_stderr=lambda _: None)
             if done.status:
                 said = (done.stderr.strip() or done.stdout.strip())[-500:]
-                if not _CANNOT_CONNECT.search(said):
+                if not CANNOT_CONNECT.search(said):
                     msg = f"{server.connection.name}: pg_rewind ended with status {done.status}: {said}"
                     raise SiteError(msg)
-                with self._may_pass("be rewound"):  # It connects before it writes anything.
+                with self.past.may_pass("be rewound"):  # It connects before it writes anything.
                     self._mark(before)
                     raise SiteError(said)
             leave_a_standby(server, self._declared())
         return ""
-
-    @contextmanager
-    def _may_pass(self, what: str, *, only: re.Pattern[str] | None = None) -> Generator[None]:
-        """Take what goes wrong here for something that may pass: nothing is to be decided by it.
-
-        Args:
-            what: is being tried, as in: it cannot do that now.
-            only: of errors, those whose text this finds.
-        """
-        try:
-            yield
-        except UnreachableError:
-            raise
-        except SiteError as error:
-            if only and not only.search(str(error)):
-                raise
-            msg = (
-                f"{self.server.connection.name}: the server in {self.server.layout.root} cannot {what} now: {error}. "
-                f"Mend that, then run this again; if it cannot be mended, move {self.marker.data} away, and it is "
-                f"copied anew"
-            )
-            raise PassingError(msg) from error
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
         """Copy the data of another site, and keep the old data directory aside."""

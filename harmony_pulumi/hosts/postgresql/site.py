@@ -432,13 +432,13 @@ class HostPostgreSQL:
         """Return the timelines that this server went through."""
         server, marker = self._both()
         if server.running_pid() is None:
-            return Comeback(server, marker, self.handle).history()
+            return Comeback(server, marker, self.handle).past.history()
         found = server.look(queries.HISTORY, port=marker.port)
         return wal.history(found["timeline"], found["text"] or "")
 
     def beyond(self, fork: Fork) -> Beyond:
         """Return what this server wrote past a fork."""
-        return self._comeback().beyond(fork)
+        return self._comeback().past.beyond(fork)
 
     def rejoining(self) -> Rejoining:
         """Look at what it takes to have this server follow another one."""
