@@ -42,6 +42,10 @@ _KEPT = "/var/lib/postgresql/data/harmony"
 _SOURCE = "/controller/harmony-source"
 _COPY_DEADLINE = 24 * 3600
 _IN_RECOVERY = "SELECT to_json(pg_is_in_recovery())"
+_WHICH = """
+SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
+FROM pg_control_system()
+"""
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
 _PROMOTE_DEADLINE = 120
@@ -85,7 +89,7 @@ class ClusterPostgreSQL:
     def _look(self, cluster: Mapping[str, Any], seen: Observation) -> None:
         """Fill in what is to be seen of a cluster that is there."""
         status = cluster.get("status") or {}
-        seen["system_identifier"] = str(status.get("systemID") or "")
+        seen["system_identifier"] = str(status.get("systemID") or "")  # The operator takes its time to say so.
         text = self._keeping("roles").read("roles")
         seen["roles"] = None if text is None else roles_from(json.loads(text))
         seen["certificates"], seen["flaws"] = self._certificates()
@@ -103,13 +107,15 @@ class ClusterPostgreSQL:
                 seen["state"], seen["detail"] = "unreachable", f"its pod runs and does not answer: {error}"
                 return
             seen["left_as"] = self._left_as(cluster)
-            seen["ended_cleanly"] = server.control_data()["Database cluster state"] == "shut down"
+            control = server.control_data()
+            seen["ended_cleanly"] = control["Database cluster state"] == "shut down"
+            seen["system_identifier"] = control["Database system identifier"]
             return
         seen["state"], seen["detail"] = "running", ""
         # Its own instances are this one site: who follows from elsewhere says by what name.
         own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
         seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
-        seen["version"] = server.sql("SHOW server_version", port=PORT).split()[0]
+        seen["version"], seen["system_identifier"] = server.look(_WHICH, port=PORT)
 
     def record(self, lines: str) -> None:
         """Append whole lines to the log of events."""
@@ -274,7 +280,7 @@ class ClusterPostgreSQL:
         """Be a standby of what another site offers, and start."""
         self._insist_on_lock()
         cluster, name = self._there(), self.handle["cluster"]
-        found = str((cluster.get("status") or {}).get("systemID") or source["system_identifier"])
+        found = self._instance(cluster).control_data()["Database system identifier"]
         if found != source["system_identifier"]:
             msg = (
                 f"{self.handle['name']}: {self._where} holds database {found}, and is to follow "
