@@ -254,7 +254,11 @@ def cluster(
         }
         spec["replica"] = following(name, leads=False)
         spec["externalClusters"] = external_clusters(name, declared["member"], source)
-    return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": metadata(name, namespace, owner), "spec": spec}
+    about = metadata(name, namespace, owner)
+    # Nothing is archived here. Else the operator has replicas archive, too, by a setting that takes a restart to
+    # change, and each promotion would be followed by one: CloudNativePG, "Labels and annotations".
+    about["annotations"]["cnpg.io/skipWalArchiving"] = "enabled"
+    return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": about, "spec": spec}
 
 
 def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, Any]) -> dict[str, Any]:

@@ -257,7 +257,7 @@ class ClusterPostgreSQL:
         self._to_lead("promoted")
         cluster = self._there()
         if self._left_as(cluster) != "primary":
-            self._change({"spec": {"replica": objects.following(self.handle["cluster"], leads=True)}})
+            self._apply(cluster["spec"]["externalClusters"], leads=True)
         self._until(leads=True)
 
     def offer(self) -> Mapping[str, Any]:
@@ -293,7 +293,7 @@ class ClusterPostgreSQL:
         self.api.apply(path, secret, manager=objects.MANAGER)
         endpoint = {"host": source["endpoint"]["host"], "port": str(int(source["endpoint"]["port"]))}
         clusters = objects.external_clusters(name, self.handle["name"], endpoint)
-        self._change({"spec": {"replica": objects.following(name, leads=False), "externalClusters": clusters}})
+        self._apply(clusters, leads=False)
         if self._is_fenced(cluster):
             self._annotate(_FENCED, None)
 
@@ -452,6 +452,13 @@ class ClusterPostgreSQL:
 
     def _change(self, body: Mapping[str, Any]) -> None:
         self.api.patch(path_of(self._namespace, self.handle["cluster"]), body)
+
+    def _apply(self, clusters: list[dict[str, Any]], *, leads: bool) -> None:
+        """Change whom the cluster follows, and own all that says so: about what others own, no declaration speaks."""
+        name = self.handle["cluster"]
+        spec = {"replica": objects.following(name, leads=leads), "externalClusters": clusters}
+        thing = {"apiVersion": objects.API_VERSION, "kind": "Cluster", "metadata": {"name": name}, "spec": spec}
+        self.api.apply(path_of(self._namespace, name), thing, manager=objects.MANAGER)
 
     def _annotate(self, name: str, value: str | None) -> None:
         self._change({"metadata": {"annotations": {name: value}}})
