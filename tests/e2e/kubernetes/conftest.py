@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,30 +117,26 @@ def _given(paths: str) -> tuple[Cluster, Cluster]:
     return Cluster(NAMES[0], found[0]), Cluster(NAMES[1], found[1])
 
 
-def _finish(process: subprocess.Popen[str], argv: Sequence[object]) -> str:
-    said, problem = process.communicate(timeout=UP_WITHIN)
-    assert process.returncode == 0, f"{argv} failed:\n{problem}"
-    return said.splitlines()[-1]
+def _kubeconfig(up: subprocess.Popen[str]) -> Path:
+    said, problem = up.communicate(timeout=UP_WITHIN)
+    assert up.returncode == 0, problem
+    return Path(said.splitlines()[-1])
 
 
 @contextmanager
 def sites(*names: str, owner: int) -> Generator[list[Cluster]]:
     """Make clusters that reach each other; remove them at the end, or once the process that owns them has ended."""
     run = f"t{secrets.token_hex(4)}"
-    started: list[subprocess.Popen[str]] = []
-    try:
-        commands = [[SITE, "up", name, str(n), "--run", run, "--owner", str(owner)] for n, name in enumerate(names, 1)]
-        started.extend(
-            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for argv in commands
-        )
-        paths = [_finish(process, argv) for process, argv in zip(started, commands, strict=True)]
-        yield [Cluster(name, Path(path), run) for name, path in zip(names, paths, strict=True)]
-    finally:
-        for process in started:
-            process.terminate()  # One that is not done removes its site itself.
-            process.wait(60)
-        for name in names:
-            Cluster(name, Path(), run).site("down")
+    with ExitStack() as stack:
+        started: list[subprocess.Popen[str]] = []
+        for number, name in enumerate(names, 1):
+            argv = [SITE, "up", name, str(number), "--run", run, "--owner", str(owner)]
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            started.append(process)
+            stack.callback(Cluster(name, Path(), run).site, "down")
+            stack.callback(process.wait, 60)
+            stack.callback(process.terminate)  # One that is not done removes its site itself.
+        yield [Cluster(name, _kubeconfig(process), run) for name, process in zip(names, started, strict=True)]
 
 
 @pytest.fixture(scope="session")
