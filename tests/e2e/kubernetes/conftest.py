@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ NAMES = ("montreal", "toronto")
 UP_WITHIN = 600
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cluster:
     """One cluster. That of a site of ours knows the site's run."""
 
@@ -34,9 +35,14 @@ class Cluster:
     kubeconfig: Path
     run: str | None = None
 
+    @cached_property
+    def connections(self) -> Any:
+        """The connections to its API server."""
+        return config.new_client_from_config(config_file=str(self.kubeconfig))
+
     def api(self, kind: str) -> Any:
         """Return a client of one of the cluster's interfaces, such as `CoreV1Api`: it is untyped."""
-        return getattr(client, kind)(config.new_client_from_config(config_file=str(self.kubeconfig)))
+        return getattr(client, kind)(self.connections)
 
     def nodes(self) -> list[Any]:
         """Return the nodes, as they are."""
@@ -64,8 +70,11 @@ class Cluster:
 
     def execute(self, namespace: str, pod: str, *argv: str, deadline: float = 60) -> tuple[int, str]:
         """Run a command in a pod; return its exit status and what it said."""
+        api = self.api("CoreV1Api")
+        # A stream has no deadline: it would wait long for a cluster that does not answer.
+        api.read_namespaced_pod(pod, namespace, _request_timeout=10)
         done = stream.stream(
-            self.api("CoreV1Api").connect_get_namespaced_pod_exec,
+            api.connect_get_namespaced_pod_exec,
             pod,
             namespace,
             command=[*argv],
@@ -73,14 +82,15 @@ class Cluster:
             stderr=True,
             _preload_content=False,
         )
-        done.run_forever(timeout=deadline)
-        assert not done.is_open(), f"{' '.join(argv)} in {pod} took longer than {deadline} s: {done.read_all()}"
-        return done.returncode, done.read_all()
+        with ExitStack() as stack:
+            stack.callback(done.sock.shutdown)  # `done.close` leaves a socket open that the other end has closed
+            done.run_forever(timeout=deadline)
+            assert not done.is_open(), f"{' '.join(argv)} in {pod} took longer than {deadline} s: {done.read_all()}"
+            return done.returncode, done.read_all()
 
     def site(self, command: str, *arguments: str, deadline: float = 120) -> None:
-        """Have scripts/kubernetes/site do something to this cluster, if it is ours: `cut`, `kill-node`."""
-        if self.run is None:
-            pytest.skip(f"only where the clusters are ours: scripts/kubernetes/site {command}")
+        """Have scripts/kubernetes/site do something to this cluster, which is ours: `kill-node`, `start-node`."""
+        assert self.run, f"the cluster {self.name} is given: no 'scripts/kubernetes/site {command}' reaches it"
         argv = [SITE, command, self.name, *arguments, "--run", self.run]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=deadline)
         assert done.returncode == 0, done.stderr
@@ -111,10 +121,10 @@ class Cluster:
             eventually(lambda: not api.list_namespace(field_selector=selector).items, f"{name} to be gone", 120)
 
 
-def _given(paths: str) -> tuple[Cluster, Cluster]:
+def _given(paths: str) -> list[Cluster]:
     found = [Path(path).absolute() for path in paths.split(":")]
     assert len(found) == 2, f"HARMONY_E2E_KUBECONFIGS must be two paths with a colon between, and is {paths}"
-    return Cluster(NAMES[0], found[0]), Cluster(NAMES[1], found[1])
+    return [Cluster(name, path) for name, path in zip(NAMES, found, strict=True)]
 
 
 def _kubeconfig(up: subprocess.Popen[str]) -> Path:
@@ -142,12 +152,23 @@ def sites(*names: str, owner: int) -> Generator[list[Cluster]]:
 @pytest.fixture(scope="session")
 def clusters() -> Generator[tuple[Cluster, Cluster]]:
     """Return two clusters that reach each other. Ours start without the operator."""
-    if given := os.environ.get("HARMONY_E2E_KUBECONFIGS"):
-        yield _given(given)
-        return
-    needs_root("clusters are made in namespaces")
-    with sites(*NAMES, owner=os.getpid()) as (one, other):
+    with ExitStack() as stack:
+        if given := os.environ.get("HARMONY_E2E_KUBECONFIGS"):
+            one, other = _given(given)
+        else:
+            needs_root("clusters are made in namespaces")
+            one, other = stack.enter_context(sites(*NAMES, owner=os.getpid()))
+        for cluster in (one, other):
+            stack.enter_context(cluster.connections)
         yield one, other
+
+
+@pytest.fixture
+def our_clusters(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, Cluster]:
+    """Return two clusters whose link and nodes are in reach."""
+    if clusters[0].run is None:
+        pytest.skip("the link and the nodes of clusters that are given are out of reach")
+    return clusters
 
 
 @pytest.fixture(scope="session")
@@ -155,5 +176,7 @@ def clusters_with_operator(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, 
     """Return two clusters that have the operator."""
     for cluster in clusters:
         if not cluster.has_operator():
+            if cluster.run is None:
+                pytest.skip(f"the cluster {cluster.name}, which is given, has no operator")
             cluster.site("operator", deadline=300)
     return clusters

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +24,10 @@ exec postgres -D /data/db -c listen_addresses='*' -c unix_socket_directories=/tm
 """
 
 
+ANSWER = (0, "42\n")
+CANNOT_CONNECT = 2  # psql's exit status
+
+
 def pod(name: str, image: str, script: str, **spec: Any) -> dict[str, Any]:
     container = {
         "name": "main",
@@ -30,9 +37,10 @@ def pod(name: str, image: str, script: str, **spec: Any) -> dict[str, Any]:
         "volumeMounts": [{"name": volume["name"], "mountPath": "/data"} for volume in spec.get("volumes", ())],
     }
     security = {"runAsUser": 26, "runAsGroup": 26, "fsGroup": 26}
+    spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0}
     return {
         "metadata": {"name": name, "labels": {"app": name}},
-        "spec": {"containers": [container], "securityContext": security, "terminationGracePeriodSeconds": 0, **spec},
+        "spec": {"containers": [container], "securityContext": security, **spec},
     }
 
 
@@ -53,50 +61,71 @@ def serve(cluster: Cluster, namespace: str) -> int:
     return made.spec.ports[0].node_port
 
 
-def test_a_pod_reaches_a_service_of_the_other_cluster_unless_the_link_is_cut(
-    clusters: tuple[Cluster, Cluster],
-) -> None:
+@dataclass(frozen=True)
+class Pair:
+    """A client in one cluster, and a server in the other."""
+
+    one: Cluster
+    other: Cluster
+    here: str
+    there: str
+    address: str
+    port: int
+
+    def ask(self, cluster: Cluster, namespace: str, pod: str, server: str) -> tuple[int, str]:
+        uri = f"postgresql://postgres@{server}/postgres?connect_timeout=3"
+        return cluster.execute(namespace, pod, "psql", "-XAtc", "select 6 * 7", uri)
+
+    def over_the_link(self) -> tuple[int, str]:
+        return self.ask(self.one, self.here, "client", f"{self.address}:{self.port}")
+
+    def from_here(self) -> None:
+        socket.create_connection((self.address, self.port), timeout=3).close()
+
+
+@contextmanager
+def pair_of_pods(clusters: tuple[Cluster, Cluster]) -> Generator[Pair]:
     one, other = clusters
+    with one.namespace() as here, other.namespace() as there:
+        pair = Pair(one, other, here, there, other.address, serve(other, there))
+        one.api("CoreV1Api").create_namespaced_pod(here, pod("client", one.image, "exec sleep infinity"))
+        eventually(lambda: running(one.api("CoreV1Api"), here, "client"), "the client's pod to run", 120)
+        eventually(lambda: pair.over_the_link() == ANSWER, "an answer over the link")
+        yield pair
+
+
+def test_nodes_are_ready_and_pods_reach_services_of_both_clusters(clusters: tuple[Cluster, Cluster]) -> None:
     for cluster in clusters:
         for node in cluster.nodes():
             assert {"Ready": "True"}.items() <= {c.type: c.status for c in node.status.conditions}.items()
+    with pair_of_pods(clusters) as pair:
+        assert pair.ask(pair.other, pair.there, "server", f"server.{pair.there}.svc") == ANSWER
+        pair.from_here()
+    volumes = pair.other.api("CoreV1Api").list_persistent_volume
+    eventually(lambda: pair.there not in [v.spec.claim_ref.namespace for v in volumes().items], "its volume to be gone")
 
-    with one.namespace() as here, other.namespace() as there:
-        port = serve(other, there)
-        one.api("CoreV1Api").create_namespaced_pod(here, pod("client", one.image, "exec sleep infinity"))
-        eventually(lambda: running(one.api("CoreV1Api"), here, "client"), "the client's pod to run", 120)
 
-        def ask(cluster: Cluster, namespace: str, name: str, uri: str) -> tuple[int, str]:
-            uri = f"postgresql://postgres@{uri}/postgres?connect_timeout=3"
-            return cluster.execute(namespace, name, "psql", "-XAtc", "select 6 * 7", uri)
-
-        def over_the_link() -> tuple[int, str]:
-            return ask(one, here, "client", f"{other.address}:{port}")
-
-        eventually(lambda: over_the_link() == (0, "42\n"), "an answer over the link")
-        assert ask(other, there, "server", f"server.{there}.svc") == (0, "42\n")  # by its name and its own service
-        socket.create_connection((other.address, port), timeout=10).close()
-
-        address = other.address
-        other.cut_from_peer()
-        status, said = ask(one, here, "client", f"{address}:{port}")
-        assert status == 2, said
-        socket.create_connection((address, port), timeout=10).close()
-        other.cut()
-        status, said = ask(one, here, "client", f"{address}:{port}")
-        assert status == 2, said
+def test_a_cut_link_carries_nothing_until_it_is_mended(our_clusters: tuple[Cluster, Cluster]) -> None:
+    with pair_of_pods(our_clusters) as pair:
+        pair.other.cut_from_peer()
+        assert pair.over_the_link()[0] == CANNOT_CONNECT
+        pair.from_here()
+        pair.other.cut()
+        assert pair.over_the_link()[0] == CANNOT_CONNECT
         with pytest.raises(OSError, match=r"timed out|No route to host"):
-            socket.create_connection((address, port), timeout=3).close()
-        other.mend()
-        eventually(lambda: over_the_link() == (0, "42\n"), "an answer over the mended link")
+            pair.from_here()
+        pair.other.mend()
+        eventually(lambda: pair.over_the_link() == ANSWER, "an answer over the mended link")
 
-        other.site("kill-node")
-        assert other.nodes(), "the control plane stays"
-        assert over_the_link()[0] == 2
-        other.site("start-node", deadline=300)
 
-    volumes = other.api("CoreV1Api").list_persistent_volume
-    eventually(lambda: there not in [v.spec.claim_ref.namespace for v in volumes().items], "the volume to be gone")
+def test_what_ran_on_a_killed_node_is_gone_and_its_cluster_answers(our_clusters: tuple[Cluster, Cluster]) -> None:
+    with pair_of_pods(our_clusters) as pair:
+        pair.other.site("kill-node")
+        assert pair.over_the_link()[0] == CANNOT_CONNECT
+        assert pair.other.nodes()
+        pair.other.site("start-node")
+        api = pair.other.api("CoreV1Api")
+        eventually(lambda: api.read_namespaced_pod("server", pair.there).status.phase == "Failed", "it to be noticed")
 
 
 def test_an_operator_is_ready_in_each(clusters_with_operator: tuple[Cluster, Cluster]) -> None:
@@ -124,6 +153,7 @@ def test_nothing_is_left_of_a_site_whose_owner_was_killed() -> None:
                 seen = traces(cluster.run)
                 assert len(seen) > 10, seen
                 owner.kill()
+                owner.wait()  # until then it is there for `tail`
                 eventually(lambda: not traces(cast("str", cluster.run)), "all of the site to be gone")
         finally:
             owner.kill()
