@@ -143,9 +143,10 @@ def sites(*names: str, owner: int) -> Generator[list[Cluster]]:
             argv = [SITE, "up", name, str(number), "--run", run, "--owner", str(owner)]
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             started.append(process)
+            # One that is not done does no more once what it waits for is gone.
+            stack.callback(process.communicate, timeout=60)
             stack.callback(Cluster(name, Path(), run).site, "down")
-            stack.callback(process.wait, 60)
-            stack.callback(process.terminate)  # One that is not done removes its site itself.
+            stack.callback(process.terminate)
         yield [Cluster(name, _kubeconfig(process), run) for name, process in zip(names, started, strict=True)]
 
 
