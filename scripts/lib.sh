@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Set-up shared by scripts/test and scripts/demo: `source` it, then call setup_python,
-# setup_postgresql, setup_pulumi, setup_redis, setup_pgbouncer, setup_network_tools, setup_faketime as needed. Each does
-# nothing where nothing is missing.
+# Set-up shared by scripts/test and scripts/demo: `source` it, then call setup_python, setup_postgresql, setup_pulumi,
+# setup_redis, setup_pgbouncer, setup_network_tools, setup_faketime, setup_kubernetes as needed. Each does nothing where
+# nothing is missing.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -309,4 +309,58 @@ setup_faketime() {
 	command -v faketime >/dev/null && return
 	can_apt || fail "no faketime was found: $FAKETIME_HINT"
 	step 'Install libfaketime with apt-get' 600 "$FAKETIME_HINT" apt_install faketime
+}
+
+# --- Kubernetes clusters of our own, for the end-to-end tests ------------------------------------------
+
+KUBERNETES_HINT='run scripts/kubernetes/build as root on Debian or Ubuntu with Go 1.26, or give two clusters: HARMONY_E2E_KUBECONFIGS=ONE:OTHER'
+
+# What is built is named by what it is built from.
+kubernetes_dir() {
+	local inputs
+	inputs=$(cd "$ROOT/scripts/kubernetes" && cat build pause.c ./*/* | sha256sum)
+	printf '%s\n' "$CACHE/kubernetes-${inputs:0:12}"
+}
+kubernetes_built() { [ -e "$(kubernetes_dir)/versions" ]; }
+
+# Prints the folder of the plugins for pods' networks: Debian's, Fedora's or upstream's.
+find_cni() {
+	local dir
+	for dir in /usr/lib/cni /usr/libexec/cni /opt/cni/bin; do
+		[ ! -x "$dir/ptp" ] || { printf '%s\n' "$dir" && return; }
+	done
+	return 1
+}
+
+have_programs() { # PROGRAM...
+	local name
+	for name in "$@"; do PATH=$PATH:/usr/sbin:/sbin command -v "$name" >/dev/null || return 1; done
+}
+
+# What a cluster runs with, and what its parts are built with.
+KUBERNETES_TOOLS=(containerd runc iptables ip openssl nsenter unshare findmnt pgrep)
+KUBERNETES_BUILDERS=(debootstrap gcc)
+
+have_kubernetes_tools() { have_programs "${KUBERNETES_TOOLS[@]}" && find_cni >/dev/null; }
+
+setup_kubernetes_tools() {
+	[ "$(id -u)" = 0 ] || fail 'only root can make clusters: a network namespace is needed'
+	! have_kubernetes_tools || return 0
+	can_apt || fail "one of ${KUBERNETES_TOOLS[*]}, or the CNI plugin ptp, was not found: $KUBERNETES_HINT"
+	step 'Install what clusters run with' 600 "$KUBERNETES_HINT" \
+		apt_install containerd runc containernetworking-plugins iptables iproute2 openssl util-linux procps
+}
+
+setup_kubernetes_builders() {
+	command -v go >/dev/null || fail "there is no Go to build Kubernetes with: $KUBERNETES_HINT"
+	! have_programs "${KUBERNETES_BUILDERS[@]}" || return 0
+	can_apt || fail "one of ${KUBERNETES_BUILDERS[*]} was not found: $KUBERNETES_HINT"
+	step 'Install what Kubernetes is built with' 600 "$KUBERNETES_HINT" apt_install debootstrap gcc libc6-dev
+}
+
+setup_kubernetes() {
+	[ -z "${HARMONY_E2E_KUBECONFIGS:-}" ] || return 0
+	setup_kubernetes_tools
+	kubernetes_built ||
+		step "Build Kubernetes into $(kubernetes_dir) (once, some 10 minutes)" 7200 "$KUBERNETES_HINT" "$ROOT/scripts/kubernetes/build"
 }

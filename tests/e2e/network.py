@@ -227,8 +227,9 @@ def missing_programs() -> list[str]:
 def network() -> Generator[Network]:
     """Make two hosts; remove them and all that runs in them at the end."""
     token = secrets.token_hex(3)
-    # Of the block that is for tests of networks (RFC 2544), so that it is nobody else's, and mostly no other run's.
-    block = f"198.{secrets.choice((18, 19))}.{secrets.randbelow(256)}"
+    # Of the block that is for tests of networks (RFC 2544), so that it is nobody else's, and mostly no other run's. Its
+    # other half is for clusters (scripts/kubernetes/site).
+    block = f"198.18.{secrets.randbelow(256)}"
     made = Network(
         {role: f"h{token}{number}" for number, role in enumerate(ROLES)},
         {role: f"{block}.{number}" for number, role in enumerate(ROLES, 1)},

@@ -1,0 +1,183 @@
+"""Two real Kubernetes clusters, and a link between them that can be cut.
+
+They are made by scripts/kubernetes/site for the session and removed at its end, however it ends. With
+HARMONY_E2E_KUBECONFIGS=ONE:OTHER, two paths, they are two that are given, and their link is out of reach.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config, stream
+
+from tests.e2e.conftest import eventually, needs_root
+
+ROOT = Path(__file__).parents[3]
+SITE = ROOT / "scripts/kubernetes/site"
+NAMES = ("montreal", "toronto")
+UP_WITHIN = 600
+
+
+@dataclass
+class Cluster:
+    """One cluster. That of a site of ours knows the site's run."""
+
+    name: str
+    kubeconfig: Path
+    run: str | None = None
+
+    @cached_property
+    def connections(self) -> Any:
+        """The connections to its API server."""
+        return config.new_client_from_config(config_file=str(self.kubeconfig))
+
+    def api(self, kind: str) -> Any:
+        """Return a client of one of the cluster's interfaces, such as `CoreV1Api`: it is untyped."""
+        return getattr(client, kind)(self.connections)
+
+    def nodes(self) -> list[Any]:
+        """Return the nodes, as they are."""
+        return self.api("CoreV1Api").list_node(_request_timeout=30).items
+
+    @property
+    def address(self) -> str:
+        """The address at which the cluster's NodePorts are reached, from here and from the other."""
+        addresses = {one.type: one.address for one in self.nodes()[0].status.addresses}
+        return addresses.get("ExternalIP") or addresses["InternalIP"]
+
+    @property
+    def image(self) -> str:
+        """The image of PostgreSQL that runs here: one that is there, unless HARMONY_E2E_POSTGRESQL_IMAGE says which."""
+        there = [name for node in self.nodes() for image in node.status.images or () for name in image.names]
+        found = [os.environ.get("HARMONY_E2E_POSTGRESQL_IMAGE"), *(name for name in there if "/postgresql:" in name)]
+        chosen = next(filter(None, found), None)
+        assert chosen, f"the cluster {self.name} has no image of PostgreSQL: HARMONY_E2E_POSTGRESQL_IMAGE must name one"
+        return chosen
+
+    def has_operator(self) -> bool:
+        """Return whether the definitions of CloudNativePG's resources are installed."""
+        found = self.api("ApiextensionsV1Api").list_custom_resource_definition(_request_timeout=30).items
+        return any(one.metadata.name == "clusters.postgresql.cnpg.io" for one in found)
+
+    def execute(self, namespace: str, pod: str, *argv: str, deadline: float = 60) -> tuple[int, str]:
+        """Run a command in a pod; return its exit status and what it said."""
+        api = self.api("CoreV1Api")
+        # A stream has no deadline: it would wait long for a cluster that does not answer.
+        api.read_namespaced_pod(pod, namespace, _request_timeout=10)
+        done = stream.stream(
+            api.connect_get_namespaced_pod_exec,
+            pod,
+            namespace,
+            command=[*argv],
+            stdout=True,
+            stderr=True,
+            _preload_content=False,
+        )
+        with ExitStack() as stack:
+            stack.callback(done.sock.shutdown)  # `done.close` leaves a socket open that the other end has closed
+            done.run_forever(timeout=deadline)
+            assert not done.is_open(), f"{' '.join(argv)} in {pod} took longer than {deadline} s: {done.read_all()}"
+            return done.returncode, done.read_all()
+
+    def site(self, command: str, *arguments: str, deadline: float = 120) -> None:
+        """Have scripts/kubernetes/site do something to this cluster, which is ours: `kill-node`, `start-node`."""
+        assert self.run, f"the cluster {self.name} is given: no 'scripts/kubernetes/site {command}' reaches it"
+        argv = [SITE, command, self.name, *arguments, "--run", self.run]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=deadline)
+        assert done.returncode == 0, done.stderr
+
+    def cut(self) -> None:
+        """Have it reach nothing, and nothing reach it: a real partition."""
+        self.site("cut")
+
+    def cut_from_peer(self) -> None:
+        """Have the two clusters not reach each other, while both are reached from here."""
+        self.site("cut", "sites")
+
+    def mend(self) -> None:
+        """End what `cut` and `cut_from_peer` began."""
+        self.site("mend")
+
+    @contextmanager
+    def namespace(self) -> Generator[str]:
+        """Make a namespace; at the end remove it with all that is in it."""
+        name = f"t{secrets.token_hex(4)}"
+        api = self.api("CoreV1Api")
+        api.create_namespace({"metadata": {"name": name}}, _request_timeout=30)
+        try:
+            yield name
+        finally:
+            api.delete_namespace(name, _request_timeout=30)
+            selector = f"metadata.name={name}"
+            eventually(lambda: not api.list_namespace(field_selector=selector).items, f"{name} to be gone", 120)
+
+
+def _given(paths: str) -> list[Cluster]:
+    found = [Path(path).absolute() for path in paths.split(":")]
+    assert len(found) == 2, f"HARMONY_E2E_KUBECONFIGS must be two paths with a colon between, and is {paths}"
+    return [Cluster(name, path) for name, path in zip(NAMES, found, strict=True)]
+
+
+def _kubeconfig(up: subprocess.Popen[str]) -> Path:
+    said, problem = up.communicate(timeout=UP_WITHIN)
+    assert up.returncode == 0, problem
+    return Path(said.splitlines()[-1])
+
+
+@contextmanager
+def sites(*names: str, owner: int) -> Generator[list[Cluster]]:
+    """Make clusters that reach each other; remove them at the end, or once the process that owns them has ended."""
+    run = f"t{secrets.token_hex(4)}"
+    with ExitStack() as stack:
+        started: list[subprocess.Popen[str]] = []
+        for number, name in enumerate(names, 1):
+            argv = [SITE, "up", name, str(number), "--run", run, "--owner", str(owner)]
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            started.append(process)
+            # One that is not done does no more once what it waits for is gone.
+            stack.callback(process.communicate, timeout=60)
+            stack.callback(Cluster(name, Path(), run).site, "down")
+            stack.callback(process.terminate)
+        yield [Cluster(name, _kubeconfig(process), run) for name, process in zip(names, started, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Generator[tuple[Cluster, Cluster]]:
+    """Return two clusters that reach each other. Ours start without the operator."""
+    with ExitStack() as stack:
+        if given := os.environ.get("HARMONY_E2E_KUBECONFIGS"):
+            one, other = _given(given)
+        else:
+            needs_root("clusters are made in namespaces")
+            one, other = stack.enter_context(sites(*NAMES, owner=os.getpid()))
+        for cluster in (one, other):
+            stack.enter_context(cluster.connections)
+        yield one, other
+
+
+@pytest.fixture
+def our_clusters(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, Cluster]:
+    """Return two clusters whose link and nodes are in reach."""
+    if clusters[0].run is None:
+        pytest.skip("the link and the nodes of clusters that are given are out of reach")
+    return clusters
+
+
+@pytest.fixture(scope="session")
+def clusters_with_operator(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, Cluster]:
+    """Return two clusters that have the operator."""
+    for cluster in clusters:
+        if not cluster.has_operator():
+            if cluster.run is None:
+                pytest.skip(f"the cluster {cluster.name}, which is given, has no operator")
+            cluster.site("operator", deadline=300)
+    return clusters
