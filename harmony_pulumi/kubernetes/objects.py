@@ -264,6 +264,7 @@ def cluster(
 def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, Any]) -> dict[str, Any]:
     """Return a database of a cluster, with its extensions. Left out later, it stays in PostgreSQL."""
     plain = re.sub(r"[^a-z0-9]+", "-", str(declared["name"]).lower()).strip("-")
+    extensions = [{"name": extension, "ensure": "present"} for extension in declared["extensions"]]
     return {
         "apiVersion": API_VERSION,
         "kind": "Database",
@@ -273,7 +274,7 @@ def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, An
             "name": declared["name"],
             "owner": declared["owner"],
             "databaseReclaimPolicy": "retain",
-            "extensions": [{"name": extension, "ensure": "present"} for extension in declared["extensions"]],
+            **({"extensions": extensions} if extensions else {}),  # An empty list is not kept by the API server.
         },
     }
 

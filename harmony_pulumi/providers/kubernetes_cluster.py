@@ -68,13 +68,15 @@ def _checked(
 ) -> tuple[dict[str, Any], list[CheckFailure]]:
     """Return the inputs with what was found, and what is wrong."""
     failures = [CheckFailure("operator", problem) for problem in found["problems"]]
+    before = old.get("found") or {}
     # Once settled it stays, or the service would be made anew.
-    reached = new.get("service_type") or (old.get("found") or {}).get("service_type") or found["service_type"]
+    reached = new.get("service_type") or before.get("service_type") or found["service_type"]
     if reached == "NodePort" and not new.get("address"):
         message = "is missing, and nothing makes load balancers there; give the address of a node, a host name or an IP"
         failures.append(CheckFailure("address", message))
     kept = {"platform": found["platform"], "version": found["version"], "operator": found["operator"]}
-    return {**new, "found": {**kept, "service_type": reached}}, failures
+    # What it was as it was first looked at: its upgrades are nobody's changes here.
+    return {**new, "found": {**kept, **before, "service_type": reached}}, failures
 
 
 class KubernetesCluster(Resource, module="harmony", name="KubernetesCluster"):

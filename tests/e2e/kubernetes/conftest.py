@@ -164,7 +164,7 @@ def clusters() -> Generator[tuple[Cluster, Cluster]]:
         yield one, other
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def our_clusters(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, Cluster]:
     """Return two clusters whose link and nodes are in reach."""
     if clusters[0].run is None:
