@@ -11,6 +11,7 @@ from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.kubernetes import found, objects
 from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.kubernetes.waiting import path_of
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -37,6 +38,26 @@ def endpoint(props: Mapping[str, Any]) -> dict[str, Any]:
     if place is None:
         raise SiteError(f"{api.name}: the service {name} has no address")
     return place
+
+
+def standing(props: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whom a cluster that is there already follows; nothing if there is none.
+
+    Raises:
+        SiteError: it is somebody else's.
+    """
+    api = api_of(props)
+    cluster = api.get(path_of(props["namespace"], props["cluster"]))
+    if cluster is None:
+        return {}
+    owner = (cluster["metadata"].get("annotations") or {}).get(objects.OWNER)
+    if owner != props["owner"]:
+        msg = (
+            f"{api.name}: expected no cluster {props['namespace']}/{props['cluster']}, or that of {props['owner']}; "
+            f"found one of {owner or 'somebody else'}: choose another name, or namespace"
+        )
+        raise SiteError(msg)
+    return objects.roles_of(cluster)
 
 
 def make(address: str, days: int, cluster: str) -> dict[str, str]:

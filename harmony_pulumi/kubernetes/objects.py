@@ -60,8 +60,17 @@ def login_name(cluster: str, role: str) -> str:
 
 
 def metadata(name: str, namespace: str, owner: str, **more: Any) -> dict[str, Any]:
-    """Return an object's metadata."""
-    return {"name": name, "namespace": namespace, "annotations": {OWNER: owner}, **more}
+    """Return an object's metadata.
+
+    What `destroy` has kept is taken over by the next `up`, whoever has changed it meanwhile: "Managing Kubernetes
+    Resources with Server-Side Apply" of Pulumi.
+    """
+    return {
+        "name": name,
+        "namespace": namespace,
+        "annotations": {OWNER: owner, "pulumi.com/patchForce": "true"},
+        **more,
+    }
 
 
 def secrets(cluster: str, namespace: str, owner: str, made: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -188,6 +197,7 @@ def cluster(
     image: str | None,
     storage: Mapping[str, Any],
     source: Mapping[str, Any] | None,
+    roles: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the cluster itself.
 
@@ -199,6 +209,7 @@ def cluster(
         image: of PostgreSQL, if not the operator's own.
         storage: `size`, and `storageClass` if one is named.
         source: the endpoint of the cluster to copy and follow; None for a new database.
+        roles: what says whom it follows, `replica` and `externalClusters`: as it is made, or as it was left.
     """
     names = secret_names(name)
     first = declared["databases"][0]
@@ -231,34 +242,40 @@ def cluster(
             ],
         },
     }
+    start = {
+        "database": first["name"],
+        "owner": first["owner"],
+        "secret": {"name": login_name(name, first["owner"])},
+    }
     if source is None:
-        spec["bootstrap"] = {
-            "initdb": {
-                "database": first["name"],
-                "owner": first["owner"],
-                "secret": {"name": login_name(name, first["owner"])},
-                "dataChecksums": True,
-                "encoding": "UTF8",
-                "localeCollate": declared["locale"],
-                "localeCType": declared["locale"],
-            }
-        }
+        locale = {"encoding": "UTF8", "localeCollate": declared["locale"], "localeCType": declared["locale"]}
+        spec["bootstrap"] = {"initdb": {**start, "dataChecksums": True, **locale}}
     else:
-        spec["bootstrap"] = {
-            "pg_basebackup": {
-                "source": PEER,
-                "database": first["name"],
-                "owner": first["owner"],
-                "secret": {"name": login_name(name, first["owner"])},
-            }
-        }
-        spec["replica"] = following(name, leads=False)
-        spec["externalClusters"] = external_clusters(name, declared["member"], source)
+        spec["bootstrap"] = {"pg_basebackup": {"source": PEER, **start}}
+    spec |= roles
     about = metadata(name, namespace, owner)
     # Nothing is archived here. Else the operator has replicas archive, too, by a setting that takes a restart to
     # change, and each promotion would be followed by one: CloudNativePG, "Labels and annotations".
     about["annotations"]["cnpg.io/skipWalArchiving"] = "enabled"
     return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": about, "spec": spec}
+
+
+def roles_at_first(name: str, member: str, source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what says whom a cluster follows as it is made: its source, if it has one.
+
+    Args:
+        name: of the cluster.
+        member: what replication calls it.
+        source: the endpoint of the cluster to follow.
+    """
+    if source is None:
+        return {}
+    return {"replica": following(name, leads=False), "externalClusters": external_clusters(name, member, source)}
+
+
+def roles_of(cluster: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says whom a cluster follows, as it is: orchestration may have moved roles since it was made."""
+    return {key: cluster["spec"][key] for key in ("replica", "externalClusters") if key in cluster["spec"]}
 
 
 def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Pulumi resource that is the secrets of a PostgreSQL cluster on Kubernetes, made before the cluster is."""
+"""The Pulumi resource that is what a PostgreSQL cluster on Kubernetes needs before it is there: its secrets, say."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class ClusterSecretsProvider(Provider):
             **made.make(endpoint["host"], props["certificate_lifetime_days"], props["cluster"]),
             "passwords": made.passwords(props["roles"], props["passwords"]),
         }
-        return CreateResult(f"{props['namespace']}/{props['cluster']}", {**props, "endpoint": endpoint, "made": found})
+        return CreateResult(
+            f"{props['namespace']}/{props['cluster']}",
+            {**props, "endpoint": endpoint, "made": found, "standing": made.standing(props)},
+        )
 
     @clean_errors
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
@@ -54,6 +57,8 @@ class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
 
     endpoint: pulumi.Output[Any]
     made: pulumi.Output[Any]
+    standing: pulumi.Output[Any]
+    """What says whom the cluster follows, of one that was there before; empty if there was none."""
 
     def __init__(self, name: str, props: Mapping[str, Any], opts: pulumi.ResourceOptions | None = None) -> None:
         """Declare them. `props` is what `K8sAnywhereTopology` makes of a configuration."""
@@ -61,6 +66,6 @@ class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
         super().__init__(
             ClusterSecretsProvider(),
             name,
-            {"endpoint": None, "made": None, **props},
+            {"endpoint": None, "made": None, "standing": None, **props},
             pulumi.ResourceOptions.merge(hidden, opts),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter, methodcaller
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -274,7 +275,12 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts), silent=["stringData", "data"]))
         image = self._image or (f"{objects.IMAGES}:{config.version}" if config.version else None)
-        thing = objects.cluster(*about, declared, image=image, storage=self._storage, source=follows)
+        at_first = objects.roles_at_first(within.cluster, self.name, follows)
+        roles = {
+            key: pulumi.Output.all(made.standing, at_first.get(key)).apply(partial(_as_it_stands, key))
+            for key in ("replica", "externalClusters")
+        }
+        thing = objects.cluster(*about, declared, image=image, storage=self._storage, source=follows, roles=roles)
         after = [*secrets, *([replication[0].resource] if replication else [])]
         cluster = within.declare(thing, silent=objects.MOVED, after=after)
         databases = [within.declare(objects.database(*about, each), after=[cluster]) for each in declared["databases"]]
@@ -346,6 +352,12 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
 
     def _owner(self, name: str) -> str:
         return f"{pulumi.get_project()}/{pulumi.get_stack()}/{self.name}-{name}"
+
+
+def _as_it_stands(key: str, known: Sequence[Any]) -> Any:
+    """Return a part of what says whom a cluster follows: of one that is there, as it is; else as it is made."""
+    standing, at_first = known
+    return standing.get(key) if standing else at_first
 
 
 def _each(values: pulumi.Output[Any], keys: Sequence[str]) -> dict[str, pulumi.Output[Any]]:

@@ -90,7 +90,11 @@ def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_p
     assert cluster["metadata"] == {
         "name": "east-orders",
         "namespace": "postgresql",
-        "annotations": {"harmony-pulumi.dev/owner": "shop/dev/east-orders", "cnpg.io/skipWalArchiving": "enabled"},
+        "annotations": {
+            "harmony-pulumi.dev/owner": "shop/dev/east-orders",
+            "pulumi.com/patchForce": "true",
+            "cnpg.io/skipWalArchiving": "enabled",
+        },
     }
     spec = cluster["spec"]
     assert spec["instances"] == 3
