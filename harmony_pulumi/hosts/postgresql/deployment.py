@@ -365,7 +365,7 @@ class Deployment:
 
     def _certificates(self, server: Server) -> None:
         """Make what is missing: the site's authority, the server's certificate, the replicas' certificate."""
-        renewal.resume(server)
+        renewal.settle(server)
         days, address = int(self.props["certificate_lifetime_days"]), self.props["host"]["address"]
         there = self._key_pairs(server)
         shown = there["server"].certificate if "server" in there else ""
@@ -411,6 +411,7 @@ class Deployment:
         with self.journal.step("renew", f"making {what}"):
             address, days = str(self.props["host"]["address"]), int(self.props["certificate_lifetime_days"])
             renewal.renew(server, rotation, address, days)
+            renewal.settle(server)
             if not self.props.get("peers") and not self.props.get("source"):
                 renewal.distrust(server)  # No other member has a certificate of the authority of before.
 

@@ -24,7 +24,7 @@ _DEADLINE = 30
 
 
 def renew(server: Server, rotation: Rotation, address: str, days: int | None = None) -> None:
-    """Write new certificates, unless this rotation did so before; the server must then reload.
+    """Write new certificates, unless this rotation did so before; the server must then reload, and `settle`.
 
     Args:
         server: whose they are.
@@ -35,10 +35,15 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     Raises:
         SiteError: files are missing, or the authority has expired and is to stay.
     """
-    resume(server)
-    last = last_rotation(server)
-    if last and last["id"] == rotation["id"]:
+    record = _record(server)
+    begun: dict[str, str] | None = record.get("texts")
+    if record.get("id") == rotation["id"] and begun is None:
         return
+    if begun and (record["id"] == rotation["id"] or (days is None and record["authority"] >= rotation["authority"])):
+        # Decided by a run that was cut off, and unknown to the other members: they are as good for this one.
+        _write(server, rotation, begun)
+        return
+    settle(server)
     there = {name: text for name, text in server.read(server.layout.tls, _FILES).items() if text}
     if missing := [name for name in _FILES if name not in there]:
         msg = f"{server.connection.name}: {server.layout.tls} lacks {', '.join(missing)}; run `pulumi up`"
@@ -51,12 +56,16 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
         raise SiteError(msg)
     days = days or certificates.lifetime_days(there["server.crt"])
     texts = certificates.renewed(there, address, days, authority=rotation["authority"])
+    _write(server, rotation, texts)
+
+
+def _write(server: Server, rotation: Rotation, texts: Mapping[str, str]) -> None:
     _write_record(server, {**rotation, "texts": texts})
-    resume(server)
+    server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
 
 
-def resume(server: Server) -> None:
-    """Write what was decided and may not have been written, since a run was cut off."""
+def settle(server: Server) -> None:
+    """Have what was decided count as the server's, now that it uses it; write it if a run was cut off before."""
     record = _record(server)
     if texts := record.get("texts"):
         server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
@@ -64,7 +73,7 @@ def resume(server: Server) -> None:
 
 
 def last_rotation(server: Server) -> Rotation | None:
-    """Return the last rotation that the server has the certificates of."""
+    """Return the last rotation that the server has, and uses, the certificates of."""
     record = _record(server)
     if not record or "texts" in record:
         return None
@@ -73,7 +82,7 @@ def last_rotation(server: Server) -> Rotation | None:
 
 def distrust(server: Server) -> None:
     """Trust the authority of now alone. The server must then reload."""
-    resume(server)
+    settle(server)
     authority = server.read(server.layout.tls, ["ca.crt"])["ca.crt"]
     if authority:
         server.write({f"{server.layout.tls}/trusted.crt": authority})

@@ -676,6 +676,7 @@ class HostPostgreSQL:
         renewal.renew(server, rotation, address)
         server.take_over_files(marker.port)
         renewal.insist_on_use(server, address, marker.port)
+        renewal.settle(server)
 
     def reconnect(self, follower: str) -> None:
         """End the connection of a member that replicates from here."""
