@@ -10,7 +10,7 @@ import ast
 import signal
 import time
 import types
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from itertools import product
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.orchestration.code import REAL
 
 Alter = Callable[[ast.AST], None]
 Check = Callable[[], None]
@@ -100,13 +102,14 @@ def mutants(module: types.ModuleType, *, before: str = "") -> Iterator[Mutant]:
                 yield Mutant(_name(module, line, what), module, line, number, alter)
 
 
-def without_a_call(module: types.ModuleType, names: set[str]) -> Iterator[Mutant]:
-    """Yield a module without one of the statements that do nothing but call a method of one of these names."""
+def without_a_call(module: types.ModuleType, names: Collection[str] = ()) -> Iterator[Mutant]:
+    """Yield a module without one of the statements that do nothing but call something; of these names, if any are."""
     for number, node in enumerate(ast.walk(source_of(module))):
         match node:
-            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name))) if name in names:
-                name = _name(module, node.lineno, f"without {name}")
-                yield Mutant(name, module, node.lineno, number, _dropping)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name))) if (
+                name in names or not names
+            ):
+                yield Mutant(_name(module, node.lineno, f"without {name}"), module, node.lineno, number, _dropping)
             case _:
                 pass
 
@@ -252,7 +255,10 @@ def given_by(tests: types.ModuleType) -> Given:
                 check
                 for name, test in vars(tests).items()
                 if name.startswith("test_")
-                for check in with_parameters(test, getattr(test, "pytestmark", []))
+                for check in with_parameters(
+                    partial(test, code=REAL) if "code" in test.__annotations__ else test,
+                    getattr(test, "pytestmark", []),
+                )
             ]
 
     return given
