@@ -150,13 +150,14 @@ def take_the_lead(code: Code, world: World, ahead: Ahead, **accepted: Any) -> st
     return ended(lambda: act(pair_of(code, world), leader, "replica", terms(**accepted), journal, by="an operator"))
 
 
-def led_by_toronto(code: Code, world: World, ahead: Ahead) -> None:
+def led_by_toronto(code: Code, world: World, ahead: Ahead, *, fenced: str = "") -> None:
     roles = world.servers["replica"].roles
     assert roles is not None
     assert (roles["epoch"], roles["active"], roles["operation"]) == (1, "replica", None)
     assert roles["outer"] == told(1, "replica", pair="shop/prod/world")
     assert roles["away"] is not None
     assert roles["away"]["member"] == "primary"
+    assert roles["away"]["fenced"] == (fenced or "its site was asked, and it was stopped")
     assert not world.primaries
     assert ahead.is_followed
     assert ahead.server.slots == {"for_toronto"}
@@ -174,19 +175,20 @@ def test_another_server_leads_in_a_pair_that_follows_once_the_first_is_lost(code
 
         plain, ahead = lost()
         assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
-        led_by_toronto(code, plain, ahead)
+        led_by_toronto(code, plain, ahead, fenced=fenced)
         first = plain.servers["primary"].roles
         assert first is not None
         assert first["active"] == ("primary" if cut_off else "replica")
         labels = list(plain.labels)
+        assert ("montreal.fence: after" in labels) is not cut_off
         assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
-        led_by_toronto(code, plain, ahead)
+        led_by_toronto(code, plain, ahead, fenced=fenced)
         for number, label in enumerate(labels):
             world, ahead = lost()
             world.at[world.count + number] = kill
             assert take_the_lead(code, world, ahead, fenced=fenced) == "killed", label
             assert take_the_lead(code, world, ahead, fenced=fenced) == "done", label
-            led_by_toronto(code, world, ahead)
+            led_by_toronto(code, world, ahead, fenced=fenced)
 
 
 def test_nobody_else_leads_in_a_pair_that_follows_where_something_stands_in_the_way(code: Code) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,12 @@ from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.pair import KIND, PairSite, followed_by, has_all_of, has_roles, pair_of, rotates
 from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.orchestration.roles import Desired
-from tests.orchestration.code import REAL, Code, outcome
+from tests.orchestration.code import REAL, Code, ended, outcome
 from tests.orchestration.code import pair_of as pair_in
 from tests.orchestration.sites import NAMES, PAIR, MemorySite, Server, World, terms
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_failover import seen, standby
+from tests.orchestration.test_failover_runs import killed_at
 from tests.orchestration.test_operation import at
 from tests.orchestration.test_roles import operation
 from tests.orchestration.test_runner import fail
@@ -475,21 +477,31 @@ class Nested:
         world.labels = []
 
     @property
+    def inner(self) -> Pair:
+        """The pair inside the other one."""
+        members = pair_in(self.code, self.world).members
+        servers = {role: members[role] for role in NAMES}
+        return Pair(PAIR, "orders", servers, synchronous=False, deadline=DEADLINE)
+
+    @property
     def pair(self) -> Pair:
         """The pair around, anew, as whoever acts makes it of its handle."""
-        of_servers = pair_in(self.code, self.world)
-        members = {role: of_servers.members[role] for role in NAMES}
-        inner = PairSite({"active": "primary"}, Pair(PAIR, "orders", members, synchronous=False, deadline=DEADLINE))
-        first = Member("primary", inner, inner.leading())
-        second = of_servers.members["calgary"]
-        outer = {"primary": first, "replica": Member("replica", second.site, second.handle)}
-        return Pair(AROUND, "world", outer, synchronous=self.synchronous, deadline=DEADLINE)
+        inner = PairSite({"active": "primary"}, self.inner)
+        second = pair_in(self.code, self.world).members["calgary"]
+        members = {
+            "primary": Member("primary", inner, inner.leading()),
+            "replica": Member("replica", second.site, second.handle),
+        }
+        return Pair(AROUND, "world", members, synchronous=self.synchronous, deadline=DEADLINE)
 
     def run(self, act: Callable[[Pair, Journal], object]) -> None:
         """Do what a command does with the pair around."""
         pair, journal = self.pair, Journal("world", "a test", self.world.shown.append)
         journal.write_to(pair.members["primary"].site.record)
         act(pair, journal)
+
+    def bring_back(self) -> None:
+        self.run(lambda pair, journal: self.code.runner.bring_back(pair, journal, by="ada"))
 
     def reach(self, active: str, epoch: int) -> None:
         self.run(lambda pair, journal: self.code.runner.reach(pair, Desired(active, epoch), journal, by="ada"))
@@ -572,8 +584,95 @@ def test_a_pair_that_was_failed_over_from_rejoins_with_all_its_servers(code: Cod
         assert [server.name for server in world.primaries] == ["calgary"]
         assert len(world.lost) >= 3
         world.servers["primary"].rewindable = state == "as it is"
-        nested.run(lambda pair, journal: code.runner.bring_back(pair, journal, by="ada"))
+        nested.bring_back()
         nested.led_by("calgary", 1, CALGARY_LEADS)
         put_aside = {content for part in world.servers["primary"].kept for _, content in part}
         assert set(world.lost) <= put_aside
         assert ("montreal.clone: after" in world.labels) == (state == "without hints")
+        acts = [label for label in world.labels if label in {"montreal.follow: before", "montreal.retire: before"}]
+        assert acts[0] == "montreal.retire: before", "one that does not stream is not started before it was rewound"
+
+
+def test_a_server_that_was_left_behind_in_a_pair_that_follows_comes_back_as_that_pair_rejoins(code: Code) -> None:
+    away = {"member": "replica", "timeline": 1, "fork": "0/0", "fenced": "it was stopped", "since": ""}
+    for left in (None, away):
+        nested = Nested(code)
+        nested.reach("primary", 0)
+        nested.reach("replica", 1)
+        for role in NAMES:
+            server = nested.world.servers[role]
+            assert server.roles is not None
+            server.roles = {**server.roles, "epoch": 1, "away": left}  # type: ignore[typeddict-item]
+        nested.world.servers["replica"].crash()
+        nested.bring_back()
+        nested.led_by("calgary", 1, CALGARY_LEADS)
+        assert [nested.world.servers[role].roles for role in NAMES] == [
+            told(1, "primary", role, outer=told(1, "replica", pair=AROUND)) for role in NAMES
+        ]
+
+
+def test_a_pair_is_looked_after_whenever_the_one_around_it_is_reached(code: Code) -> None:
+    nested = Nested(code)
+    nested.reach("primary", 0)
+    world = nested.world
+    other = world.servers["replica"]
+    assert other.roles is not None
+    other.roles = {**other.roles, "outer": None}  # It was told less than the one that leads.
+    other.slots = {"for_calgary"}  # It led before, and calgary follows it yet.
+    world.servers["calgary"].source = "replica"
+    world.labels = []
+    nested.reach("primary", 0)
+    nested.led_by("montreal", 0, MONTREAL_LEADS)
+    assert "calgary.follow: after" in world.labels, "another of its servers may lead in it by now"
+    assert sorted(json.loads(world.servers["primary"].remembered)) == [PAIR, AROUND]
+    assert json.loads(other.remembered)[AROUND] == json.loads(world.servers["calgary"].remembered)[AROUND]
+
+
+def test_of_a_pair_the_servers_that_answer_are_locked_though_the_one_that_leads_does_not(code: Code) -> None:
+    nested = Nested(code)
+    nested.reach("primary", 0)
+    world = nested.world
+    world.servers["primary"].unreachable = True
+    world.servers["replica"].holder = "grace"
+    accepted = terms(100, accept_unknown_loss=True, fenced="ada said so")
+    with pytest.raises(SiteError, match="toronto: cannot lock: grace has held it"):
+        nested.run(lambda pair, journal: code.runner.fail_over(pair, "replica", accepted, journal, by="ada"))
+
+
+def test_a_server_takes_over_in_a_pair_only_if_that_is_certainly_the_active_one_around(code: Code) -> None:
+    def lost() -> tuple[Nested, World]:
+        nested = Nested(code)
+        nested.reach("primary", 0)
+        nested.world.servers["primary"].crash()
+        return nested, nested.world
+
+    def fail_over(nested: Nested, *vouched: str) -> str:
+        nested.world.dead = False
+        journal = Journal("orders", "failover", nested.world.shown.append)
+        act = code.runner.fail_over
+        return ended(lambda: act(nested.inner, "replica", terms(100), journal, by="ada", vouched=vouched))
+
+    def move_around(world: World) -> None:
+        world.servers["calgary"].roles = told(1, "replica", "replica", pair=AROUND)
+
+    moved = f"{AROUND}: its replica is active at epoch 1, not this pair: have this one rejoin it"
+    nested, world = lost()
+    move_around(world)
+    assert fail_over(nested) == f"orders: no failover to toronto; nothing was touched\n  - {moved}"
+    nested, world = lost()
+    assert fail_over(nested) == "done"
+    nested, world = lost()
+    world.servers["calgary"].unreachable = True
+    assert f"{AROUND}: calgary do not answer, and may have been made active there" in fail_over(nested)
+    assert fail_over(nested, "calgary") == "done"
+    nested, world = lost()
+    world.whenever = killed_at("toronto.promote: before")
+    assert fail_over(nested) == "killed"
+    world.whenever = None
+    move_around(world)
+    assert fail_over(nested) == f"orders: {moved}. Nothing was touched"
+    nested, world = lost()
+    world.promote(world.servers["replica"], by_hand=True)
+    move_around(world)
+    journal = Journal("orders", "accept", world.shown.append)
+    assert ended(lambda: code.runner.take_as_it_is(nested.inner, journal, by="ada")).endswith("Nothing was touched")
