@@ -172,7 +172,7 @@ class Observation(TypedDict):
     ended_cleanly: bool
     """Of one that is stopped: whether all it had acknowledged is in its shutdown checkpoint."""
     roles: Roles | None
-    """What it was last told; None if nothing, which is as epoch 0."""
+    """What it was last told; None if nothing, which is as epoch 0, or if that could not be read."""
 
 
 class LogicalSlot(TypedDict):

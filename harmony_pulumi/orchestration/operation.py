@@ -98,7 +98,6 @@ def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
             said, _ = process.communicate(timeout=_FENCE_COMMAND)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             return f"not within {_FENCE_COMMAND} s", ""
