@@ -33,7 +33,7 @@ from harmony_pulumi.orchestration.members import (
     serve,
     told,
 )
-from harmony_pulumi.orchestration.operation import Run, fence_yourself, next_step
+from harmony_pulumi.orchestration.operation import Run, fence_from_here, fence_yourself, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
 from harmony_pulumi.orchestration.replication import Group, Member, all_alone, establish, followed, missing
@@ -454,7 +454,7 @@ def succession_checks(
     mine, known = pair.names.values(), told(seen)
     assert known is not None, "a pair that follows knows whom"
     found = failover.standing(old, new, leads=known["active"] != target)
-    found.append(failover.fencing(old, terms, can_fence=False))
+    found.append(failover.fencing(old, terms, can_fence=other_than(pair, target) in pair.fence_commands))
     found.append(Check("loss", "ok", f"none: neither is a primary, and {leader.name} has what they have"))
     others = [ahead, *(s for s in pair.members[target].movable.peers() if s["name"] not in mine)]
     found += failover.still_follows(known["outer"], [s["roles"] for s in others])
@@ -488,10 +488,8 @@ def take_the_lead(pair: Pair, leader: Member, target: str, terms: Terms, journal
             msg = f"{pair.name}: {pair.names[target]} is not to lead in it; nothing was touched{lines}"
             raise SiteError(msg)
         epoch, left = known["epoch"], known["away"]
-        if known["active"] != target:
-            epoch = next_failover_epoch(pair, target, seen)
-            left = not_following(member, source, terms["fenced"] or "its site was asked, and it was stopped")
-        if left:  # Else the other one follows it again.
+        takes_over, how = known["active"] != target, terms["fenced"] or "its site was asked, and it was stopped"
+        if takes_over or left:  # Else the other one follows it again.
             if host_answers(seen[source]):
                 try:
                     with journal.step(Step.FENCE, f"{pair.names[source]} is stopped"):
@@ -500,6 +498,12 @@ def take_the_lead(pair: Pair, leader: Member, target: str, terms: Terms, journal
                     if not terms["fenced"]:
                         raise SiteError(fence_yourself(error, pair.names[source])) from error
                 seen = _look_again(pair, seen)
+            elif not terms["fenced"] and seen[source]["state"] != "absent":
+                with journal.step(Step.FENCE, f"{pair.names[source]} is to accept no writes"):
+                    how = fence_from_here(pair, source, seen[source]["detail"])
+            if takes_over:
+                epoch = next_failover_epoch(pair, target, seen)
+                left = not_following(member, source, how)
             desired = Desired(target, epoch)
             with journal.step(Step.ELECT, f"{member.name} leads in {pair.name} from here on, at epoch {epoch}"):
                 settled = {

@@ -195,6 +195,41 @@ def test_another_server_leads_in_a_pair_that_follows_once_the_first_is_lost(code
             led_by_toronto(code, world, ahead, fenced=fenced)
 
 
+def test_a_leader_that_does_not_answer_in_a_pair_that_follows_is_fenced_by_what_is_declared_for_that(
+    code: Code,
+) -> None:
+    world, ahead = following(code)
+    world.servers["primary"].unreachable = True
+    world.fence_commands = {"primary": ["sh", "-c", "exit 3"]}
+    said = take_the_lead(code, world, ahead)
+    assert said == "the fence_command of montreal, sh, did not succeed (3): it said nothing"
+    roles = world.servers["replica"].roles
+    assert roles is not None
+    assert roles["active"] == "primary"
+    world.fence_commands = {"primary": ["true"]}
+    assert take_the_lead(code, world, ahead) == "done"
+    assert any("montreal is to accept no writes" in line for line in world.shown)
+    led_by_toronto(code, world, ahead, fenced="its fence_command, true, succeeded")
+
+
+def test_a_leader_that_is_gone_from_a_pair_that_follows_needs_no_fencing(
+    code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, ahead = following(code)
+    observe = MemorySite.observe
+    gone = {"state": "absent", "endpoint": "", "roles": None}
+
+    def observed(site: MemorySite) -> Observation:
+        found = observe(site)
+        return Observation({**found, **(gone if found["name"] == "montreal" else {})})  # type: ignore[typeddict-item]
+
+    monkeypatch.setattr(MemorySite, "observe", observed)
+    world.servers["primary"].unreachable = True
+    world.fence_commands = {"primary": ["false"]}
+    assert take_the_lead(code, world, ahead) == "done"
+    led_by_toronto(code, world, ahead)
+
+
 def test_nobody_else_leads_in_a_pair_that_follows_where_something_stands_in_the_way(code: Code) -> None:
     world, ahead = following(code)
     world.servers["primary"].unreachable = True

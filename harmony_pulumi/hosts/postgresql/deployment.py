@@ -19,6 +19,7 @@ from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.logs import recording
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files, renewal
 from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
 from harmony_pulumi.hosts.postgresql.following import Following, is_streaming
@@ -147,7 +148,7 @@ class Deployment:
         layout = self.layout()
         with (
             self.connection.holding(layout.lock, who=self._operator, user=self.user, deadline=_LOCK_DEADLINE),
-            self.connection.appending(layout.events, user=self.user) as append,
+            recording(self.connection, layout.events, self.user) as append,
         ):
             self.journal.write_to(append)
             yield

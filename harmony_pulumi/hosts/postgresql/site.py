@@ -24,6 +24,7 @@ from harmony_pulumi.capabilities.site import (
 )
 from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.logs import recorded, recording
 from harmony_pulumi.hosts.postgresql import certificates, files, renewal, wal
 from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
@@ -266,7 +267,7 @@ class HostPostgreSQL:
             except UnlockableError as error:
                 _refuse_if_it_runs(self._bare(connection, marker), error)
                 raise
-            append = stack.enter_context(connection.appending(layout.events, user=user))
+            append = stack.enter_context(recording(connection, layout.events, user))
             # Only now: whoever held the lock may have changed it, and is told of before what cannot be read.
             try:
                 server, marker = self._both()
@@ -323,7 +324,7 @@ class HostPostgreSQL:
     def events(self) -> str:
         """Return the log of events."""
         server = self._existing()
-        return server.connection.read_file(server.layout.events, server.user) or ""
+        return recorded(server.connection, server.layout.events, server.user)
 
     def peers(self) -> list[Observation]:
         """Look at the other servers, as this one is to ask them before it starts by itself."""
