@@ -270,7 +270,9 @@ class Certificates(TypedDict):
     """What a rotation depends on, of one running server. Certificates are told by their serial numbers, decimal."""
 
     rotation: Rotation | None
-    """The last one that this server has new certificates of."""
+    """The last one for which new certificates of this server were decided."""
+    in_use: bool
+    """Whether it uses those: a run may have been cut off before."""
     issued: str
     """The certificate that it gives to those who follow it."""
     held: str

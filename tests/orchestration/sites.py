@@ -107,6 +107,8 @@ class Server:
     kept: list[list[Record]] = field(default_factory=list[list[Record]])
     """What was put aside: WAL that it alone had, and data directories that were replaced."""
     rotation: Rotation | None = None
+    in_use: bool = True
+    """Whether it uses the certificates of that."""
     authority: int = 0
     """How often it was replaced."""
     trusted: set[int] = field(default_factory=lambda: {0})
@@ -887,17 +889,22 @@ class MemorySite:
         used = {other.name: other.shown for other in others if self.world.connected(other)}
         used |= self.world.strangers if self.server.leads else {}
         issued, held = self.server.issued[1], self.server.held[1]
-        return {"rotation": self.server.rotation, "issued": issued, "held": held, "used": used}
+        server = self.server
+        return {"rotation": server.rotation, "in_use": server.in_use, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         self._point("renew: before")
         server = self.server
         assert server.holder is not None, "must be called within `alone`"
-        if server.rotation is None or server.rotation["id"] != rotation["id"]:
+        last = server.rotation
+        if last is None or last["id"] != rotation["id"]:
             server.authority += rotation["authority"]
             server.trusted.add(server.authority)
             server.renewals.append(rotation["id"])
-            server.rotation = rotation
+            replaced = last is not None and not last["ended"] and last["authority"]
+            server.rotation, server.in_use = {**rotation, "authority": rotation["authority"] or replaced}, False
+        self._point("renew: decided")
+        server.in_use = True
         self._point("renew: after")
 
     def reconnect(self, follower: str) -> None:

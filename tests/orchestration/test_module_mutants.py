@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harmony_pulumi.hosts.postgresql import boot
+from harmony_pulumi.hosts.postgresql import boot, renewal
 from harmony_pulumi.orchestration import journal, pair, preflight, rotation
-from tests.hosts import test_postgresql_boot
+from tests.hosts import test_postgresql_boot, test_postgresql_renewal
 from tests.orchestration import test_journal, test_pair, test_preflight, test_rotation
 from tests.orchestration.mutation import Mutant, Trials, given_by, mutants, params, without_a_call
 
@@ -15,10 +15,11 @@ TESTS = {
     preflight: test_preflight,
     journal: test_journal,
     boot: test_postgresql_boot,
+    renewal: test_postgresql_renewal,
     pair: test_pair,
 }
 TRIALS = {module: Trials([module], given_by(tests)) for module, tests in TESTS.items()}
-ACTS = {boot: "judge"}
+ACTS = {boot: "judge", renewal: "insist_on_use"}
 """The first function of a module that acts: what follows is tested with servers."""
 
 

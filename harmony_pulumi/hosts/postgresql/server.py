@@ -419,8 +419,8 @@ class Server:
             SiteError: none of that WAL is there.
         """
         folder = f"{self.layout.data}/pg_wal"
-        # A running standby recycles segments meanwhile.
-        find = ["find", folder, "-ignore_readdir_race", "-maxdepth", "1", "-name", wal.of_timeline(begin)]
+        # The folder may be a link: initdb, --waldir. A running standby recycles segments meanwhile.
+        find = ["find", "-H", folder, "-ignore_readdir_race", "-maxdepth", "1", "-name", wal.of_timeline(begin)]
         listed = self.connection.check([*find, "-printf", "%s %f\\n"], user=self.user)
         try:
             segments = wal.span(begin, listed)

@@ -668,7 +668,8 @@ class HostPostgreSQL:
         texts = server.read(server.layout.tls, ("replication.crt", "source-client.crt"))
         issued, held = (certificates.serial(text) if text else "" for text in texts.values())
         used: dict[str, str] = server.look(_USED, port=marker.port)
-        return {"rotation": renewal.last_rotation(server), "issued": issued, "held": held, "used": used}
+        rotation, in_use = renewal.last_rotation(server)
+        return {"rotation": rotation, "in_use": in_use, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         """Have new certificates, and use them."""
