@@ -172,7 +172,7 @@ class Observation(TypedDict):
     ended_cleanly: bool
     """Of one that is stopped: whether all it had acknowledged is in its shutdown checkpoint."""
     roles: Roles | None
-    """What it was last told; None if nothing, which is as epoch 0."""
+    """What it was last told; None if nothing, which is as epoch 0, or if that could not be read."""
 
 
 def unseen(name: str, state: str, detail: str) -> Observation:
@@ -300,7 +300,9 @@ class Certificates(TypedDict):
     """What a rotation depends on, of one running server. Certificates are told by their serial numbers, decimal."""
 
     rotation: Rotation | None
-    """The last one that this server has new certificates of."""
+    """The last one for which new certificates of this server were decided."""
+    in_use: bool
+    """Whether it uses those: a run may have been cut off before."""
     issued: str
     """The certificate that it gives to those who follow it."""
     held: str

@@ -55,10 +55,8 @@ def rotate_certificates(
         for line in rotation_in_words(pair.names, authority=authority):
             console().print(line, markup=False)
         ask(f"Rotate the certificates of {pair.name} now?")
-    with acting(pair, "rotate-certificates", next(iter(pair.members)), again="harmony rotate-certificates") as (
-        journal,
-        by,
-    ):
+    again = f"harmony rotate-certificates{' --authority' if authority else ''}"
+    with acting(pair, "rotate-certificates", next(iter(pair.members)), again=again) as (journal, by):
         ended = rotate(pair, new_rotation(by, authority=authority), journal, by=by)
     console().print("Now have the stack know, in its folder:\n  pulumi refresh\n  pulumi up", markup=False)
     raise typer.Exit(0 if ended else 1)

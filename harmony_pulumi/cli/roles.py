@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -133,6 +133,9 @@ def events(
     stack: Stack = None,
     cwd: Cwd = Path(),
     site: SiteFile = None,
+    last: Annotated[
+        int | None, typer.Option("--last", metavar="N", min=1, help="Only the newest N events; else all of them.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what was done to a pair and its members, as their sites have recorded it, the oldest first."""
@@ -149,7 +152,7 @@ def events(
             records.append(member.movable.events().splitlines())
         except SiteError as error:
             sys.stderr.write(f"warning: the record of {member.name} is not shown: {error}\n")
-    found = [*_events(in_order(records))]
+    found = [*_events(in_order(records))][-(last or 0) :]
     if as_json:
         print_json(found)
         return

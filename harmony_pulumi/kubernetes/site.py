@@ -396,7 +396,7 @@ class ClusterPostgreSQL:
             for kind in ("replication", objects.PEER)
         )
         used: dict[str, str] = self._serving().look(queries.USED, port=PORT)
-        return {"rotation": None, "issued": issued, "held": held, "used": used}
+        return {"rotation": None, "in_use": False, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         """Have new certificates, and use them."""

@@ -98,11 +98,35 @@ def _run_here(command: Sequence[str]) -> tuple[int | str, str]:
             said, _ = process.communicate(timeout=_FENCE_COMMAND)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             return f"not within {_FENCE_COMMAND} s", ""
     return process.returncode, said.strip() or "it said nothing"
+
+
+def fence_from_here(pair: Pair, role: str, why: str) -> str:
+    """Run what is declared to make certain that a member accepts no writes; return in words how that is certain.
+
+    Args:
+        pair: whose member it is.
+        role: of the member.
+        why: it does not answer.
+
+    Raises:
+        SiteError: nothing is declared, or it did not succeed.
+    """
+    name, command = pair.names[role], pair.fence_commands.get(role)
+    if not command:
+        msg = (
+            f"{name} does not answer, and may accept writes: {why}. Make certain that it does not, then add "
+            f"--fenced-by-me {name}"
+        )
+        raise SiteError(msg)
+    status, said = _run_here(command)
+    if status:
+        msg = f"the fence_command of {name}, {command[0]}, did not succeed ({status}): {said[-500:]}"
+        raise SiteError(msg)
+    return f"its fence_command, {command[0]}, succeeded"
 
 
 @dataclass
@@ -326,7 +350,7 @@ class Run:
         try:
             how = self.source.movable.fence()
         except UnreachableError as error:
-            how = self._fence_from_here(error)
+            how = fence_from_here(self.pair, self.operation["source"], str(error))
             self.operation = {**self.operation, "terms": {**self._terms, "fenced": how}}
             self._save(self.operation, only=[self.operation["target"]])
         except SiteError as error:
@@ -337,21 +361,6 @@ class Run:
             how = self._terms["fenced"]
             self.operation = {**self.operation, "stage": "vouched"}
         self.journal.note(f"{self.source.name} accepts no writes: {how}", step=Step.FENCE)
-
-    def _fence_from_here(self, error: UnreachableError) -> str:
-        """Run what is declared to make certain that a member accepts no writes."""
-        command = self.pair.fence_commands.get(self.operation["source"])
-        if not command:
-            msg = (
-                f"{self.source.name} does not answer, and may accept writes: {error}. Make certain that it does not, "
-                f"then add --fenced-by-me {self.source.name}"
-            )
-            raise SiteError(msg)
-        status, said = _run_here(command)
-        if status:
-            msg = f"the fence_command of {self.source.name}, {command[0]}, did not succeed ({status}): {said[-500:]}"
-            raise SiteError(msg)
-        return f"its fence_command, {command[0]}, succeeded"
 
     def _elect(self) -> None:
         """Have the target be the one that is to lead, if what is lost by that is accepted."""

@@ -54,9 +54,11 @@ def followed_by(known: Roles | None, around: Mapping[str, Any]) -> Member | None
         known: what the pair that follows was told.
         around: the handle of the outermost pair that it is in.
     """
-    level = next((level for level in levels(known and known["outer"]) if level["active"] != level["me"]), None)
-    handle = level and next((each for each in _pairs_in(around) if each["pair"] == level["pair"]), None)
-    return pair_of(handle).members[level["active"]] if level and handle else None
+    for level in levels(known and known["outer"]):
+        if level["active"] != level["me"]:
+            handle = next((each for each in _pairs_in(around) if each["pair"] == level["pair"]), None)
+            return pair_of(handle).members[level["active"]] if handle else None
+    return None
 
 
 def _pairs_in(handle: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -173,7 +175,7 @@ class PairSite:
         deployed = Desired("primary", 0)
         members = self.pair.members
         for role in sorted(members, key=lambda role: role == self._active(seen)):
-            if seen[role]["state"] in ANSWERING or (host_answers(seen[role]) and seen[role]["roles"]):
+            if seen[role]["state"] in ANSWERING or seen[role]["roles"]:  # One that hangs can be told, too.
                 mine = seen[role]["roles"] or roles_for(self.pair, role, deployed, None)
                 members[role].movable.tell({**mine, "outer": roles})
 
@@ -185,8 +187,7 @@ class PairSite:
         """Keep WAL from here on with the active member; no longer with one that was it before, once it is not used."""
         self._leader.movable.prepare(follower)
         for other in self._others:
-            seen = other.site.observe()
-            if seen["state"] == "running" and any(s["name"] == follower and not s["active"] for s in seen["slots"]):
+            if any(slot["name"] == follower and not slot["active"] for slot in other.site.observe()["slots"]):
                 other.movable.forget(follower)
 
     def echo(self, follower: str, *, deadline: float) -> str:
@@ -225,7 +226,7 @@ class PairSite:
         """Have the active member be a standby of what another site offers, and the other one stay its own."""
         self._leader.movable.follow(source)
         for other in self._others:
-            if not self._told_it_is_away(other):  # It may be lost for good: `gather` is told to bring it back.
+            if not self._told_of_one_away():  # It may be lost for good: `gather` is told to bring it back.
                 self._take_along(other, source)
 
     def forget(self, follower: str) -> None:
@@ -283,17 +284,16 @@ class PairSite:
     def gather(self, source: Mapping[str, Any]) -> None:
         """Bring back a member that was left behind, and have the members know that it follows again."""
         for other in self._others:
-            if known := self._told_it_is_away(other):
+            if known := self._told_of_one_away():
                 self._take_along(other, source)
                 active = known["active"]
                 for role in sorted(self.pair.members, key=lambda role: role == active):
                     self.pair.members[role].movable.tell({**known, "me": role, "away": None})
 
-    def _told_it_is_away(self, other: Member) -> Roles | None:
-        """Return what the members were told, if that is that another one was left behind."""
+    def _told_of_one_away(self) -> Roles | None:
+        """Return what the members were told, if that is that the other one was left behind."""
         known = told(look(self.pair))
-        away = known and known["away"]
-        return known if away and away["member"] == other.role else None
+        return known if known and known["away"] else None
 
     def _take_along(self, other: Member, source: Mapping[str, Any]) -> None:
         """Have the other member follow the active one, which follows a new source by now.

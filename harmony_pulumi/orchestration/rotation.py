@@ -66,7 +66,9 @@ def next_step(
         names: of the members, by role, as replication knows them.
     """
     last = {role: found["rotation"] for role, found in seen.items()}
-    renewed = {role: known for role, known in last.items() if known and known["id"] == rotation["id"]}
+    renewed = {
+        role: known for role, known in last.items() if known and known["id"] == rotation["id"] and seen[role]["in_use"]
+    }
     # The leader last: until then nothing that a follower may still use is given up.
     ordered = sorted(seen, key=lambda role: role == leader)
     followers, issued, used = ordered[:-1], seen[leader]["issued"], seen[leader]["used"]
@@ -80,17 +82,21 @@ def next_step(
         if used.get(names[role]) != issued:
             return Step.RECONNECT, role
     for role in ordered:
-        if not renewed[role]["ended"] and not strangers(rotation, seen[role], names):
+        if not renewed[role]["ended"] and not strangers(seen[role], names):
             return Step.DISTRUST, role
     return None
 
 
-def strangers(rotation: Rotation, source: Certificates, names: Mapping[str, str]) -> list[str]:
+def strangers(source: Certificates, names: Mapping[str, str]) -> list[str]:
     """Return who replicates from a member, is none, and would be locked out with its authority of before."""
-    if not rotation["authority"]:
+    if not _replaces_authority(source):
         return []
     old = {name for name, serial in source["used"].items() if serial != source["issued"]}
     return sorted(old - set(names.values()))
+
+
+def _replaces_authority(found: Certificates) -> bool:
+    return found["rotation"] is not None and found["rotation"]["authority"]
 
 
 def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) -> bool:
@@ -225,7 +231,7 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal, *, in
         act, role = step
         if act is Step.DISTRUST and role == leader:
             try:
-                _tell_endpoints(pair, leader, rotation)
+                _tell_endpoints(pair, leader, seen[leader])
             except SiteError as error:
                 if insists:
                     raise
@@ -233,11 +239,11 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal, *, in
                 return False
         with journal.step(act, _words(pair, leader, rotation, act, role), id=rotation["id"]):
             _act(pair, leader, rotation, act, role)
+        seen = _look(pair)
         if act is Step.RENEW and role == leader:
             with suppress(SiteError):  # Nothing waits for an endpoint, until this is to end.
-                _tell_endpoints(pair, leader, rotation)
-        seen = _look(pair)
-    waiting = {role: found for role in seen if (found := strangers(rotation, seen[role], pair.names))}
+                _tell_endpoints(pair, leader, seen[leader])
+    waiting = {role: found for role in seen if (found := strangers(seen[role], pair.names))}
     for role, names in waiting.items():
         text = (
             f"{' and '.join(names)} replicates from {pair.names[role]} with a certificate of the authority of before, "
@@ -247,12 +253,12 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal, *, in
     return not waiting
 
 
-def _tell_endpoints(pair: Pair, leader: str, rotation: Rotation) -> None:
+def _tell_endpoints(pair: Pair, leader: str, seen: Certificates) -> None:
     """Have every endpoint trust the new authority of the leader.
 
     Where the old authority vouches for that, it does so until it expires; where it has expired, nobody gets through.
     """
-    if not (rotation["authority"] and pair.endpoints):
+    if not (_replaces_authority(seen) and pair.endpoints):
         return
     offer = pair.members[leader].movable.offer()
     try:

@@ -33,7 +33,7 @@ from harmony_pulumi.orchestration.members import (
     serve,
     told,
 )
-from harmony_pulumi.orchestration.operation import Run, fence_yourself, next_step
+from harmony_pulumi.orchestration.operation import Run, fence_from_here, fence_yourself, next_step
 from harmony_pulumi.orchestration.picture import Difference, differences, picture
 from harmony_pulumi.orchestration.preflight import Check, checks, echo_deadline, endpoint_checks, problems
 from harmony_pulumi.orchestration.replication import Group, Member, all_alone, establish, followed, missing
@@ -128,7 +128,7 @@ def reach(pair: Pair, desired: Desired, journal: Journal, *, by: str) -> Observa
             _tell(pair, settled, seen)
             if not (known and known["away"]):
                 _forget_leader(pair, desired.active, seen)
-                _keep_following(pair, desired, seen)
+                _keep_following(pair, desired.active, seen)
             # Nobody can have taken over unnoticed: then clients need not wait until the other member streams.
             served = all(map(host_answers, seen.values())) or bool(known and known["away"])
             if served:
@@ -394,7 +394,7 @@ def fail_over(
         under_way = known["operation"] if known else None
         if known and not under_way and (known["active"], seen[target]["role"]) == (target, "primary"):
             journal.note(f"{pair.names[target]} is active already, at epoch {known['epoch']}", step="resume")
-            _lead_on(pair, target, seen, terms, journal)
+            _lead_on(pair, target, seen[source], journal, certain=bool(known["away"] or terms["fenced"]))
             return known["epoch"]
         if under_way and (under_way["kind"], under_way["target"]) == ("failover", target) and not under_way["given_up"]:
             _refuse_where_moved_around(pair, target, known, vouched)
@@ -417,10 +417,17 @@ def fail_over(
         return under_way["epoch"]
 
 
-def _lead_on(pair: Pair, active: str, seen: Mapping[str, Observation], terms: Terms, journal: Journal) -> None:
-    """Lead the endpoints on that still lead elsewhere, unless the other member may have taken over unnoticed."""
-    other, known = seen[other_than(pair, active)], told(seen)
-    if pair.endpoints and not (host_answers(other) or (known and known["away"]) or terms["fenced"]):
+def _lead_on(pair: Pair, active: str, other: Observation, journal: Journal, *, certain: bool) -> None:
+    """Lead the endpoints on that still lead elsewhere, unless the other member may have taken over unnoticed.
+
+    Args:
+        pair: whose endpoints.
+        active: the role of the member that leads.
+        other: what was seen of the other one.
+        journal: records what is not done.
+        certain: whether that one has certainly not taken over, even if it does not answer.
+    """
+    if pair.endpoints and not (certain or host_answers(other)):
         text = (
             f"the endpoints are left as they lead: {other['name']} does not answer ({other['detail']}), and may have "
             f"been made active meanwhile. Have it answer, or make certain that it accepts no writes, then run this "
@@ -445,11 +452,12 @@ def succession_checks(
     """
     old, new, ahead = seen[other_than(pair, target)], seen[target], leader.site.observe()
     mine, known = pair.names.values(), told(seen)
-    found = failover.standing(old, new, leads=known is None or known["active"] != target)
-    found.append(failover.fencing(old, terms, can_fence=False))
+    assert known is not None, "a pair that follows knows whom"
+    found = failover.standing(old, new, leads=known["active"] != target)
+    found.append(failover.fencing(old, terms, can_fence=other_than(pair, target) in pair.fence_commands))
     found.append(Check("loss", "ok", f"none: neither is a primary, and {leader.name} has what they have"))
     others = [ahead, *(s for s in pair.members[target].movable.peers() if s["name"] not in mine)]
-    found += failover.still_follows(known["outer"] if known else None, [s["roles"] for s in others])
+    found += failover.still_follows(known["outer"], [s["roles"] for s in others])
     if ahead["state"] == "running":
         return [*found, Check(leader.name, "ok", f"it runs: {new['name']} is to follow it")]
     lost = f"{ahead['state']}: {new['name']} cannot follow it yet; if it is lost, too, fail the pair around over then"
@@ -480,10 +488,8 @@ def take_the_lead(pair: Pair, leader: Member, target: str, terms: Terms, journal
             msg = f"{pair.name}: {pair.names[target]} is not to lead in it; nothing was touched{lines}"
             raise SiteError(msg)
         epoch, left = known["epoch"], known["away"]
-        if known["active"] != target:
-            epoch = next_failover_epoch(pair, target, seen)
-            left = not_following(member, source, terms["fenced"] or "its site was asked, and it was stopped")
-        if left:  # Else the other one follows it again.
+        takes_over, how = known["active"] != target, terms["fenced"] or "its site was asked, and it was stopped"
+        if takes_over or left:  # Else the other one follows it again.
             if host_answers(seen[source]):
                 try:
                     with journal.step(Step.FENCE, f"{pair.names[source]} is stopped"):
@@ -492,6 +498,12 @@ def take_the_lead(pair: Pair, leader: Member, target: str, terms: Terms, journal
                     if not terms["fenced"]:
                         raise SiteError(fence_yourself(error, pair.names[source])) from error
                 seen = _look_again(pair, seen)
+            elif not terms["fenced"] and seen[source]["state"] != "absent":
+                with journal.step(Step.FENCE, f"{pair.names[source]} is to accept no writes"):
+                    how = fence_from_here(pair, source, seen[source]["detail"])
+            if takes_over:
+                epoch = next_failover_epoch(pair, target, seen)
+                left = not_following(member, source, how)
             desired = Desired(target, epoch)
             with journal.step(Step.ELECT, f"{member.name} leads in {pair.name} from here on, at epoch {epoch}"):
                 settled = {
@@ -554,7 +566,7 @@ def bring_back(pair: Pair, journal: Journal, *, by: str) -> None:
         else:
             source = other_than(pair, active)
             away = known["away"] if known else None
-            if seen[source]["role"] == "primary" and not (away and away["member"] == source):
+            if seen[source]["role"] == "primary" and not away:
                 msg = (
                     f"{pair.name}: {pair.names[source]} accepts writes, no failover left it behind, and "
                     f"{pair.names[active]} is known as active; nothing was touched. Decide which is to stay, stop the "
@@ -586,17 +598,9 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
         seen = _look_again(pair, seen)
         known = told(seen)
         _refuse_where_it_follows(pair, known)
-        primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
-        unknown = [seen[role]["name"] for role in pair.members if seen[role]["state"] == "unreachable"]
         under_way = known["operation"] if known else None
-        if len(primaries) != 1 or unknown or (under_way and not _overtaken(under_way, seen)):
-            found = (
-                f"{' and '.join(unknown)} cannot be asked; if that is lost, `harmony failover` goes on without it"
-                if unknown
-                else _who_accepts(pair, primaries)
-                if len(primaries) != 1 or under_way is None
-                else f"a {under_way['kind']} is under way; `harmony {command(under_way, pair.names)}` finishes it"
-            )
+        primaries = _primaries(seen)
+        if found := _why_not_accepted(pair, primaries, under_way, seen):
             msg = f"{pair.name}: expected exactly one primary, and every member to answer; {found}. Nothing was changed"
             raise SiteError(msg)
         (active,) = primaries
@@ -627,6 +631,24 @@ def take_as_it_is(pair: Pair, journal: Journal, *, by: str) -> Desired:
             )
         serve(pair, active, journal)
         return desired
+
+
+def _why_not_accepted(
+    pair: Pair, primaries: Sequence[str], under_way: Operation | None, seen: Mapping[str, Observation]
+) -> str:
+    """Return why no member can be taken for the active one as it was found, or nothing."""
+    if unknown := [observation["name"] for observation in seen.values() if observation["state"] == "unreachable"]:
+        return f"{' and '.join(unknown)} cannot be asked; if that is lost, `harmony failover` goes on without it"
+    if len(primaries) != 1:
+        return _who_accepts(pair, primaries)
+    if under_way and not _overtaken(under_way, seen):
+        return f"a {under_way['kind']} is under way; `harmony {command(under_way, pair.names)}` finishes it"
+    return ""
+
+
+def _primaries(seen: Mapping[str, Observation]) -> list[str]:
+    """Return the roles of the members that accept writes."""
+    return [role for role, observation in seen.items() if observation["role"] == "primary"]
 
 
 def _overtaken(under_way: Operation, seen: Mapping[str, Observation]) -> bool:
@@ -679,7 +701,7 @@ def _contradict(pair: Pair, seen: Mapping[str, Observation]) -> bool:
 
 def _refuse_drift(pair: Pair, desired: Desired, seen: Mapping[str, Observation], known: Roles | None) -> None:
     """Refuse to go on where somebody else has moved the roles: that never moves a desired role."""
-    primaries = [role for role, observation in seen.items() if observation["role"] == "primary"]
+    primaries = _primaries(seen)
     advice = "Look at `harmony status`; stop the one that is not to stay, and keep its data"
     names = " and ".join(pair.names[role] for role in primaries)
     if primaries and follows(pair, known):
@@ -793,24 +815,22 @@ def _refuse_to_interfere(pair: Pair) -> NoReturn:
 
 def _forget_leader(pair: Pair, active: str, seen: Mapping[str, Observation]) -> None:
     """Have no standby keep WAL for the member that leads, as one does that was got ready to lead and never did."""
-    for role, member in pair.members.items():
-        if role != active and seen[role]["role"] == "standby":
-            member.movable.forget(pair.members[active].slot)
+    other = other_than(pair, active)
+    if seen[other]["role"] == "standby":
+        pair.members[other].movable.forget(pair.members[active].slot)
 
 
-def _keep_following(pair: Pair, desired: Desired, seen: Mapping[str, Observation]) -> None:
+def _keep_following(pair: Pair, active: str, seen: Mapping[str, Observation]) -> None:
     """Have the standby know where the leader is now, and its certificates, which a deployment may have changed.
 
     Before the first role change the deployment itself sees to that.
     """
-    known = told(seen)
-    moved = desired.epoch or (known and last_epoch(known)) or isinstance(pair.members[desired.active].site, Group)
+    known, leader = told(seen), pair.members[active]
+    moved = (known and last_epoch(known)) or isinstance(leader.site, Group)
     if moved and all(observation["state"] == "running" for observation in seen.values()):
-        offer = pair.members[desired.active].movable.offer()
-        for role, member in pair.members.items():
-            if role != desired.active and seen[role]["role"] == "standby":
-                pair.members[desired.active].movable.prepare(member.slot)
-                member.movable.follow(offer)
+        other = pair.members[other_than(pair, active)]
+        leader.movable.prepare(other.slot)
+        other.movable.follow(leader.movable.offer())
 
 
 def _alone(

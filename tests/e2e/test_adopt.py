@@ -25,6 +25,7 @@ from tests.e2e.conftest import (
     postmaster,
     stop_postmaster,
 )
+from tests.e2e.test_roles_cli import harmony
 
 pytestmark = pytest.mark.e2e
 
@@ -115,6 +116,30 @@ def test_an_existing_server_becomes_the_primary_and_what_changes_is_shown_first(
     assert (old.data / "PG_VERSION").is_file()
     stack.up()
     assert stack.server("montreal")["system_identifier"] == stack.server("toronto")["system_identifier"]
+
+
+def test_roles_move_and_a_crashed_primary_is_rewound_also_where_its_write_ahead_log_is_a_link(
+    stack: Stack, old: Old
+) -> None:
+    stop_postmaster(old.data, signal.SIGINT)
+    elsewhere = old.data.parent / "wal"
+    (old.data / "pg_wal").rename(elsewhere)
+    (old.data / "pg_wal").symlink_to(elsewhere)
+    old.start()
+    adopting(stack, old)
+    stack.up()
+    for name in ("toronto", "montreal"):
+        assert f"{name} becomes the primary" in harmony(stack, "switchover", "--to", name, "--yes")
+    stop_postmaster(old.data, signal.SIGKILL)
+    shown = harmony(stack, "failover", "--to", "toronto", "--max-data-loss", "0", "--yes")
+    assert "toronto becomes the primary" in shown
+    shown = harmony(stack, "rejoin", "--yes")
+    assert "montreal is rewound" in shown
+    assert "copied" not in shown
+    assert (old.data / "pg_wal").is_symlink()
+    outputs = stack.outputs()
+    with connection(stack, outputs["primary_uri"], outputs["ca_certificate"]) as reader:
+        assert reader.execute("SELECT count(*) FROM kept").fetchone() == (100,)
 
 
 def test_a_server_that_cannot_be_taken_over_is_started_again_as_it_was(stack: Stack, old: Old) -> None:

@@ -163,11 +163,16 @@ def moved_away(root: Path) -> Generator[None]:
 def not_mounted(root: Path) -> Generator[None]:
     """Hide a folder as a disk that is not mounted does: there is an empty one in its place."""
     needs_root("a mount hides the folder")
+    # Whatever is deployed meanwhile, as by other tests, sees by a marker which ports are spoken for.
+    kept = root.with_name("kept")
+    kept.mkdir()
+    shutil.copy(root / "harmony.json", kept)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(root)], check=True, timeout=10)
     try:
         yield
     finally:
         subprocess.run(["umount", str(root)], check=True, timeout=10)
+        shutil.rmtree(kept)
 
 
 def test_both_sites_rebooting_together_resume_before_and_after_roles_have_moved(mover: Mover) -> None:

@@ -61,6 +61,7 @@ def test_a_switchover_by_command_moves_the_roles_and_tells_the_stack(stack: Stac
     steps = [event["step"] for event in events if event["operation"] == "switchover" and event["state"] == "done"]
     assert steps[:6] == ["prepare", "demote", "verify", "promote", "follow", "settle"]
     assert "toronto becomes the primary" in harmony(stack, "events")
+    assert json.loads(harmony(stack, "events", "--json", "--last", "2")) == events[-2:]
 
 
 def test_a_switchover_needs_no_backend_and_a_stale_program_is_refused_afterwards(stack: Stack, tmp_path: Path) -> None:

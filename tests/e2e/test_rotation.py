@@ -376,6 +376,12 @@ def drive(handle: dict[str, Any], *acts: Act, authority: bool = True, command: i
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def is_begun(stack: Stack) -> bool:
+    """Tell whether a member knows of a rotation that has not ended."""
+    records = [home(stack, role)[0] / "tls/rotation.json" for role in NAMES]
+    return any(record.exists() and not json.loads(record.read_text())["ended"] for record in records)
+
+
 def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next_run(stack: Stack) -> None:
     stack.pair()
     stack.up()
@@ -390,7 +396,9 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next_run(stack: S
     last = next(p["commands"] for p in reversed(passed) if p["at"] == "distrust:started")
     commands = range(first + 1, last + 1)
     cases: list[dict[str, Any]] = [{"acts": a} for a in sampled(acts, 6)]
-    cases += [{"acts": [], "command": number} for number in sampled(commands, 5)]
+    # In the first ones, certificates are decided, written, and taken over by the server.
+    some = {*sampled(commands[:12], 3), *sampled(commands, 3)}
+    cases += [{"acts": [], "command": number} for number in sorted(some)]
     with Clients([outputs["uri"]] * 2, ca, pause=0.01, most=100_000, deadline=3000) as running, sessions_kept(stack):
         for number, case in enumerate(cases):
             before = held_by_all(stack)
@@ -398,7 +406,8 @@ def test_a_rotation_that_is_killed_anywhere_is_finished_by_the_next_run(stack: S
             print(case, authority)
             drive(handle, *case["acts"], authority=authority, command=case.get("command", 0))
             between = held_by_all(stack)
-            drive(handle, authority=authority)
+            # What was begun is finished as what it is, whatever is asked for.
+            drive(handle, authority=authority and not is_begun(stack))
             insist_on_rotated(stack, before, "primary", authority=authority)
             for role in NAMES:  # What was made is not made again, but by a rotation that begins after the last one.
                 made = between[role].issued != before[role].issued

@@ -24,6 +24,7 @@ def existing(**differently: object) -> adoption.Existing:
         "data": "/srv/old/main",
         "major": 15,
         "config_file": "/srv/old/main/postgresql.conf",
+        "own_config": "",
         "hba_rules": "local all all trust\n# none\n",
         "ident_maps": "",
         "altered": "",
@@ -35,6 +36,34 @@ def existing(**differently: object) -> adoption.Existing:
         "command": ["/usr/bin/postgres", "-D", "/srv/old/main"],
     }
     return adoption.Existing(**{**found, **differently})  # type: ignore[arg-type]
+
+
+def test_a_configuration_file_that_is_elsewhere_includes_the_same_files() -> None:
+    text = """
+include 'more.conf'  # relative
+\tinclude_if_exists = 'it''s.conf'
+INCLUDE_DIR conf.d
+include '/etc/all.conf'
+include_if_exists='/etc/all.conf'
+#include 'none.conf'
+included = 'plain'
+work_mem = '8MB'
+"""
+    assert (
+        files.moved_config(text, "/srv/o'ld")
+        == """
+include '/srv/o''ld/more.conf'  # relative
+\tinclude_if_exists = '/srv/o''ld/it''s.conf'
+INCLUDE_DIR '/srv/o''ld/conf.d'
+include '/etc/all.conf'
+include_if_exists='/etc/all.conf'
+#include 'none.conf'
+included = 'plain'
+work_mem = '8MB'
+"""
+    )
+    adopted = files.adopted_config("port = 5433\n\n", {"wal_log_hints": True})
+    assert adopted.splitlines()[1:] == ["port = 5433", "wal_log_hints = on"]
 
 
 def test_a_configuration_file_is_read_as_postgresql_reads_it() -> None:

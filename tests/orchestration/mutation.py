@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.orchestration.code import REAL
+
 Alter = Callable[[ast.AST], None]
 Check = Callable[[], None]
 """A test, with its parameters."""
@@ -27,6 +29,8 @@ Given = Callable[[Mapping[types.ModuleType, ast.Module]], AbstractContextManager
 Place = tuple[str, int]
 """The file and the line of a statement."""
 _came_to: set[Place] = set()
+_CLEARING = {"killpg"}
+"""Calls that are not left out: what a test has started would go on for minutes."""
 
 
 class Mutant(NamedTuple):
@@ -100,13 +104,12 @@ def mutants(module: types.ModuleType, *, before: str = "") -> Iterator[Mutant]:
                 yield Mutant(_name(module, line, what), module, line, number, alter)
 
 
-def without_a_call(module: types.ModuleType, names: set[str]) -> Iterator[Mutant]:
-    """Yield a module without one of the statements that do nothing but call a method of one of these names."""
+def without_a_call(module: types.ModuleType) -> Iterator[Mutant]:
+    """Yield a module without one of the statements that do nothing but call something: an act, or a record of one."""
     for number, node in enumerate(ast.walk(source_of(module))):
         match node:
-            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name))) if name in names:
-                name = _name(module, node.lineno, f"without {name}")
-                yield Mutant(name, module, node.lineno, number, _dropping)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name))) if name not in _CLEARING:
+                yield Mutant(_name(module, node.lineno, f"without {name}"), module, node.lineno, number, _dropping)
             case _:
                 pass
 
@@ -252,7 +255,10 @@ def given_by(tests: types.ModuleType) -> Given:
                 check
                 for name, test in vars(tests).items()
                 if name.startswith("test_")
-                for check in with_parameters(test, getattr(test, "pytestmark", []))
+                for check in with_parameters(
+                    partial(test, code=REAL) if "code" in test.__annotations__ else test,
+                    getattr(test, "pytestmark", []),
+                )
             ]
 
     return given

@@ -72,6 +72,8 @@ class Server:
     source: str = ""
     """The role of the member that its configuration has it follow."""
     slots: set[str] = field(default_factory=set[str])
+    lost: set[str] = field(default_factory=set[str])
+    """The slots whose WAL is gone: nobody can go on with one of them, but only with one made anew."""
     roles: Roles | None = None
     waits_for: list[str] = field(default_factory=list[str])
     holder: str | None = None
@@ -105,6 +107,8 @@ class Server:
     kept: list[list[Record]] = field(default_factory=list[list[Record]])
     """What was put aside: WAL that it alone had, and data directories that were replaced."""
     rotation: Rotation | None = None
+    in_use: bool = True
+    """Whether it uses the certificates of that."""
     authority: int = 0
     """How often it was replaced."""
     trusted: set[int] = field(default_factory=lambda: {0})
@@ -314,7 +318,7 @@ class World:
         if not (standby.running and standby.in_recovery and standby.linked and standby.source):
             return False
         source = self.servers[standby.source]
-        has_slot = source.running and standby.slot in source.slots
+        has_slot = source.running and standby.slot in source.slots - source.lost
         return has_slot and standby.wal == source.wal[: len(standby.wal)]
 
     def promote(self, server: Server, *, by_hand: bool = False) -> None:
@@ -522,6 +526,11 @@ class MemorySite:
         if self.server.unreachable:
             raise UnreachableError(f"{self.server.name} does not answer")
 
+    def _used(self) -> set[str]:
+        """Return the slots by which somebody is connected."""
+        others = [other for other in self.world.servers.values() if other.source == self.server.role]
+        return {other.slot for other in others if self.world.connected(other)}
+
     def _query(self) -> None:
         if not self.server.running:
             raise SiteError(f"{self.server.name}: no server process")
@@ -572,11 +581,11 @@ class MemorySite:
         seen["clock"] = NOW_THERE
         if self.world.connected(server):
             seen |= {"receiver": "streaming", "heard_lsn": lsn(len(self.world.servers[server.source].wal))}
-        slot = {"active": False, "retained_bytes": 0, "bound_bytes": None, "wal_status": "reserved"}
-        seen["slots"] = [{"name": name, **slot} for name in sorted(server.slots)]
         seen["waits_for"] = ", ".join(server.waits_for) if server.leads else ""
-        kept = {"active": True, "retained_bytes": 0, "bound_bytes": None, "wal_status": "reserved"}
-        seen["slots"] = [{"name": name, **kept} for name in sorted(server.slots)]
+        kept = {"retained_bytes": 0, "bound_bytes": None}
+        for name in sorted(server.slots):
+            state = {"active": name in self._used(), "wal_status": "lost" if name in server.lost else "reserved"}
+            seen["slots"].append({"name": name, **kept, **state})
         for other in self.world.servers.values():
             if other.source == server.role and self.world.connected(other):
                 sync = "sync" if other.name in server.waits_for else "async"
@@ -748,7 +757,10 @@ class MemorySite:
     def forget(self, follower: str) -> None:
         self._point("forget: before")
         self._query()
+        if follower in self._used():
+            raise SiteError(f"{self.server.name}: replication slot {follower} is active")
         self.server.slots.discard(follower)
+        self.server.lost.discard(follower)
         self._point("forget: after")
 
     def fence(self) -> str:
@@ -843,6 +855,8 @@ class MemorySite:
     def cannot_follow(self) -> str:
         self._point("cannot_follow: before")
         source = self.world.servers[self.server.source]
+        if self.server.slot in source.lost:
+            return f"requested WAL segment has already been removed, at {self.world.count}"
         if self.server.wal == source.wal[: len(self.server.wal)]:
             return ""
         return f"it is no child of its source's history, at {self.world.count}"
@@ -875,17 +889,22 @@ class MemorySite:
         used = {other.name: other.shown for other in others if self.world.connected(other)}
         used |= self.world.strangers if self.server.leads else {}
         issued, held = self.server.issued[1], self.server.held[1]
-        return {"rotation": self.server.rotation, "issued": issued, "held": held, "used": used}
+        server = self.server
+        return {"rotation": server.rotation, "in_use": server.in_use, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         self._point("renew: before")
         server = self.server
         assert server.holder is not None, "must be called within `alone`"
-        if server.rotation is None or server.rotation["id"] != rotation["id"]:
+        last = server.rotation
+        if last is None or last["id"] != rotation["id"]:
             server.authority += rotation["authority"]
             server.trusted.add(server.authority)
             server.renewals.append(rotation["id"])
-            server.rotation = rotation
+            replaced = last is not None and not last["ended"] and last["authority"]
+            server.rotation, server.in_use = {**rotation, "authority": rotation["authority"] or replaced}, False
+        self._point("renew: decided")
+        server.in_use = True
         self._point("renew: after")
 
     def reconnect(self, follower: str) -> None:

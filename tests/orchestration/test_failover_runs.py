@@ -301,9 +301,14 @@ def test_what_cannot_be_rewound_is_copied_anew_and_kept(code: Code) -> None:
     for state in ("torn", "without_hints", "unreadable"):
         world = left_behind(code, state)
         had = list(world.servers["primary"].wal)
+        world.servers["replica"].lost = {"for_montreal"}
         assert bring_back(code, world) == "done"
+        finished(code, world, "replica", 1)
         assert "clone: after" in " ".join(world.labels)
         assert "montreal is copied" in " ".join(world.shown)
+        assert "orders: montreal: half of it" in world.shown
+        why = "its whole data directory is kept: montreal: its WAL from"
+        assert any(why in line for line in world.shown) == (state == "unreadable")
         kept = [record for part in world.servers["primary"].kept for record in part]
         assert set(had[-4:]) <= set(kept), state
 
@@ -477,7 +482,10 @@ def test_an_old_primary_whose_data_cannot_be_read_is_fenced_by_somebody_s_word(c
     assert said.endswith("--fenced-by-me montreal")
     assert not world.primaries
     accepted: dict[str, Any] = {"accept_unknown_loss": True, "fenced": "ada said so"}
+    world.shown = []
     assert fail_over(code, world, **accepted) == "done"
+    assert "orders: montreal: its data directory cannot be read" in world.shown
+    assert "orders: montreal accepts no writes: ada said so" in world.shown
     world.servers["primary"].signal = True
     plain = closed()
     assert fail_over(code, plain, **accepted) == "done"

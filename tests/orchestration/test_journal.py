@@ -69,6 +69,25 @@ def test_a_record_that_cannot_be_written_stops_nothing_and_is_written_later() ->
     assert log.events == [("demote", "started"), ("demote", "done"), ("note", "note")]
 
 
+def test_what_is_recorded_for_a_while_elsewhere_is_there_alone() -> None:
+    log, other = Log(), Log()
+    journal = Journal("orders", "switchover", lambda _: None)
+    journal.write_to(log.write)
+    with journal.writing_to(other.write):
+        journal.note("inside")
+    journal.note("outside")
+    assert [json.loads(each.text)["text"] for each in (other, log)] == ["inside", "outside"]
+
+
+def test_how_far_a_step_is_is_shown_and_recorded() -> None:
+    log, shown = Log(), list[str]()
+    journal = Journal("orders", "rejoin", shown.append)
+    journal.write_to(log.write)
+    journal.progress("clone", "half of it")
+    assert log.events == [("clone", "progress")]
+    assert shown == ["orders: half of it"]
+
+
 def line(name: str, hour: int) -> str:
     return json.dumps({"time": f"2030-01-01T{hour:02}:00:00", "step": name})
 

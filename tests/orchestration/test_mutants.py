@@ -1,6 +1,6 @@
 """The tests of the functions that decide, and of what acts on them, themselves tested: each mutant must fail one.
 
-Also, each statement by which an operation records what it does is left out.
+Of what acts, each statement that does nothing but call something is left out, too: acts, and records of them.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from contextlib import contextmanager
 import pytest
 
 from harmony_pulumi.hosts.postgresql import roles as host_roles
-from harmony_pulumi.orchestration import failover, members, operation, rejoin, replication, roles, switchover
+from harmony_pulumi.orchestration import failover, members, operation, rejoin, replication, roles, runner, switchover
 from tests.hosts import test_postgresql_roles as of_host
 from tests.orchestration import test_failover as of_failover
 from tests.orchestration import test_failover_runs as of_failover_runs
 from tests.orchestration import test_operation as of_operation
+from tests.orchestration import test_pair as of_pair
 from tests.orchestration import test_rejoin as of_rejoin
 from tests.orchestration import test_replication as of_replication
 from tests.orchestration import test_roles as of_roles
 from tests.orchestration import test_runner as of_runner
+from tests.orchestration import test_runs as of_runs
 from tests.orchestration import test_switchover as of_steps
 from tests.orchestration.code import Code, altered
 from tests.orchestration.mutation import Check, Mutant, Trials, mutants, params, without_a_call
 
 MODULES = (roles, switchover, failover, rejoin, host_roles)
-OPERATING = (replication, members, operation)
+OPERATING = (replication, members, operation, runner)
 """What acts, too: of these, whole runs are the tests."""
 SLOW = {
     "test_a_killed_process_does_nothing_more",
@@ -38,10 +40,10 @@ SLOW = {
     "test_a_switchover_of_a_synchronous_pair_is_synchronous_from_its_first_commit_on",
     "test_what_another_operator_did_meanwhile_is_not_overwritten",
     "test_a_failover_given_up_is_begun_anew_by_the_same_command",
+    "test_a_failover_that_was_given_up_and_cut_off_is_over_by_the_command_that_is_named",
     "test_the_second_of_two_operators_is_told_who_holds_it",
 }
 """Tests that take long, and are not needed to notice any mutant."""
-RECORDS = {"_save", "_assign", "_reached", "tell", "require_synchronous", "prepare"}
 
 
 def checks_of(code: Code) -> Iterator[Check]:
@@ -59,14 +61,6 @@ def checks_of(code: Code) -> Iterator[Check]:
                 )
             )
         )
-    for answers in (False, True):
-        yield (
-            lambda answers=answers: (
-                of_failover.test_one_that_may_not_know_of_a_failover_takes_an_epoch_that_none_has_come_to(
-                    code, answers=answers
-                )
-            )
-        )
     yield lambda: of_host.test_a_file_that_is_not_one_of_roles_is_refused("{")
     yield lambda: of_runner.test_a_switchover_and_one_back_lose_nothing(code)
     yield lambda: of_runner.test_a_stale_epoch_is_refused_and_changes_nothing(code)
@@ -75,7 +69,7 @@ def checks_of(code: Code) -> Iterator[Check]:
 
 def operations_of(code: Code) -> Iterator[Check]:
     """Yield the tests of what operations do, and whole runs."""
-    for module in (of_replication, of_operation, of_failover_runs, of_runner):
+    for module in (of_replication, of_operation, of_runs, of_pair, of_failover_runs, of_runner):
         for name, test in vars(module).items():
             if name.startswith("test_") and name not in SLOW and set(test.__annotations__) == {"return", "code"}:
                 yield lambda test=test: test(code)
@@ -83,6 +77,19 @@ def operations_of(code: Code) -> Iterator[Check]:
         yield lambda name=name: of_failover_runs.test_a_failover_then_a_rejoin_then_a_switchover_back(code, name)
     yield lambda: of_failover_runs.test_what_may_pass_does_not_have_a_member_copied(code, "crashed_ahead")
     yield lambda: of_runner.test_an_act_that_fails_once_is_finished_or_taken_back(code, of_runner.fail)
+    yield lambda: of_failover.test_an_epoch_is_higher_than_any_that_was_told_or_begun(code)
+    yield from _epochs(code)
+
+
+def _epochs(code: Code) -> Iterator[Check]:
+    for answers in (False, True):
+        yield (
+            lambda answers=answers: (
+                of_failover.test_one_that_may_not_know_of_a_failover_takes_an_epoch_that_none_has_come_to(
+                    code, answers=answers
+                )
+            )
+        )
 
 
 @contextmanager
@@ -117,6 +124,6 @@ def test_a_mutant_of_what_acts_does_not_survive(mutant: Mutant) -> None:
     assert ACTING.kill(mutant)
 
 
-@pytest.mark.parametrize("mutant", params(without_a_call(operation, RECORDS)))
-def test_nothing_that_an_operation_records_can_be_left_out(mutant: Mutant) -> None:
+@pytest.mark.parametrize("mutant", params(m for module in OPERATING for m in without_a_call(module)))
+def test_nothing_that_is_done_or_recorded_can_be_left_out(mutant: Mutant) -> None:
     assert ACTING.kill(mutant)

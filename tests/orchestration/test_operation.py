@@ -39,12 +39,16 @@ from tests.orchestration.test_switchover import operation
 BOTH = ("kingston", "ottawa")
 
 
-def at(label: str, act: Callable[[World, str], None], *, times: int = 1) -> Callable[[World, str], None]:
-    """Return what has something happen whenever a point is passed, so many times."""
-    left = [times]
+def at(
+    label: str, act: Callable[[World, str], None], *, times: int = 1, after: int = 0
+) -> Callable[[World, str], None]:
+    """Return what has something happen whenever a point is passed, so many times, after it was passed some times."""
+    left, before = [times], [after]
 
     def happens(world: World, passed: str) -> None:
-        if passed == label and left[0]:
+        if passed == label and before[0]:
+            before[0] -= 1
+        elif passed == label and left[0]:
             left[0] -= 1
             act(world, passed)
 
@@ -150,13 +154,14 @@ def take_the_lead(code: Code, world: World, ahead: Ahead, **accepted: Any) -> st
     return ended(lambda: act(pair_of(code, world), leader, "replica", terms(**accepted), journal, by="an operator"))
 
 
-def led_by_toronto(code: Code, world: World, ahead: Ahead) -> None:
+def led_by_toronto(code: Code, world: World, ahead: Ahead, *, fenced: str = "") -> None:
     roles = world.servers["replica"].roles
     assert roles is not None
     assert (roles["epoch"], roles["active"], roles["operation"]) == (1, "replica", None)
     assert roles["outer"] == told(1, "replica", pair="shop/prod/world")
     assert roles["away"] is not None
     assert roles["away"]["member"] == "primary"
+    assert roles["away"]["fenced"] == (fenced or "its site was asked, and it was stopped")
     assert not world.primaries
     assert ahead.is_followed
     assert ahead.server.slots == {"for_toronto"}
@@ -174,19 +179,55 @@ def test_another_server_leads_in_a_pair_that_follows_once_the_first_is_lost(code
 
         plain, ahead = lost()
         assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
-        led_by_toronto(code, plain, ahead)
+        led_by_toronto(code, plain, ahead, fenced=fenced)
         first = plain.servers["primary"].roles
         assert first is not None
         assert first["active"] == ("primary" if cut_off else "replica")
         labels = list(plain.labels)
+        assert ("montreal.fence: after" in labels) is not cut_off
         assert take_the_lead(code, plain, ahead, fenced=fenced) == "done"
-        led_by_toronto(code, plain, ahead)
+        led_by_toronto(code, plain, ahead, fenced=fenced)
         for number, label in enumerate(labels):
             world, ahead = lost()
             world.at[world.count + number] = kill
             assert take_the_lead(code, world, ahead, fenced=fenced) == "killed", label
             assert take_the_lead(code, world, ahead, fenced=fenced) == "done", label
-            led_by_toronto(code, world, ahead)
+            led_by_toronto(code, world, ahead, fenced=fenced)
+
+
+def test_a_leader_that_does_not_answer_in_a_pair_that_follows_is_fenced_by_what_is_declared_for_that(
+    code: Code,
+) -> None:
+    world, ahead = following(code)
+    world.servers["primary"].unreachable = True
+    world.fence_commands = {"primary": ["sh", "-c", "exit 3"]}
+    said = take_the_lead(code, world, ahead)
+    assert said == "the fence_command of montreal, sh, did not succeed (3): it said nothing"
+    roles = world.servers["replica"].roles
+    assert roles is not None
+    assert roles["active"] == "primary"
+    world.fence_commands = {"primary": ["true"]}
+    assert take_the_lead(code, world, ahead) == "done"
+    assert any("montreal is to accept no writes" in line for line in world.shown)
+    led_by_toronto(code, world, ahead, fenced="its fence_command, true, succeeded")
+
+
+def test_a_leader_that_is_gone_from_a_pair_that_follows_needs_no_fencing(
+    code: Code, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, ahead = following(code)
+    observe = MemorySite.observe
+    gone = {"state": "absent", "endpoint": "", "roles": None}
+
+    def observed(site: MemorySite) -> Observation:
+        found = observe(site)
+        return Observation({**found, **(gone if found["name"] == "montreal" else {})})  # type: ignore[typeddict-item]
+
+    monkeypatch.setattr(MemorySite, "observe", observed)
+    world.servers["primary"].unreachable = True
+    world.fence_commands = {"primary": ["false"]}
+    assert take_the_lead(code, world, ahead) == "done"
+    led_by_toronto(code, world, ahead)
 
 
 def test_nobody_else_leads_in_a_pair_that_follows_where_something_stands_in_the_way(code: Code) -> None:
@@ -285,6 +326,29 @@ def test_a_stopped_endpoint_is_started_and_one_that_is_right_is_left_alone(code:
     world.endpoints["ottawa"].paused, world.endpoints["kingston"].points_to = True, "replica"
     assert outcome(code, world, "primary", 0) == "done"
     served(world, "primary")
+
+
+def test_that_an_endpoint_could_not_be_led_on_is_said_and_stops_nothing(code: Code) -> None:
+    world = settled(code, endpoints=BOTH)
+    world.endpoints["ottawa"].points_to = "replica"
+    world.whenever = at("ottawa.point: before", fail)
+    assert outcome(code, world, "primary", 0) == "done"
+    assert "orders: the endpoint on ottawa: failed at ottawa.point: before" in world.shown
+    world = settled(code, endpoints=BOTH)
+    crashed(world)
+    world.whenever = at("ottawa.point: before", fail)
+    assert fail_over(code, world, fenced="ada said so") == "done"
+    assert "orders: the endpoint on ottawa: failed at ottawa.point: before" in world.shown
+    served(world, "replica")
+
+
+def test_clients_are_led_to_one_that_has_taken_over_before_the_other_follows(code: Code) -> None:
+    world = settled(code)
+    world.whenever = at("toronto.promote: after", kill)
+    assert outcome(code, world, "replica", 1) == "killed"
+    world.whenever = None
+    assert outcome(code, world, "replica", 1) == "done"
+    assert world.labels.index("kingston.resume: after") < world.labels.index("montreal.follow: before")
 
 
 def test_an_endpoint_whose_address_is_written_in_another_way_is_left_alone(code: Code) -> None:
@@ -491,16 +555,16 @@ def test_one_that_is_cut_off_as_it_is_to_be_fenced_is_not_taken_for_fenced(code:
 
 
 def test_one_that_answers_again_meanwhile_is_not_gone_on_without(code: Code) -> None:
-    world, accepted = scene(code, "gone", busy=False)
-
     def answers(world: World, label: str) -> None:
         world.servers["primary"].unreachable = False
 
-    world.whenever = at("toronto.require_synchronous: before", answers)
-    world.whenever = at("toronto.alone: after", answers)
-    said = fail_over(code, world, **accepted)
-    assert "orders: montreal did not answer a moment ago, and does now; run this again" in said
-    assert not world.servers["replica"].leads
+    # As it is locked, or once its fence_command has succeeded, and that is told.
+    for name, label, passed in (("gone", "toronto.alone: after", 0), ("fence_command_lies", "toronto.tell: after", 1)):
+        world, accepted = scene(code, name, busy=False)
+        world.whenever = at(label, answers, after=passed)
+        said = fail_over(code, world, **accepted)
+        assert "orders: montreal did not answer a moment ago, and does now; run this again" in said
+        assert not world.servers["replica"].leads
 
 
 # -- interrupted, or out of reach --------------------------------------------------------------------------------------
@@ -544,6 +608,7 @@ def test_an_interrupt_before_the_point_of_no_return_is_why_a_switchover_is_given
     world = settled(code)
     world.whenever = at("montreal.demote: before", interrupt)
     assert outcome(code, world, "replica", 1).endswith("montreal is active: interrupted")
+    assert "orders: giving up at the step demote: interrupted" in world.shown
 
 
 def test_a_second_interrupt_leaves_open_what_has_no_way_back(code: Code) -> None:
@@ -593,6 +658,7 @@ def test_a_second_interrupt_is_obeyed_even_where_all_was_told_meanwhile(code: Co
 
     world.whenever = as_it_is_to_be_active(interrupted)
     assert outcome(code, world, "replica", 1) == "interrupted"
+    assert any("interrupted where there is no way back: going on" in line for line in world.shown)
     assert "toronto.promote: before" not in world.labels
     world.whenever = None
     assert outcome(code, world, "replica", 1) == "done"
@@ -685,6 +751,24 @@ def test_a_certificate_that_has_expired_is_named_where_its_member_cannot_be_reac
     world.whenever = at("montreal.rewind: before", expire)
     said = bring_back(code, world)
     assert said.startswith("no answer at montreal.rewind: before. certificate: 'server' of toronto expired"), said
+
+    def no_room(world: World, label: str) -> None:
+        world.servers["replica"].expires, world.servers["primary"].hindered = LONG_AGO, True
+
+    def no_link(world: World, label: str) -> None:
+        world.servers["replica"].expires, world.servers["primary"].linked = LONG_AGO, False
+
+    for label, happens in (("montreal.rewind: before", no_room), ("montreal.follow: before", no_link)):
+        world = away_from_its_pair(code, "as_it_is")
+        world.whenever = at(label, happens)
+        assert "certificate: 'server' of toronto expired" in bring_back(code, world)
+
+
+def test_the_leader_writes_a_checkpoint_before_another_is_rewound(code: Code) -> None:
+    """A rewind looks for the timeline of the leader in its last one."""
+    world = away_from_its_pair(code, "as_it_is")
+    assert bring_back(code, world) == "done"
+    assert world.labels.index("toronto.ease: after") < world.labels.index("montreal.rewind: before")
 
 
 # -- the token, and whom an operation tells ----------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def rotation(id_: str = "one", **changes: Any) -> Rotation:
 
 
 def found(**changes: Any) -> Certificates:
-    seen = {"rotation": rotation(), "issued": "", "held": "", "used": {}, **changes}
+    seen = {"rotation": rotation(), "in_use": True, "issued": "", "held": "", "used": {}, **changes}
     return Certificates(**seen)  # type: ignore[typeddict-item]
 
 
@@ -54,6 +54,8 @@ STRANGER = {"toronto": "new", "halifax": "old"}
         (leading(rotation=None), following(rotation=rotation("another")), (Step.RENEW, FOLLOWER)),
         (leading(rotation=rotation("another", ended=True)), following(), (Step.RENEW, LEADER)),
         (leading(rotation=None), following(), (Step.RENEW, LEADER)),
+        (leading(in_use=False), following(), (Step.RENEW, LEADER)),
+        (leading(), following(in_use=False), (Step.RENEW, FOLLOWER)),
         (leading("old"), following(held="old"), (Step.HAND_OVER, FOLLOWER)),
         (leading("old"), following(), (Step.RECONNECT, FOLLOWER)),
         (found(issued="new"), following(), (Step.RECONNECT, FOLLOWER)),
@@ -73,10 +75,11 @@ def test_what_is_next_is_told_from_what_was_seen(
 
 def test_the_authority_of_before_stays_trusted_while_a_stranger_needs_it() -> None:
     leader = found(issued="new", used=STRANGER)
-    assert strangers(rotation(), leader, NAMES) == ["halifax"]
-    assert strangers(rotation(authority=False), leader, NAMES) == []
-    assert strangers(rotation(), leading("old"), NAMES) == []
     plain = rotation(authority=False)
+    assert strangers(leader, NAMES) == ["halifax"]
+    assert strangers(Certificates({**leader, "rotation": plain}), NAMES) == []
+    assert strangers(Certificates({**leader, "rotation": None}), NAMES) == []
+    assert strangers(leading("old"), NAMES) == []
     seen = {LEADER: {**leader, "rotation": plain}, FOLLOWER: following(rotation={**plain, "ended": True})}
     assert next_step(plain, LEADER, seen, NAMES) == (Step.DISTRUST, LEADER)  # type: ignore[arg-type]
 
@@ -86,6 +89,7 @@ def test_of_two_rotations_that_have_not_ended_that_of_the_leader_goes_on() -> No
     assert under_way(LEADER, {LEADER: found(rotation=one), FOLLOWER: found(rotation=other)}) == one
     assert under_way(FOLLOWER, {LEADER: found(rotation=one), FOLLOWER: found(rotation=other)}) == other
     assert under_way(LEADER, {LEADER: found(**ENDED), FOLLOWER: found(rotation=other)}) == other
+    assert under_way(LEADER, {LEADER: found(**ENDED), FOLLOWER: found(rotation=other, in_use=False)}) == other
     assert under_way(LEADER, {LEADER: found(**ENDED), FOLLOWER: found(rotation=None)}) is None
 
 
@@ -265,6 +269,49 @@ def test_what_keeps_the_authorities_is_finished_before_one_that_replaces_them() 
     world.servers[LEADER].renewals.append("one")
     assert run(world, rotation("two", authority=False))
     assert [server.renewals for server in world.servers.values()] == [["one"], ["one"]]
+
+
+def test_a_rotation_of_authorities_that_was_cut_off_in_its_first_act_is_finished_as_one_of_authorities() -> None:
+    for label in ("toronto.renew: decided", "montreal.renew: decided"):
+        whole = watched()
+        run(whole, rotation())
+        world = watched()
+        world.at[whole.labels.index(label)] = kill
+        with pytest.raises(Killed):
+            run(world, rotation())
+        for server in world.servers.values():
+            server.holder = None
+        assert run(world, rotation("two", authority=False))
+        insist_on_rotated(world, LEADER)
+        assert [server.renewals for server in world.servers.values()] == [["one"], ["one"]]
+
+
+def test_what_takes_the_place_of_a_rotation_of_authorities_tells_endpoints_and_spares_strangers() -> None:
+    world = watched()
+    world.strangers = {"halifax": "old"}
+    follower = world.servers[FOLLOWER]
+    follower.rotation, follower.in_use = rotation("theirs"), False
+    world.servers[LEADER].rotation = rotation("plain", authority=False)
+    follower.renewals.append("theirs")
+    world.servers[LEADER].renewals.append("plain")
+    follower.authority, follower.trusted = 1, {0, 1}
+    assert run(world, None)
+    assert follower.rotation is not None
+    assert (follower.rotation["id"], follower.rotation["authority"]) == ("plain", True)
+    world = watched()
+    world.strangers = {"halifax": "old"}
+    leader = world.servers[LEADER]
+    leader.rotation, leader.authority, leader.trusted = rotation("theirs"), 1, {0, 1}
+    leader.renewals.append("theirs")
+    leader.holder = "a test"
+    pair_of(REAL, world).members[LEADER].movable.renew(rotation("plain", authority=False))
+    leader.holder = None
+    assert not run(world, None)
+    assert leader.trusted == {0, 1}, "halifax has the certificate of before"
+    world.strangers = {}
+    assert run(world, None)
+    assert leader.trusted == {1}
+    assert all(endpoint.trusts == 1 for endpoint in world.endpoints.values())
 
 
 def test_what_is_under_way_is_finished_by_whoever_asks_for_nothing_else() -> None:

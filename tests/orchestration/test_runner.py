@@ -490,6 +490,7 @@ def test_that_a_target_promoted_by_hand_is_active_is_recorded_before_the_other_f
 
     def follows(world: World, label: str) -> None:
         if label == "montreal.follow: before":
+            assert world.endpoints["kingston"].points_to == "replica", "clients do not wait for that"
             kill(world, label)
 
     world.whenever = follows

@@ -16,6 +16,7 @@ from harmony_pulumi.capabilities.site import Observation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts import starts
 from harmony_pulumi.hosts.connection import LocalConnection, connect
+from harmony_pulumi.hosts.logs import recording
 from harmony_pulumi.hosts.pgbouncer.files import Layout, address_of
 from harmony_pulumi.hosts.pgbouncer.site import HostPgBouncer, forward
 from harmony_pulumi.hosts.postgresql.home import markers_below
@@ -138,7 +139,7 @@ class Home:
         journal = Journal(name, "start", show)
         with (
             self.site.alone(who) as (pooler, marker),
-            pooler.connection.appending(pooler.layout.events, user=pooler.user) as append,
+            recording(pooler.connection, pooler.layout.events, pooler.user) as append,
             journal.writing_to(append),
         ):
             role, why = self.active()

@@ -16,6 +16,7 @@ from typing import Any
 from harmony_pulumi.capabilities.site import load_site
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.logs import recording
 from harmony_pulumi.hosts.pgbouncer import files
 from harmony_pulumi.hosts.pgbouncer.boot import Sites, sites_json
 from harmony_pulumi.hosts.pgbouncer.files import Layout
@@ -94,7 +95,7 @@ class Deployment:
         who, user = operator(f"`pulumi` ({self.journal.operation})"), self.pooler.user
         with (
             self.connection.holding(self.layout.lock, who=who, user=user, deadline=_LOCK_DEADLINE),
-            self.connection.appending(self.layout.events, user=user) as append,
+            recording(self.connection, self.layout.events, user) as append,
         ):
             self.journal.write_to(append)
             yield

@@ -53,6 +53,8 @@ class Existing:
     data: str
     major: int
     config_file: str
+    own_config: str
+    """What stands for that file in another one: an `include`, or its text if it is in the data directory."""
     hba_rules: str
     """The text of its pg_hba.conf."""
     ident_maps: str
@@ -112,6 +114,7 @@ def find(connection: Connection, data: str, user: str, names: Sequence[str]) -> 
         data=data,
         major=major,
         config_file=config_file,
+        own_config=_own_config(connection, config_file, data, user),
         hba_rules=hba_rules,
         ident_maps=ident_maps,
         altered=altered,
@@ -174,6 +177,13 @@ def _config_file(connection: Connection, data: str, user: str, major: int) -> st
             return path
     msg = f"{connection.name}: found no configuration file of {data}; looked at {', '.join(candidates)}"
     raise SiteError(msg)
+
+
+def _own_config(connection: Connection, config_file: str, data: str, user: str) -> str:
+    if not config_file.startswith(f"{data}/"):
+        return f"include {files.quote_setting(config_file)}\n"
+    # A rewind, or a copy of another member, replaces what is there, and that one has no such file.
+    return files.moved_config(connection.read_file(config_file, user) or "", config_file.rpartition("/")[0])
 
 
 def _command(connection: Connection, data: str, user: str) -> list[str]:

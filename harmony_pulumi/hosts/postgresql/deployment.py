@@ -19,6 +19,7 @@ from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.logs import recording
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files, renewal
 from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
 from harmony_pulumi.hosts.postgresql.following import Following, is_streaming
@@ -147,7 +148,7 @@ class Deployment:
         layout = self.layout()
         with (
             self.connection.holding(layout.lock, who=self._operator, user=self.user, deadline=_LOCK_DEADLINE),
-            self.connection.appending(layout.events, user=self.user) as append,
+            recording(self.connection, layout.events, self.user) as append,
         ):
             self.journal.write_to(append)
             yield
@@ -166,6 +167,7 @@ class Deployment:
             self.journal.note(f"found its data in {server.layout.data}, made before: taken over", step="adopt")
         self.configure(server, marker)
         self._start(server, marker)
+        self._use_certificates(server, marker, renewed=False)
         credentials = self._credentials(server, marker)
         if self._is_to_lead(server):
             self._populate(server, marker, credentials)
@@ -296,7 +298,7 @@ class Deployment:
                 f"{server.layout.config}/adopted_hba.conf": existing.hba_rules,
                 f"{server.layout.config}/adopted_ident.conf": existing.ident_maps,
                 f"{server.layout.config}/adopted.conf": files.adopted_config(
-                    existing.config_file, {**required, "unix_socket_directories": sockets}
+                    existing.own_config, {**required, "unix_socket_directories": sockets}
                 ),
             }
         )
@@ -365,7 +367,7 @@ class Deployment:
 
     def _certificates(self, server: Server) -> None:
         """Make what is missing: the site's authority, the server's certificate, the replicas' certificate."""
-        renewal.resume(server)
+        renewal.write_begun(server)
         days, address = int(self.props["certificate_lifetime_days"]), self.props["host"]["address"]
         there = self._key_pairs(server)
         shown = there["server"].certificate if "server" in there else ""
@@ -396,11 +398,11 @@ class Deployment:
         if not (keep_newer and held and certificates.is_newer(held, source["certs"]["client_certificate"])):
             server.write(files.source_certificates(source["certs"], server.layout))
 
-    def _renew(self, server: Server, before: Mapping[str, Any]) -> None:
-        """Make new certificates if what is declared of them has changed, once, also where a run was cut off."""
+    def _renew(self, server: Server, before: Mapping[str, Any]) -> bool:
+        """Write new certificates if what is declared of them has changed, once, also where a run was cut off."""
         changed = {key for key in renewal.INPUTS if (before.get(key) or 0) != (self.props.get(key) or 0)}
         if not changed:
-            return
+            return False
         rotation = Rotation(
             id=" ".join(f"{key}={int(self.props.get(key) or 0)}" for key in renewal.INPUTS),
             authority="authority_generation" in changed,
@@ -411,8 +413,17 @@ class Deployment:
         with self.journal.step("renew", f"making {what}"):
             address, days = str(self.props["host"]["address"]), int(self.props["certificate_lifetime_days"])
             renewal.renew(server, rotation, address, days)
-            if not self.props.get("peers") and not self.props.get("source"):
-                renewal.distrust(server)  # No other member has a certificate of the authority of before.
+        return True
+
+    def _use_certificates(self, server: Server, marker: Marker, *, renewed: bool) -> None:
+        """Have new certificates count, now that the server, which runs, is certain to use them."""
+        rotation, in_use = renewal.last_rotation(server)
+        if rotation and not in_use:
+            server.take_over_files(marker.port)  # They may have been written by a run that was cut off before.
+            renewal.settle(server)
+        if renewed and not self.props.get("peers") and not self.props.get("source"):
+            renewal.distrust(server)  # No other member has a certificate of the authority of before.
+            server.take_over_files(marker.port)
 
     def _key_pairs(self, server: Server) -> dict[str, certificates.KeyPair]:
         """Return the key pairs that are there, of `ca`, `server` and `replication`."""
@@ -605,9 +616,10 @@ class Deployment:
             self._source_certificates(server, keep_newer=True)
             if marker.state == "making":
                 self._fill(server, marker)
-            self._renew(server, before)
             self._refuse_altered(server, marker)
+            renewed = self._renew(server, before)
             self._change(server, marker)
+            self._use_certificates(server, marker, renewed=renewed)
             credentials = self._credentials(server, marker)
             if self._is_to_lead(server):
                 self._populate(server, marker, credentials)

@@ -15,6 +15,9 @@ from harmony_pulumi.capabilities.postgresql_settings import quantity, setting
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
 HEADER = "# Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
+_ADOPTED_HEADER = (
+    "# Written by harmony as it took this server over, and not again. What the Pulumi program sets beats it.\n"
+)
 
 
 def setting_text(value: object) -> str:
@@ -167,9 +170,22 @@ def main_config(managed: Mapping[str, object], *, adopted: bool) -> str:
     )
 
 
-def adopted_config(config_file: str, settings: Mapping[str, object]) -> str:
+def adopted_config(own: str, settings: Mapping[str, object]) -> str:
     """Return the configuration of a server that was taken over: its own, and what must be otherwise for replication."""
-    return f"{HEADER}include {quote_setting(config_file)}\n{_lines(settings)}"
+    return f"{_ADOPTED_HEADER}{own.rstrip()}\n{_lines(settings)}"
+
+
+def moved_config(text: str, folder: str) -> str:
+    """Return the text of a configuration file of this folder as it is to be in another: it includes the same files."""
+    there = folder.replace("'", "''")
+    return _RELATIVE_INCLUDE.sub(lambda found: f"{found[1]}'{there}/{found[2] or found[3]}'", text)
+
+
+# PostgreSQL, "Configuration File Includes": a path that is not absolute is taken from the file that has it.
+_RELATIVE_INCLUDE = re.compile(
+    r"^([ \t]*include(?:_if_exists|_dir)?(?:[ \t]*=[ \t]*|[ \t]+))(?:'((?!/)(?:[^'\n]|'')+)'|([a-z][\w.:/-]*))",
+    re.MULTILINE | re.IGNORECASE,
+)
 
 
 def folder_list(folders: Sequence[str]) -> str:

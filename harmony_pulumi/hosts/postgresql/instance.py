@@ -130,8 +130,8 @@ class Instance(ABC, Generic[C]):
             SiteError: none of that WAL is there.
         """
         folder = f"{self.data}/pg_wal"
-        # A running standby recycles segments meanwhile.
-        find = ["find", folder, "-ignore_readdir_race", "-maxdepth", "1", "-name", wal.of_timeline(begin)]
+        # The folder may be a link: initdb, --waldir. A running standby recycles segments meanwhile.
+        find = ["find", "-H", folder, "-ignore_readdir_race", "-maxdepth", "1", "-name", wal.of_timeline(begin)]
         listed = self.connection.check([*find, "-printf", "%s %f\\n"], user=self.user)
         try:
             segments = wal.span(begin, listed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
@@ -24,7 +24,7 @@ _DEADLINE = 30
 
 
 def renew(server: Server, rotation: Rotation, address: str, days: int | None = None) -> None:
-    """Write new certificates, unless this rotation did so before; the server must then reload.
+    """Write new certificates, unless this rotation did so before; the server must then reload, and `settle`.
 
     Args:
         server: whose they are.
@@ -35,10 +35,15 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     Raises:
         SiteError: files are missing, or the authority has expired and is to stay.
     """
-    resume(server)
-    last = last_rotation(server)
-    if last and last["id"] == rotation["id"]:
-        return
+    record = _record(server)
+    begun: dict[str, str] | None = record.get("texts")
+    if record.get("id") == rotation["id"]:
+        if begun is None:
+            return
+        if _is_new(begun):  # Decided by a run that was cut off.
+            _write(server, begun)
+            return
+    write_begun(server)
     there = {name: text for name, text in server.read(server.layout.tls, _FILES).items() if text}
     if missing := [name for name in _FILES if name not in there]:
         msg = f"{server.connection.name}: {server.layout.tls} lacks {', '.join(missing)}; run `pulumi up`"
@@ -51,29 +56,47 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
         raise SiteError(msg)
     days = days or certificates.lifetime_days(there["server.crt"])
     texts = certificates.renewed(there, address, days, authority=rotation["authority"])
-    _write_record(server, {**rotation, "texts": texts})
-    resume(server)
+    # In whose place this comes may have replaced the authority, and not have ended: others may have that of before.
+    replaced = bool(record) and not record["ended"] and record["authority"]
+    _write_record(server, {**rotation, "authority": rotation["authority"] or replaced, "texts": texts})
+    _write(server, texts)
 
 
-def resume(server: Server) -> None:
-    """Write what was decided and may not have been written, since a run was cut off."""
+def _is_new(texts: Mapping[str, str]) -> bool:
+    """Tell whether certificates were made within a day: some that were left for long would soon have to be renewed."""
+    shown = texts["server.crt"]
+    made = certificates.expires(shown) - timedelta(days=certificates.lifetime_days(shown))
+    return abs(datetime.now(UTC) - made) < timedelta(days=1)
+
+
+def write_begun(server: Server) -> None:
+    """Write what was decided and may not have been written, as a run was cut off; the server may use it or not."""
+    if texts := _record(server).get("texts"):
+        _write(server, texts)
+
+
+def _write(server: Server, texts: Mapping[str, str]) -> None:
+    server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
+
+
+def settle(server: Server) -> None:
+    """Have what was decided, and written, count as used, now that the server does."""
     record = _record(server)
-    if texts := record.get("texts"):
-        server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
+    if "texts" in record:
         _write_record(server, {key: value for key, value in record.items() if key != "texts"})
 
 
-def last_rotation(server: Server) -> Rotation | None:
-    """Return the last rotation that the server has the certificates of."""
+def last_rotation(server: Server) -> tuple[Rotation | None, bool]:
+    """Return the last rotation that the server was given certificates by, and whether it uses them."""
     record = _record(server)
-    if not record or "texts" in record:
-        return None
-    return Rotation(id=record["id"], authority=record["authority"], operator=record["operator"], ended=record["ended"])
+    if not record:
+        return None, False
+    known = Rotation(id=record["id"], authority=record["authority"], operator=record["operator"], ended=record["ended"])
+    return known, "texts" not in record
 
 
 def distrust(server: Server) -> None:
-    """Trust the authority of now alone. The server must then reload."""
-    resume(server)
+    """Trust the authority of now alone. The server, which uses what was decided, must then reload."""
     authority = server.read(server.layout.tls, ["ca.crt"])["ca.crt"]
     if authority:
         server.write({f"{server.layout.tls}/trusted.crt": authority})

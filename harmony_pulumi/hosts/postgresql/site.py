@@ -25,6 +25,7 @@ from harmony_pulumi.capabilities.site import (
 )
 from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
+from harmony_pulumi.hosts.logs import recorded, recording
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
 from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
@@ -166,7 +167,7 @@ class HostPostgreSQL:
             except UnlockableError as error:
                 _refuse_if_it_runs(self._bare(connection, marker), error)
                 raise
-            append = stack.enter_context(connection.appending(layout.events, user=user))
+            append = stack.enter_context(recording(connection, layout.events, user))
             # Only now: whoever held the lock may have changed it, and is told of before what cannot be read.
             try:
                 server, marker = self._both()
@@ -195,7 +196,7 @@ class HostPostgreSQL:
     def events(self) -> str:
         """Return the log of events."""
         server = self._existing()
-        return server.connection.read_file(server.layout.events, server.user) or ""
+        return recorded(server.connection, server.layout.events, server.user)
 
     def peers(self) -> list[Observation]:
         """Look at the other servers, as this one is to ask them before it starts by itself."""
@@ -539,7 +540,8 @@ class HostPostgreSQL:
         texts = server.read(server.layout.tls, ("replication.crt", "source-client.crt"))
         issued, held = (certificates.serial(text) if text else "" for text in texts.values())
         used: dict[str, str] = server.look(queries.USED, port=marker.port)
-        return {"rotation": renewal.last_rotation(server), "issued": issued, "held": held, "used": used}
+        rotation, in_use = renewal.last_rotation(server)
+        return {"rotation": rotation, "in_use": in_use, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         """Have new certificates, and use them."""
@@ -548,6 +550,7 @@ class HostPostgreSQL:
         renewal.renew(server, rotation, address)
         server.take_over_files(marker.port)
         renewal.insist_on_use(server, address, marker.port)
+        renewal.settle(server)
 
     def reconnect(self, follower: str) -> None:
         """End the connection of a member that replicates from here."""
