@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +42,16 @@ from harmony_pulumi.orchestration.wait import wait_for
 _KEPT = "/var/lib/postgresql/data/harmony"
 """On the volume of the instance, beside its data directory."""
 _SOURCE = "/controller/harmony-source"
+_CERTS = {"ca.crt": "ca_certificate", "tls.crt": "client_certificate", "tls.key": "client_key"}
+"""The certificates of a source, by the end of the file's name that they are written to for as long as they are used."""
+# Where the pod ends between the moves, there is no data directory, and the next copy takes its place.
+_SWAP = """
+set -e
+if [ -e "$1" ]; then mv -- "$1" "$2"; fi
+mv -- "$3" "$1"
+sync -- "${1%/*}"
+"""
+_SPARE = 64 * 2**20
 _COPY_DEADLINE = 24 * 3600
 _IN_RECOVERY = "SELECT to_json(pg_is_in_recovery())"
 _WHICH = """
@@ -354,12 +366,10 @@ class ClusterPostgreSQL:
         server = self._serving()
         past = self._past(server)
         options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
-        certs = {"ca.crt": "ca_certificate", "tls.crt": "client_certificate", "tls.key": "client_key"}
         with past.may_pass("be rewound"):
             if why := past.no_rewind():
                 return why
-            server.write({f"{_SOURCE}-{name}": source["certs"][key] for name, key in certs.items()})
-            conninfo = _conninfo(source, str(self.handle["name"]))
+            conninfo = self._conninfo(server, source)
             argv = ["pg_rewind", "-D", server.data, "--source-server", conninfo, "--no-ensure-shutdown"]
             dry = server.connection.run([*argv, "--dry-run"], **options)
             said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
@@ -373,8 +383,13 @@ class ClusterPostgreSQL:
         server.connection.check(argv, **options)
         server.connection.check(["chmod", "u-w", "--", auto])
         server.write({server.standby_signal: ""})
-        server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in certs)])
+        server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
         return ""
+
+    def _conninfo(self, server: PodInstance, source: Mapping[str, Any]) -> str:
+        """Return how this server's programs connect to a source, whose certificates are put where that says."""
+        server.write({f"{_SOURCE}-{name}": source["certs"][key] for name, key in _CERTS.items()})
+        return _conninfo(source, str(self.handle["name"]))
 
     def _past(self, server: PodInstance) -> Past:
         return Past(server, self._where, _KEPT)
@@ -384,9 +399,36 @@ class ClusterPostgreSQL:
         return ""
 
     def clone(self, source: Mapping[str, Any], show: Callable[[str], None]) -> None:
-        """Copy the data of another site."""
-        show(f"{self.handle['name']}: asked to be a copy of {source['system_identifier']}")
-        raise self._not_yet("be copied anew")
+        """Copy the data of another site; the data directory of before is kept, on the same volume.
+
+        Raises:
+            SiteError: it could not be done; what was there is in its place.
+        """
+        server = self._serving()
+        # A copy that was cut off may still be written by what was left in the pod: so each has a name of its own.
+        making = f"{server.data}-{secrets.token_hex(4)}"
+        server.connection.check(["sh", "-c", 'rm -rf -- "$1"-*', "sh", server.data])
+        self._insist_on_room(server)
+        argv = ["pg_basebackup", "-D", making, "-d", self._conninfo(server, source), "-X", "stream", "-c", "fast", "-P"]
+        options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
+        server.connection.check([*argv, "-w"], **options, on_stderr=show)
+        server.write({f"{making}/standby.signal": ""})
+        kept = f"{_KEPT}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        server.connection.check(["sh", "-c", _SWAP, "sh", server.data, kept, making])
+        server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
+
+    def _insist_on_room(self, server: PodInstance) -> None:
+        """Refuse a copy that would fill the volume: what is there stays, and is about as big."""
+        needed = self._past(server).size()
+        volume = server.data.rpartition("/")[0]
+        free = int(server.connection.check(["df", "--output=avail", "-B1", "--", volume]).split()[-1])
+        if free < needed + _SPARE:
+            msg = (
+                f"{self.handle['name']}: a copy needs about {needed // 2**20} MB beside the data directory, which is "
+                f"kept, and {volume} has {free // 2**20} MB free; expected that and {_SPARE // 2**20} MB for WAL: have "
+                f"a larger volume, or remove what is kept in {_KEPT} and not needed any more"
+            )
+            raise SiteError(msg)
 
     def certificates(self) -> Certificates:
         """Look at what a rotation of certificates depends on."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.hosts import connection
+from harmony_pulumi.hosts import commands
 from harmony_pulumi.hosts.connection import LocalConnection
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -110,7 +110,7 @@ def test_what_does_not_come_whole_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old", encoding="utf-8")
     for given in (b"x" * 10, b"x" * 500, b"x" * 1000, b"x" * 1000 + b"who"):
-        argv = ["sh", "-c", connection.WRITE, "sh", str(path), "1000"]
+        argv = ["sh", "-c", commands.WRITE, "sh", str(path), "1000"]
         done = subprocess.run(argv, input=given, capture_output=True, check=False, timeout=10)
         assert done.returncode != 0
         assert path.read_text(encoding="utf-8") == "old"
