@@ -109,7 +109,7 @@ def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_p
     assert mocks["Database", "east-orders-stock"]["spec"]["owner"] == "orders"
     assert mocks["Service", "east-orders-outside"]["spec"]["type"] == "NodePort"
     assert mocks["Namespace", "east-postgresql"]["metadata"]["name"] == "postgresql"
-    of_kubernetes = [args for (kind, _), args in mocks.registered.items() if args.typ.startswith("kubernetes:")]
+    of_kubernetes = [args for args in mocks.registered.values() if args.typ.startswith("kubernetes:")]
     assert {args.provider.rpartition("::")[0].rpartition("::")[2] for args in of_kubernetes} == {"east"}
     assert known["uri"] == "postgresql://orders:correct%20horse@10.0.0.1:30432/orders?sslmode=verify-full"
     assert known["certs"]["client_key"] == "key of replicas"
