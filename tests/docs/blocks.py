@@ -23,6 +23,7 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)(?P<attributes>[^\n]*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
+_SNIPPET = re.compile(r'^--8<-- "(.*)"\n', re.MULTILINE)
 _DIRECTIVE = re.compile(r"<!-- test: (?P<how>(?:(?!-->).)*) -->\s*\Z", re.DOTALL)
 
 
@@ -67,6 +68,7 @@ def blocks_of(page: Path) -> list[Block]:
         title = re.search(r'title="([^"]+)"', match["attributes"])
         directive = _DIRECTIVE.search(text[: match.start()])
         body = re.sub(rf"^{match['indent']}", "", match["text"], flags=re.MULTILINE)
+        body = _SNIPPET.sub(lambda snippet: (ROOT / snippet[1]).read_text(), body)
         line = text.count("\n", 0, match.start()) + 1
         how = " ".join(directive["how"].split()) if directive else ""
         found.append(Block(page, line, match["language"], title[1] if title else "", how, body))

@@ -20,10 +20,20 @@ SERVER = {
     "identity": "identity",
     "event_log": "/events.jsonl",
     "site": {"kind": "none"},
+    "found": {"service_type": "NodePort"},
+    "made": {
+        "ca": "PEM",
+        "server_certificate": "PEM",
+        "server_key": "PEM",
+        "replication_certificate": "PEM",
+        "replication_key": "PEM",
+        "passwords": {"orders": "a password"},
+    },
+    "standing": {},
     "observed_active": "primary",
     "serving": "primary",
 }
-"""Outputs of every resource: those of a PostgreSQL server and of a pair."""
+"""Outputs of every resource: those of a PostgreSQL server, of a pair, and of what is on Kubernetes."""
 
 
 class Mocks(pulumi.runtime.Mocks):
@@ -40,10 +50,18 @@ class Mocks(pulumi.runtime.Mocks):
         return {}, None
 
 
+CONFIG = {
+    "shop:orders-password": "correct horse",
+    "shop:host": "0" * 32,
+    "montreal:kubeconfig": "a kubeconfig",
+    "toronto:kubeconfig": "a kubeconfig",
+}
+
+
 def main() -> None:
     mocks, exports = Mocks(), dict[str, Any]()
     pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
-    pulumi.runtime.set_all_config({"shop:orders-password": "correct horse", "shop:host": "0" * 32})
+    pulumi.runtime.set_all_config(CONFIG)
     setattr(pulumi, "export", exports.__setitem__)  # noqa: B010 -- checkers take it for a function that stays.
     sys.path.insert(0, ".")
 

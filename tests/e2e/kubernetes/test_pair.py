@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,28 +23,19 @@ pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 NAMES = {"primary": "montreal", "replica": "toronto"}
-PROGRAM = """
-from pathlib import Path
-
-def site(name, address, image, kubeconfig):
-    return K8sAnywhereTopology(
-        name, kubeconfig=Path(kubeconfig).read_text(), address=address, image=image, namespace="{namespace}",
-        storage="1Gi", operator_manifest="{manifest}",
-    )
-
-pair = FailoverTopology("orders", primary=site(*{montreal}), replica=site(*{toronto}))
-database = pair.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"]))
-pulumi.export("uri", database.uri)
-pulumi.export("ca_certificate", database.ca_certificate)
-for role, member in database.members.items():
-    pulumi.export(f"{{role}}_uri", member.uri)
-"""
+EXAMPLE = Path(__file__).parents[3] / "examples/kubernetes_failover/__main__.py"
 
 
 def with_plugin(stack: Stack) -> Stack:
     """Have the stack find the stand-in for the Kubernetes plugin."""
     stack.env["PATH"] = f"{PLUGINS}:{os.environ['PATH']}"
     return stack
+
+
+def configure(stack: Stack, key: str, value: str, *options: str) -> None:
+    """Set the stack's configuration, by standard input, as an operator does with a secret."""
+    argv = ["pulumi", "config", "set", key, *options, "--non-interactive"]
+    subprocess.run(argv, cwd=stack.folder, env=stack.env, input=value, text=True, check=True, timeout=60)
 
 
 def manifest(cluster: Cluster, folder: Path) -> Path:
@@ -58,12 +51,18 @@ def stack(our_clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPa
     """Return a stack with a pair that is up."""
     with stacks(tmp_path_factory) as make, our_clusters[0].namespace() as namespace:
         stack = with_plugin(make())
-        places = {
-            name: (name, cluster.address, cluster.image, str(cluster.kubeconfig))
-            for name, cluster in zip(NAMES.values(), our_clusters, strict=True)
-        }
         operator = manifest(our_clusters[0], stack.folder)
-        stack.program(PROGRAM.format(namespace=namespace, manifest=operator, **places))
+        shutil.copy(EXAMPLE, stack.folder)
+        for name, cluster in zip(NAMES.values(), our_clusters, strict=True):
+            configure(stack, f"{name}:kubeconfig", cluster.kubeconfig.read_text(), "--secret")
+            for key, value in {
+                "address": cluster.address,
+                "image": cluster.image,
+                "namespace": namespace,
+                "operator-manifest": str(operator),
+                "storage": "1Gi",
+            }.items():
+                configure(stack, f"{name}:{key}", value)
         stack.up()
         yield stack
 
