@@ -162,6 +162,12 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             for path, value in (("port", placement.port), ("directory", placement.directory), ("adopt", config.adopt))
             if value is not None
         ]
+        if config.replication == "synchronous":
+            message = (
+                "'synchronous' is not offered between clusters on Kubernetes, where commits would have to wait for "
+                "another one; use 'asynchronous', and `instances=3` for local replicas"
+            )
+            problems.append(Problem("replication", message))
         claim = Claim(f"Kubernetes {self.name}", "cluster", f"{self._namespace}/{cluster}", "name")
         home = {"kind": "kubernetes", "name": self.name, "owner": self._owner(name)}
         return PostgreSQLPlan(tuple(problems), (claim,), (self.name,), (home,))

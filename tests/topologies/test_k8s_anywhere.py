@@ -164,11 +164,11 @@ def test_every_problem_of_the_arguments_is_told_at_once() -> None:
 def test_what_has_no_meaning_on_kubernetes_is_refused_before_anything_is_declared() -> None:
     mocks = Mocks()
     pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
-    config = PostgreSQLConfig(databases=["orders"], port=5433, directory="/srv/orders")
+    config = PostgreSQLConfig(databases=["orders"], port=5433, directory="/srv/orders", replication="synchronous")
     with pytest.raises(InputError) as caught:
         site().deploy_postgresql("orders_1", config)
     problems = [str(problem) for problem in caught.value.problems]
-    assert [problem.partition(":")[0] for problem in problems] == ["name", "port", "directory"]
+    assert [problem.partition(":")[0] for problem in problems] == ["name", "port", "directory", "replication"]
     assert not [kind for kind, _ in mocks.registered if kind != "K8sAnywhereTopology"]
 
 
