@@ -212,6 +212,27 @@ def test_a_leader_that_does_not_answer_in_a_pair_that_follows_is_fenced_by_what_
     led_by_toronto(code, world, ahead, fenced="its fence_command, true, succeeded")
 
 
+def test_a_leader_that_falls_silent_as_it_is_stopped_is_fenced_by_what_is_declared_for_that(code: Code) -> None:
+    for declared, fenced, said in (
+        ({"primary": ["true"]}, "", "its fence_command, true, succeeded"),
+        ({}, "ada said so", "ada said so"),
+        ({}, "", "add --fenced-by-me montreal"),
+    ):
+        world, ahead = following(code)
+        world.servers["primary"].crash()
+        world.fence_commands = declared
+
+        def fall_silent(world: World, _label: str) -> None:
+            world.servers["primary"].unreachable = True
+
+        world.whenever = at("montreal.fence: before", fall_silent)
+        if not (declared or fenced):
+            assert said in take_the_lead(code, world, ahead)
+            continue
+        assert take_the_lead(code, world, ahead, fenced=fenced) == "done"
+        led_by_toronto(code, world, ahead, fenced=said)
+
+
 def test_a_leader_that_is_gone_from_a_pair_that_follows_needs_no_fencing(code: Code) -> None:
     world, ahead = following(code)
     observe = MemorySite.observe

@@ -40,7 +40,7 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     if record.get("id") == rotation["id"]:
         if begun is None:
             return
-        if _is_new(begun):  # Decided by a run that was cut off.
+        if _is_new(begun, address):  # Decided by a run that was cut off.
             _write(server, begun)
             return
     write_begun(server)
@@ -62,9 +62,11 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     _write(server, texts)
 
 
-def _is_new(texts: Mapping[str, str]) -> bool:
-    """Tell whether certificates were made within a day: some that were left for long would soon have to be renewed."""
+def _is_new(texts: Mapping[str, str], address: str) -> bool:
+    """Tell whether certificates are for an address, and made within a day: others would soon have to be renewed."""
     shown = texts["server.crt"]
+    if not certificates.serves(certificates.KeyPair(shown, texts["server.key"]), address):
+        return False
     made = certificates.expires(shown) - timedelta(days=certificates.lifetime_days(shown))
     return abs(datetime.now(UTC) - made) < timedelta(days=1)
 
