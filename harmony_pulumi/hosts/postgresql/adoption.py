@@ -103,8 +103,8 @@ def find(connection: Connection, data: str, user: str, names: Sequence[str]) -> 
         raise SiteError(msg)
     binaries = choose_binaries(connection, major)
     server = Server(connection, Layout("", data), binaries, user)
-    config_file = _config_file(connection, data, user, major)
     command = _command(connection, data, user)
+    config_file = _config_file(connection, data, user, major, command)
     read = _Reader(connection, binaries, config_file, data, user, command)
     texts = connection.read_files([read.known("hba_file"), read.known("ident_file"), server.layout.altered], user)
     hba_rules, ident_maps, altered = (text or "" for text in texts.values())
@@ -162,9 +162,8 @@ class _Reader:
         return [*argv, "-c", f"config_file={self.config_file}", "-C", name]
 
 
-def _config_file(connection: Connection, data: str, user: str, major: int) -> str:
+def _config_file(connection: Connection, data: str, user: str, major: int, command: Sequence[str]) -> str:
     """Return the configuration file: named on the command line, beside the data, or where Debian has it."""
-    command = _command(connection, data, user)
     named = re.search(r"config_file=(\S+)", " ".join(command))
     candidates = [named[1]] if named else []
     # PostgreSQL, "File Locations": with -D, the folder of the configuration file may be named, which names the data's.

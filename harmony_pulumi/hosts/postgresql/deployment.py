@@ -420,10 +420,8 @@ class Deployment:
     def _use_certificates(self, server: Server, marker: Marker, *, renewed: bool) -> None:
         """Have new certificates count, now that the server, which runs, is certain to use them."""
         rotation, in_use = renewal.last_rotation(server)
-        if rotation and not in_use:
-            server.take_over_files(marker.port)  # They may have been written by a run that was cut off before.
-            renewal.insist_on_use(server, str(self.props["host"]["address"]), marker.port)
-            renewal.settle(server)
+        if rotation and not in_use:  # They may have been written by a run that was cut off before.
+            renewal.use(server, str(self.props["host"]["address"]), marker.port)
         if renewed and not self.props.get("peers") and not self.props.get("source"):
             renewal.distrust(server)  # No other member has a certificate of the authority of before.
             server.take_over_files(marker.port)

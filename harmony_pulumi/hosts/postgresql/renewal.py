@@ -24,7 +24,7 @@ _DEADLINE = 30
 
 
 def renew(server: Server, rotation: Rotation, address: str, days: int | None = None) -> None:
-    """Write new certificates, unless this rotation did so before; the server must then reload, and `settle`.
+    """Write new certificates, unless this rotation did so before; then have the server `use` them.
 
     Args:
         server: whose they are.
@@ -106,7 +106,18 @@ def distrust(server: Server) -> None:
         _write_record(server, {**record, "ended": True})
 
 
-def insist_on_use(server: Server, address: str, port: int) -> None:
+def use(server: Server, address: str, port: int) -> None:
+    """Have the running server use what was written, and have that count once it does.
+
+    Raises:
+        SiteError: it does not; the message holds what PostgreSQL said.
+    """
+    server.take_over_files(port)
+    _insist_on_use(server, address, port)
+    settle(server)
+
+
+def _insist_on_use(server: Server, address: str, port: int) -> None:
     """Insist that the running server shows the certificate that it has, and takes the one that it issues.
 
     Raises:
