@@ -104,8 +104,8 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
 
     Args:
         pair: or a server that stands alone, as a pair of one.
-        wanted: what is to begin if nothing is under way, or what is under way keeps the authorities and this does not;
-            None to finish only what is under way, where every member runs.
+        wanted: what is to begin if nothing is under way, or in the place of what keeps the authorities if this does
+            not; None to finish only what is under way, where every member runs.
         journal: records the steps.
         by: who does this, for others who find it under way.
 
@@ -130,13 +130,13 @@ def rotate(pair: Pair, wanted: Rotation | None, journal: Journal, *, by: str) ->
                 )
                 journal.note(text, step="alone", state="warning")
             found = under_way(leader, _look(pair))
-            if found:
-                journal.note(f"going on with the rotation begun by {found['operator']}", step="resume")
-                if not _finish(pair, leader, found, journal, insists=wanted is not None):
-                    return False
+            # One that keeps the authorities may be why it cannot be finished: one of them has expired.
             if wanted and (found is None or (wanted["authority"] and not found["authority"])):
                 return _finish(pair, leader, wanted, journal, insists=True)
-            return True
+            if found is None:
+                return True
+            journal.note(f"going on with the rotation begun by {found['operator']}", step="resume")
+            return _finish(pair, leader, found, journal, insists=wanted is not None)
 
 
 def rotation_in_words(names: Mapping[str, str], *, authority: bool) -> list[str]:
@@ -224,21 +224,23 @@ def _finish(pair: Pair, leader: str, rotation: Rotation, journal: Journal, *, in
         leader: the role of the one that leads.
         rotation: that was begun, or begins.
         journal: records the steps.
-        insists: whether an endpoint that cannot be told is a failure; else a dead one would fail every `up`.
+        insists: whether it is a failure that a member cannot be renewed, or an endpoint be told; else each `up` would
+            fail for that.
     """
     seen = _look(pair)
     while step := next_step(rotation, leader, seen, pair.names):
         act, role = step
-        if act is Step.DISTRUST and role == leader:
-            try:
+        last = act is Step.DISTRUST and role == leader
+        try:
+            if last:
                 _tell_endpoints(pair, leader, seen[leader])
-            except SiteError as error:
-                if insists:
-                    raise
-                journal.note(f"{error}: `harmony rotate-certificates`", step=act, state="warning")
-                return False
-        with journal.step(act, _words(pair, leader, rotation, act, role), id=rotation["id"]):
-            _act(pair, leader, rotation, act, role)
+            with journal.step(act, _words(pair, leader, rotation, act, role), id=rotation["id"]):
+                _act(pair, leader, rotation, act, role)
+        except SiteError as error:
+            if insists or not (last or act is Step.RENEW):
+                raise
+            journal.note(f"{error}: `harmony rotate-certificates`", step=act, state="warning")
+            return False
         seen = _look(pair)
         if act is Step.RENEW and role == leader:
             with suppress(SiteError):  # Nothing waits for an endpoint, until this is to end.

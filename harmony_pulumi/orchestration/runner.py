@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from harmony_pulumi.capabilities.site import Observation, Operation, Roles, Survey, Terms
-from harmony_pulumi.errors import SiteError, UnlockableError, counted
+from harmony_pulumi.errors import SiteError, UnlockableError, UnreachableError, counted
 from harmony_pulumi.orchestration import failover
 from harmony_pulumi.orchestration.journal import Journal, Write
 from harmony_pulumi.orchestration.members import (
@@ -494,6 +494,8 @@ def take_the_lead(pair: Pair, leader: Member, target: str, terms: Terms, journal
                 try:
                     with journal.step(Step.FENCE, f"{pair.names[source]} is stopped"):
                         pair.members[source].movable.fence()
+                except UnreachableError as error:
+                    how = terms["fenced"] or fence_from_here(pair, source, str(error))
                 except SiteError as error:
                     if not terms["fenced"]:
                         raise SiteError(fence_yourself(error, pair.names[source])) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -140,6 +141,32 @@ def test_roles_move_and_a_crashed_primary_is_rewound_also_where_its_write_ahead_
     outputs = stack.outputs()
     with connection(stack, outputs["primary_uri"], outputs["ca_certificate"]) as reader:
         assert reader.execute("SELECT count(*) FROM kept").fetchone() == (100,)
+        assert reader.execute("SHOW work_mem").fetchone() == ("7MB",)
+
+
+def test_a_taking_over_that_is_killed_is_finished_by_the_next_run_and_loses_no_setting(stack: Stack, old: Old) -> None:
+    stop_postmaster(old.data, signal.SIGINT)
+    elsewhere = old.data.with_name("shop.conf")
+    shutil.copy(old.data / "postgresql.conf", elsewhere)
+    shutil.chown(elsewhere, os_user())
+    (old.data / "postgresql.conf").write_text("work_mem = '5MB'\n")
+    options = f"-c config_file={elsewhere} -c max_connections=77"
+    old.run("pg_ctl", "start", "-D", str(old.data), "-l", f"{old.data}.log", "-s", "-w", "-o", options)
+    adopting(stack, old)
+    process = stack.start("up", "--yes", "--skip-preview")
+    try:
+        opts = old.data / "postmaster.opts"
+        eventually(lambda: str(elsewhere) not in opts.read_text(), "the server under harmony's configuration")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+    stack.run("cancel", "--yes", expect=None)
+    stack.up()
+    outputs = stack.outputs()
+    with connection(stack, outputs["uri"], outputs["ca_certificate"]) as client:
+        assert client.execute("SHOW work_mem").fetchone() == ("7MB",)
+        assert client.execute("SHOW max_connections").fetchone() == ("77",)
+        assert client.execute("SELECT count(*) FROM kept").fetchone() == (100,)
 
 
 def test_a_server_that_cannot_be_taken_over_is_started_again_as_it_was(stack: Stack, old: Old) -> None:

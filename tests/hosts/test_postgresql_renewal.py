@@ -118,7 +118,7 @@ def test_new_certificates_last_as_long_and_count_once_they_are_settled(authority
     assert last_rotation(folder.server) == (None, False)
     renew(folder.server, rotation(authority=authority), ADDRESS)
     made = folder.serials
-    assert not set(made[1:]) & {SHOWN.certificate, ISSUED.certificate}
+    assert not set(made) & {certificates.serial(SHOWN.certificate), certificates.serial(ISSUED.certificate)}
     assert (made[0] != certificates.serial(AUTHORITY.certificate)) is authority
     assert certificates.lifetime_days(folder.files["server.crt"]) == DAYS
     folder.insist_on_whole(trusts=1 + authority)
@@ -183,6 +183,15 @@ def test_what_was_decided_long_ago_is_decided_anew() -> None:
         shown = certificates.KeyPair(folder.files["server.crt"], folder.files["server.key"])
         assert certificates.serves(shown, ADDRESS)
         assert last_rotation(folder.server) == (rotation(authority=True), False)
+
+
+def test_what_was_decided_for_another_address_is_decided_anew() -> None:
+    folder = Folder()
+    cut_off(folder, rotation(), 3)
+    renew(folder.server, rotation(), "new.example")
+    folder.insist_on_whole(trusts=1)
+    shown = certificates.KeyPair(folder.files["server.crt"], folder.files["server.key"])
+    assert certificates.serves(shown, "new.example")
 
 
 def test_what_is_missing_or_expired_is_said_and_nothing_is_touched() -> None:

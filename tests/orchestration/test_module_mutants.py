@@ -19,7 +19,7 @@ TESTS = {
     pair: test_pair,
 }
 TRIALS = {module: Trials([module], given_by(tests)) for module, tests in TESTS.items()}
-ACTS = {boot: "judge", renewal: "insist_on_use"}
+ACTS = {boot: "judge", renewal: "use"}
 """The first function of a module that acts: what follows is tested with servers."""
 
 

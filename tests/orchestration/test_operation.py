@@ -212,21 +212,42 @@ def test_a_leader_that_does_not_answer_in_a_pair_that_follows_is_fenced_by_what_
     led_by_toronto(code, world, ahead, fenced="its fence_command, true, succeeded")
 
 
-def test_a_leader_that_is_gone_from_a_pair_that_follows_needs_no_fencing(
-    code: Code, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_leader_that_falls_silent_as_it_is_stopped_is_fenced_by_what_is_declared_for_that(code: Code) -> None:
+    for declared, fenced, said in (
+        ({"primary": ["true"]}, "", "its fence_command, true, succeeded"),
+        ({}, "ada said so", "ada said so"),
+        ({}, "", "add --fenced-by-me montreal"),
+    ):
+        world, ahead = following(code)
+        world.servers["primary"].crash()
+        world.fence_commands = declared
+
+        def fall_silent(world: World, _label: str) -> None:
+            world.servers["primary"].unreachable = True
+
+        world.whenever = at("montreal.fence: before", fall_silent)
+        if not (declared or fenced):
+            assert said in take_the_lead(code, world, ahead)
+            continue
+        assert take_the_lead(code, world, ahead, fenced=fenced) == "done"
+        led_by_toronto(code, world, ahead, fenced=said)
+
+
+def test_a_leader_that_is_gone_from_a_pair_that_follows_needs_no_fencing(code: Code) -> None:
     world, ahead = following(code)
     observe = MemorySite.observe
     gone = {"state": "absent", "endpoint": "", "roles": None}
 
     def observed(site: MemorySite) -> Observation:
         found = observe(site)
-        return Observation({**found, **(gone if found["name"] == "montreal" else {})})  # type: ignore[typeddict-item]
+        is_gone = site.server is world.servers["primary"]
+        return Observation({**found, **(gone if is_gone else {})})  # type: ignore[typeddict-item]
 
-    monkeypatch.setattr(MemorySite, "observe", observed)
     world.servers["primary"].unreachable = True
     world.fence_commands = {"primary": ["false"]}
-    assert take_the_lead(code, world, ahead) == "done"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemorySite, "observe", observed)
+        assert take_the_lead(code, world, ahead) == "done"
     led_by_toronto(code, world, ahead)
 
 
@@ -706,7 +727,8 @@ def test_clients_are_not_led_to_one_that_somebody_promoted_unless_it_has_everyth
     finished(code, world, "replica", 1)
 
 
-def test_clients_are_not_led_to_one_that_was_told_to_lead_before_that_was_given_up(code: Code) -> None:
+def given_up_and_promoted_by_hand(code: Code) -> World:
+    """Return a pair whose switchover was cut off as it was given up, and whose target somebody promoted since."""
     world = settled(code)
     target = world.servers["replica"]
 
@@ -725,6 +747,11 @@ def test_clients_are_not_led_to_one_that_was_told_to_lead_before_that_was_given_
     world.whenever = None
     target.start()
     world.promote(target, by_hand=True)
+    return world
+
+
+def test_clients_are_not_led_to_one_that_was_told_to_lead_before_that_was_given_up(code: Code) -> None:
+    world = given_up_and_promoted_by_hand(code)
     assert "somebody promoted it" in outcome(code, world, "replica", 1)
     assert world.endpoints["kingston"].points_to == "primary"
 

@@ -21,6 +21,7 @@ from harmony_pulumi.orchestration.rotation import (
 )
 from tests.orchestration.code import REAL, pair_of, reach
 from tests.orchestration.sites import FAR, LONG_AGO, NAMES, Killed, World, roles
+from tests.orchestration.test_operation import at
 
 BY = "a test"
 LEADER, FOLLOWER = "primary", "replica"
@@ -252,13 +253,16 @@ def test_a_pair_without_endpoints_is_asked_for_nothing_that_these_need() -> None
     assert world.labels.count("montreal.offer: before") == 1, "for the follower"
 
 
-def test_what_keeps_the_authorities_is_finished_before_one_that_replaces_them() -> None:
-    world = watched()
-    world.servers[LEADER].rotation = rotation(authority=False)
-    world.servers[LEADER].renewals.append("one")
-    assert run(world, rotation("two"))
-    assert [server.renewals for server in world.servers.values()] == [["one", "two"], ["one", "two"]]
-    assert "going on with the rotation begun by a test" in world.shown[0]
+def test_one_that_replaces_the_authorities_takes_the_place_of_what_keeps_them() -> None:
+    for in_use in (True, False):
+        world = watched()
+        world.servers[LEADER].rotation, world.servers[LEADER].in_use = rotation(authority=False), in_use
+        world.servers[LEADER].renewals.append("one")
+        assert run(world, rotation("two"))
+        assert [server.renewals for server in world.servers.values()] == [["one", "two"], ["two"]]
+        assert "going on with" not in "".join(world.shown)
+        for server in world.servers.values():
+            assert (server.trusted, server.rotation) == ({1}, rotation("two", ended=True))
     world = watched()
     world.servers[LEADER].rotation = rotation(authority=False)
     world.servers[LEADER].renewals.append("one")
@@ -314,13 +318,45 @@ def test_what_takes_the_place_of_a_rotation_of_authorities_tells_endpoints_and_s
     assert all(endpoint.trusts == 1 for endpoint in world.endpoints.values())
 
 
+def test_a_member_that_cannot_be_renewed_fails_whoever_asks_for_that_and_no_update() -> None:
+    whole = watched()
+    run(whole, rotation())
+    world = watched()
+    world.at[whole.labels.index("toronto.renew: decided")] = fail
+    with pytest.raises(SiteError, match=r"failed at toronto\.renew: decided"):
+        run(world, rotation())
+    world.whenever = at("toronto.renew: decided", fail, times=2)
+    assert not run(world, None)
+    assert "failed at toronto.renew: decided: `harmony rotate-certificates`" in world.shown[-1]
+    with pytest.raises(SiteError, match=r"failed at toronto\.renew: decided"):
+        run(world, rotation("two", authority=False))
+    world.whenever = at("montreal.reconnect: before", fail)
+    with pytest.raises(SiteError, match=r"failed at montreal\.reconnect: before"):
+        run(world, None)
+    world.whenever = None
+    assert run(world, None)
+    insist_on_rotated(world, LEADER)
+
+
 def test_what_is_under_way_is_finished_by_whoever_asks_for_nothing_else() -> None:
     world = watched(active=FOLLOWER)
     world.servers[LEADER].rotation = rotation()
     world.servers[LEADER].renewals.append("one")
     world.servers[LEADER].authority, world.servers[LEADER].trusted = 1, {0, 1}
     assert run(world, None)
+    assert "going on with the rotation begun by a test" in "".join(world.shown)
     insist_on_rotated(world, FOLLOWER)
+
+
+def test_what_somebody_else_finishes_as_the_lock_is_waited_for_is_not_finished_again() -> None:
+    def finish(world: World, _label: str) -> None:
+        world.servers[LEADER].rotation = rotation(ended=True)
+
+    world = watched()
+    world.servers[LEADER].rotation = rotation()
+    world.whenever = at("montreal.alone: before", finish)
+    assert run(world, None)
+    assert world.shown == []
 
 
 def test_a_rotation_that_a_stranger_keeps_open_is_ended_once_that_has_the_new_certificate() -> None:

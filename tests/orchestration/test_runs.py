@@ -26,8 +26,16 @@ from tests.orchestration.sites import World, terms
 from tests.orchestration.sites import roles as told
 from tests.orchestration.test_failover_runs import failed_over, killed_at, scene
 from tests.orchestration.test_failover_runs import left_behind as away_from_its_pair
-from tests.orchestration.test_operation import BOTH, at, following, inside, settled, take_the_lead
-from tests.orchestration.test_runner import fail, kill
+from tests.orchestration.test_operation import (
+    BOTH,
+    at,
+    following,
+    given_up_and_promoted_by_hand,
+    inside,
+    settled,
+    take_the_lead,
+)
+from tests.orchestration.test_runner import fail
 
 Act = Callable[[Code, World], str]
 
@@ -510,24 +518,7 @@ def test_what_is_under_way_is_not_ended_by_accepting_a_primary_that_nobody_promo
 
 
 def test_one_that_somebody_promoted_after_that_was_given_up_is_accepted_and_nothing_is_under_way(code: Code) -> None:
-    world = settled(code)
-    target = world.servers["replica"]
-
-    def die_as_it_is_given_up(world: World, label: str) -> None:
-        operation = target.roles and target.roles["operation"]
-        if operation and operation["given_up"]:
-            kill(world, label)
-
-    def crash(world: World, label: str) -> None:
-        target.crash()
-        world.whenever = die_as_it_is_given_up
-        fail(world, label)
-
-    world.whenever = at("toronto.promote: before", crash)
-    assert outcome(code, world, "replica", 1) == "killed"
-    world.whenever = None
-    target.start()
-    world.promote(target, by_hand=True)
+    world = given_up_and_promoted_by_hand(code)
     assert accept(code, world) == "done"
     assert (known(code, world)["active"], known(code, world)["operation"]) == ("replica", None)
 

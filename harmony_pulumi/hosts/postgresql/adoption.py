@@ -103,8 +103,8 @@ def find(connection: Connection, data: str, user: str, names: Sequence[str]) -> 
         raise SiteError(msg)
     binaries = choose_binaries(connection, major)
     server = Server(connection, Layout("", data), binaries, user)
-    config_file = _config_file(connection, data, user, major)
     command = _command(connection, data, user)
+    config_file = _config_file(connection, data, user, major, command)
     read = _Reader(connection, binaries, config_file, data, user, command)
     texts = connection.read_files([read.known("hba_file"), read.known("ident_file"), server.layout.altered], user)
     hba_rules, ident_maps, altered = (text or "" for text in texts.values())
@@ -162,11 +162,12 @@ class _Reader:
         return [*argv, "-c", f"config_file={self.config_file}", "-C", name]
 
 
-def _config_file(connection: Connection, data: str, user: str, major: int) -> str:
+def _config_file(connection: Connection, data: str, user: str, major: int, command: Sequence[str]) -> str:
     """Return the configuration file: named on the command line, beside the data, or where Debian has it."""
-    words = " ".join(_command(connection, data, user))
-    named = re.search(r"config_file=(\S+)", words)
+    named = re.search(r"config_file=(\S+)", " ".join(command))
     candidates = [named[1]] if named else []
+    # PostgreSQL, "File Locations": with -D, the folder of the configuration file may be named, which names the data's.
+    candidates += [f"{folder}/postgresql.conf" for option, folder in pairwise(command) if option == "-D"]
     candidates.append(f"{data}/postgresql.conf")
     candidates += connection.run(
         ["find", f"/etc/postgresql/{major}", "-maxdepth", "2", "-name", "postgresql.conf"]
@@ -182,7 +183,7 @@ def _config_file(connection: Connection, data: str, user: str, major: int) -> st
 def _own_config(connection: Connection, config_file: str, data: str, user: str) -> str:
     if not config_file.startswith(f"{data}/"):
         return f"include {files.quote_setting(config_file)}\n"
-    # A rewind, or a copy of another member, replaces what is there, and that one has no such file.
+    # A rewind, or a copy of another member, replaces what is there, and no other member has that file.
     return files.moved_config(connection.read_file(config_file, user) or "", config_file.rpartition("/")[0])
 
 

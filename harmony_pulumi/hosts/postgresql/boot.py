@@ -19,6 +19,7 @@ from harmony_pulumi.capabilities.site import Observation, Roles, load_site
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts import starts
 from harmony_pulumi.hosts.connection import Connection, LocalConnection, connect
+from harmony_pulumi.hosts.postgresql import renewal
 from harmony_pulumi.hosts.postgresql.home import WAITING, Marker, left_as, markers_below, os_user
 from harmony_pulumi.hosts.postgresql.layout import Layout
 from harmony_pulumi.hosts.postgresql.roles import is_to_lead, read_roles
@@ -310,6 +311,7 @@ class Home:
             if self.server.running_pid() is None:
                 text = f"starting PostgreSQL {self.server.binaries.version} as a {found.start}"
                 with journal.step("start", text):
+                    renewal.write_begun(self.server)  # A certificate without its key would keep it from starting.
                     self.server.start(_START_DEADLINE)
         return found.start
 

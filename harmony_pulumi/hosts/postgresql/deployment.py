@@ -293,15 +293,17 @@ class Deployment:
         """Restart an existing server under harmony's configuration; if it cannot be taken over, as it was."""
         marker.port = int(self.props.get("port") or existing.port)
         required, sockets = adoption.required(existing), files.folder_list(existing.sockets)
-        server.write(
-            {
-                f"{server.layout.config}/adopted_hba.conf": existing.hba_rules,
-                f"{server.layout.config}/adopted_ident.conf": existing.ident_maps,
-                f"{server.layout.config}/adopted.conf": files.adopted_config(
-                    existing.own_config, {**required, "unix_socket_directories": sockets}
-                ),
-            }
-        )
+        # A run that was cut off may have started it under ours: what it was started with before is known no more.
+        if existing.config_file != f"{server.layout.config}/postgresql.conf":
+            server.write(
+                {
+                    f"{server.layout.config}/adopted_hba.conf": existing.hba_rules,
+                    f"{server.layout.config}/adopted_ident.conf": existing.ident_maps,
+                    f"{server.layout.config}/adopted.conf": files.adopted_config(
+                        existing.own_config, {**required, "unix_socket_directories": sockets}
+                    ),
+                }
+            )
         self.configure(server, marker)
         with self.journal.step("take-over", f"restarting the server in {existing.data} under harmony"):
             server.stop(self._deadline("start"))
@@ -418,9 +420,8 @@ class Deployment:
     def _use_certificates(self, server: Server, marker: Marker, *, renewed: bool) -> None:
         """Have new certificates count, now that the server, which runs, is certain to use them."""
         rotation, in_use = renewal.last_rotation(server)
-        if rotation and not in_use:
-            server.take_over_files(marker.port)  # They may have been written by a run that was cut off before.
-            renewal.settle(server)
+        if rotation and not in_use:  # They may have been written by a run that was cut off before.
+            renewal.use(server, str(self.props["host"]["address"]), marker.port)
         if renewed and not self.props.get("peers") and not self.props.get("source"):
             renewal.distrust(server)  # No other member has a certificate of the authority of before.
             server.take_over_files(marker.port)

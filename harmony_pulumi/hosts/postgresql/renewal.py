@@ -24,7 +24,7 @@ _DEADLINE = 30
 
 
 def renew(server: Server, rotation: Rotation, address: str, days: int | None = None) -> None:
-    """Write new certificates, unless this rotation did so before; the server must then reload, and `settle`.
+    """Write new certificates, unless this rotation did so before; then have the server `use` them.
 
     Args:
         server: whose they are.
@@ -40,7 +40,7 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     if record.get("id") == rotation["id"]:
         if begun is None:
             return
-        if _is_new(begun):  # Decided by a run that was cut off.
+        if _is_new(begun, address):  # Decided by a run that was cut off.
             _write(server, begun)
             return
     write_begun(server)
@@ -62,9 +62,11 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     _write(server, texts)
 
 
-def _is_new(texts: Mapping[str, str]) -> bool:
-    """Tell whether certificates were made within a day: some that were left for long would soon have to be renewed."""
+def _is_new(texts: Mapping[str, str], address: str) -> bool:
+    """Tell whether certificates are for an address, and made within a day: others would soon have to be renewed."""
     shown = texts["server.crt"]
+    if not certificates.serves(certificates.KeyPair(shown, texts["server.key"]), address):
+        return False
     made = certificates.expires(shown) - timedelta(days=certificates.lifetime_days(shown))
     return abs(datetime.now(UTC) - made) < timedelta(days=1)
 
@@ -104,7 +106,18 @@ def distrust(server: Server) -> None:
         _write_record(server, {**record, "ended": True})
 
 
-def insist_on_use(server: Server, address: str, port: int) -> None:
+def use(server: Server, address: str, port: int) -> None:
+    """Have the running server use what was written, and have that count once it does.
+
+    Raises:
+        SiteError: it does not; the message holds what PostgreSQL said.
+    """
+    server.take_over_files(port)
+    _insist_on_use(server, address, port)
+    settle(server)
+
+
+def _insist_on_use(server: Server, address: str, port: int) -> None:
     """Insist that the running server shows the certificate that it has, and takes the one that it issues.
 
     Raises:

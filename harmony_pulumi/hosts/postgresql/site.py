@@ -548,9 +548,7 @@ class HostPostgreSQL:
         server, marker = self._both()
         address = str(self.handle["host"]["address"])
         renewal.renew(server, rotation, address)
-        server.take_over_files(marker.port)
-        renewal.insist_on_use(server, address, marker.port)
-        renewal.settle(server)
+        renewal.use(server, address, marker.port)
 
     def reconnect(self, follower: str) -> None:
         """End the connection of a member that replicates from here."""
