@@ -36,9 +36,10 @@ from tests.e2e.conftest import (
     superuser,
     with_mounts,
 )
+from tests.e2e.sampling import sampled
 from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_roles_cli import harmony
-from tests.e2e.test_switchover_faults import KILLED, Mover, act, other_than, sampled
+from tests.e2e.test_switchover_faults import KILLED, Mover, act, other_than
 
 pytestmark = pytest.mark.e2e
 

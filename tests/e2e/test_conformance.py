@@ -29,6 +29,7 @@ from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.testing import ConformanceError, check_postgresql, check_sites
 from harmony_pulumi.testing.sandbox import Sandbox
 from tests.e2e.conftest import base_folder, eventually, processes_about, superuser
+from tests.e2e.sampling import sampled
 
 pytestmark = pytest.mark.e2e
 
@@ -183,15 +184,22 @@ class Forgetful(LinuxHostTopology):
 
 @pytest.mark.parametrize(
     ("implementation", "sentence", "found"),
-    [
-        (Careless, "plan_postgresql lists the problems of a bad name", "found: no problem"),
-        (Hasty, "plan_postgresql registers nothing", "hasty:index:Thing"),
-        (Talkative, "What holds a password or a key is a secret", "in the clear: uri"),
-        (Stranger, "Replication with the certificates of get_replication_certs is accepted", "unknown ca"),
-        (Detached, "A deployment with Replication(source=...) streams", "'role': 'primary'"),
-        (Restless, "A second up of the same program changes nothing", "harmony:PostgreSQLServer kit-one-kit"),
-        (Forgetful, "destroy stops the servers and keeps the data", 'on the primary: relation "kit" does not exist'),
-    ],
+    sampled(
+        [
+            (Careless, "plan_postgresql lists the problems of a bad name", "found: no problem"),
+            (Hasty, "plan_postgresql registers nothing", "hasty:index:Thing"),
+            (Talkative, "What holds a password or a key is a secret", "in the clear: uri"),
+            (Stranger, "Replication with the certificates of get_replication_certs is accepted", "unknown ca"),
+            (Detached, "A deployment with Replication(source=...) streams", "'role': 'primary'"),
+            (Restless, "A second up of the same program changes nothing", "harmony:PostgreSQLServer kit-one-kit"),
+            (
+                Forgetful,
+                "destroy stops the servers and keeps the data",
+                'on the primary: relation "kit" does not exist',
+            ),
+        ],
+        4,
+    ),
 )
 def test_what_breaks_the_contract_is_found_and_removed(
     implementation: type[LinuxHostTopology], sentence: str, found: str

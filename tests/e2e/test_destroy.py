@@ -23,6 +23,7 @@ from tests.e2e.conftest import (
     stop_postmaster,
     superuser,
 )
+from tests.e2e.sampling import sampled
 from tests.e2e.test_failover import FAILOVER, kill
 from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_roles_cli import harmony
@@ -84,7 +85,7 @@ def insist_on_nothing_left(stack: Stack) -> None:
     eventually(lambda: not processes_about(f"/{stack.project}/"), "every process of the stack to end")
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", sampled(list(LOSSES), 2))
 def test_destroyed_while_failed_over_the_active_data_is_kept_whatever_became_of_the_old_primary(
     stack: Stack, loss: str
 ) -> None:
@@ -96,7 +97,7 @@ def test_destroyed_while_failed_over_the_active_data_is_kept_whatever_became_of_
     assert read_by_hand(new, port) == [1, 2]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", sampled(list(LOSSES), 1))
 def test_destroyed_while_failed_over_everything_is_deleted_where_the_configuration_says_so(
     stack: Stack, loss: str
 ) -> None:

@@ -28,8 +28,9 @@ from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import as_os_user, eventually, found_postgresql, stacks, stop_postmaster, superuser
 from tests.e2e.driver import REFUSED, Act, Kind, processes_in
 from tests.e2e.history import Account, Clients
+from tests.e2e.sampling import SEED, sampled
 from tests.e2e.test_repair import small_disk
-from tests.e2e.test_switchover_faults import KILLED, SEED, STATES, Driven, Mover, act, other_than, sampled
+from tests.e2e.test_switchover_faults import KILLED, STATES, Driven, Mover, act, other_than
 
 pytestmark = pytest.mark.e2e
 
@@ -241,7 +242,7 @@ def in_step(failover: Sequence[str], rejoin: Sequence[str]) -> list[tuple[str, s
 
 
 @pytest.mark.parametrize(
-    ("failover", "rejoin"), sampled(in_step([*FAILOVER, *FAILOVER_TOLD], [*REWIND, *REWIND_TOLD]), 5)
+    ("failover", "rejoin"), sampled(in_step([*FAILOVER, *FAILOVER_TOLD], [*REWIND, *REWIND_TOLD]), 4)
 )
 def test_whoever_fails_over_or_rewinds_is_killed_between_two_steps(pair: Pair, failover: str, rejoin: str) -> None:
     lose_and_get_back(pair, [failover], [rejoin])

@@ -28,10 +28,11 @@ from harmony_pulumi.orchestration.preflight import checks
 from tests.e2e.clocks import forget_the_dead, on_shifted_host, shifted
 from tests.e2e.conftest import PAIR, Stack, as_os_user, eventually, postmaster, stacks, stop_postmaster
 from tests.e2e.driver import REFUSED, Kind, processes_in
+from tests.e2e.sampling import SEED, sampled
 from tests.e2e.test_boot import RUNS, boot
 from tests.e2e.test_failover_faults import ANYTHING, Pair, out_of_reach
 from tests.e2e.test_roles_cli import harmony
-from tests.e2e.test_switchover_faults import KILLED, SEED, act, other_than, sampled
+from tests.e2e.test_switchover_faults import KILLED, act, other_than
 
 pytestmark = pytest.mark.e2e
 
@@ -238,7 +239,7 @@ def site_file(pair: Pair) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("how", "said"), SPOILT)
+@pytest.mark.parametrize(("how", "said"), sampled(SPOILT, 2))
 def test_a_switchover_to_a_member_whose_certificates_are_bad_is_refused_until_they_are_rotated(
     pair: Pair, how: Spoil, said: str
 ) -> None:
@@ -297,7 +298,7 @@ def test_certificates_that_go_bad_during_a_switchover_are_rotated_and_the_same_a
         pair.handle["deadline"] = 60
 
 
-@pytest.mark.parametrize(("how", "said"), SPOILT)
+@pytest.mark.parametrize(("how", "said"), sampled(SPOILT, 2))
 def test_a_failover_to_a_member_whose_certificates_are_bad_warns_and_a_rotation_lets_the_old_one_back(
     pair: Pair, how: Spoil, said: str
 ) -> None:

@@ -22,6 +22,7 @@ from tests.e2e.conftest import (
     superuser,
     with_machine,
 )
+from tests.e2e.sampling import sampled
 
 pytestmark = pytest.mark.e2e
 ELSEWHERE = "e" * 32
@@ -293,13 +294,16 @@ def test_data_is_deleted_only_once_a_deployed_configuration_says_so(stack: Stack
 
 @pytest.mark.parametrize(
     "moment",
-    [
-        "making an empty database",
-        "starting PostgreSQL",
-        "roles and databases",
-        "copying the data",
-        "waiting until it streams",
-    ],
+    sampled(
+        [
+            "making an empty database",
+            "starting PostgreSQL",
+            "roles and databases",
+            "copying the data",
+            "waiting until it streams",
+        ],
+        2,
+    ),
 )
 def test_an_interrupted_up_is_finished_by_the_next(stack: Stack, moment: str) -> None:
     stack.pair()

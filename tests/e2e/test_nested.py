@@ -19,8 +19,9 @@ from harmony_pulumi.testing import check_sites
 from tests.e2e.conftest import Stack, eventually, postmaster, stacks, stop_postmaster, superuser
 from tests.e2e.driver import Kind
 from tests.e2e.history import Clients
+from tests.e2e.sampling import sampled
 from tests.e2e.test_roles_cli import harmony
-from tests.e2e.test_switchover_faults import KILLED, LAST_STEPS, STATES, STEPS, Mover, act, other_than, sampled
+from tests.e2e.test_switchover_faults import KILLED, LAST_STEPS, STATES, STEPS, Mover, act, other_than
 
 pytestmark = pytest.mark.e2e
 

@@ -23,8 +23,9 @@ from tests.e2e.conftest import PAIR, Stack, eventually, needs_root, stacks, supe
 from tests.e2e.driver import REFUSED, running_with
 from tests.e2e.history import Clients
 from tests.e2e.network import ROOT, Network, missing_programs, network, within
+from tests.e2e.sampling import SEED, sampled
 from tests.e2e.test_failover_faults import Pair, on_a_small_disk
-from tests.e2e.test_switchover_faults import SEED, STEPS, act, other_than, sampled
+from tests.e2e.test_switchover_faults import STEPS, act, other_than
 
 pytestmark = pytest.mark.e2e
 
