@@ -27,10 +27,10 @@ from harmony_pulumi.capabilities.site import (
 )
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, wal
-from harmony_pulumi.hosts.postgresql.instance import echo, survey
+from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
-from harmony_pulumi.kubernetes import lease, objects
+from harmony_pulumi.kubernetes import lease, objects, slots
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
@@ -53,7 +53,6 @@ sync -- "${1%/*}"
 """
 _SPARE = 64 * 2**20
 _COPY_DEADLINE = 24 * 3600
-_IN_RECOVERY = "SELECT to_json(pg_is_in_recovery())"
 _WHICH = """
 SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
 FROM pg_control_system()
@@ -61,6 +60,8 @@ FROM pg_control_system()
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
 _PROMOTE_DEADLINE = 120
+_OWN_SLOTS = "_cnpg_"
+"""How the names of the slots of an instance's own replicas begin: CloudNativePG, "Replication"."""
 _FENCED = "cnpg.io/fencedInstances"
 
 
@@ -118,7 +119,9 @@ class ClusterPostgreSQL:
             if not self._is_fenced(cluster):
                 seen["state"], seen["detail"] = "unreachable", f"its pod runs and does not answer: {error}"
                 return
-            seen["left_as"] = self._left_as(cluster)
+            # Of a primary that has stepped down, the declaration speaks as before until it follows.
+            is_standby = self._left_as(cluster) == "standby" or server.connection.exists(server.standby_signal)
+            seen["left_as"] = "standby" if is_standby else "primary"
             control = server.control_data()
             seen["ended_cleanly"] = control["Database cluster state"] == "shut down"
             seen["system_identifier"] = control["Database system identifier"]
@@ -127,6 +130,7 @@ class ClusterPostgreSQL:
         # Its own instances are this one site: who follows from elsewhere says by what name.
         own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
         seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
+        seen["slots"] = [slot for slot in seen["slots"] if not slot["name"].startswith(_OWN_SLOTS)]
         seen["version"], seen["system_identifier"] = server.look(_WHICH, port=PORT)
 
     def record(self, lines: str) -> None:
@@ -181,14 +185,12 @@ class ClusterPostgreSQL:
         self._keeping("roles").change("roles", told)
 
     def prepare(self, follower: str) -> None:
-        """Keep WAL from here on for a follower that has a slot; other clusters have none: `wal_keep_size` does that."""
-        if follower:
-            self._serving().sql(files.make_slot_sql(follower), port=PORT)
+        """Keep WAL from here on for a follower, by its slot."""
+        self._serving().sql(files.make_slot_sql(follower), port=PORT)
 
     def forget(self, follower: str) -> None:
         """Drop the slot of a member that leads now."""
-        if follower:
-            self._serving().sql(files.drop_slot_sql(follower), port=PORT)
+        self._serving().sql(files.drop_slot_sql(follower), port=PORT)
 
     def ease(self) -> None:
         """Write a checkpoint, so that the one of the stop has little left to write."""
@@ -199,7 +201,7 @@ class ClusterPostgreSQL:
         cluster = self._there()
         server = self._instance(cluster)
         if not self._is_fenced(cluster) and (
-            self._left_as(cluster) != "primary" or server.look(_IN_RECOVERY, port=PORT)
+            self._left_as(cluster) != "primary" or server.look(queries.IN_RECOVERY, port=PORT)
         ):
             msg = f"{self.handle['name']}: the cluster {self._where} is a standby, and cannot step down"
             raise SiteError(msg)
@@ -246,7 +248,8 @@ class ClusterPostgreSQL:
 
     def verify(self, token: Token, *, deadline: float) -> None:
         """Wait until the token's record is replayed, and compare it byte by byte, as pg_waldump shows it."""
-        server = self._serving()
+        cluster = self._there()
+        server = self._instance(cluster)
         look = files.replayed_sql(token["lsn"], record=True)
         wait_for(
             f"{self.handle['name']}: everything up to {token['lsn']}",
@@ -256,13 +259,9 @@ class ClusterPostgreSQL:
             advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
             interval=0.01,
         )
-        found = server.wal_record(token["timeline"], token["lsn"])
-        if found != token["record"]:
-            msg = (
-                f"{self.handle['name']}: another history: expected `{token['record']}`, found `{found}`; this copy is "
-                f"not one of the member that stepped down: clone it anew"
-            )
-            raise SiteError(msg)
+        # Clients wait meanwhile, so the server is asked only where the operator has not said it yet.
+        known = cluster["status"].get("systemID") or server.control_data()["Database system identifier"]
+        insist_on_token(server, known, token)
 
     def promote(self) -> None:
         """Become the primary, and return once writes are accepted."""
@@ -270,6 +269,8 @@ class ClusterPostgreSQL:
         cluster = self._there()
         if self._left_as(cluster) != "primary":
             self._apply(cluster["spec"]["externalClusters"], leads=True)
+        if self._is_fenced(cluster):  # It starts as the standby that it was left as, and is promoted then.
+            self._annotate(_FENCED, None)
         self._until(leads=True)
 
     def offer(self) -> Mapping[str, Any]:
@@ -292,7 +293,8 @@ class ClusterPostgreSQL:
         """Be a standby of what another site offers, and start."""
         self._insist_on_lock()
         cluster, name = self._there(), self.handle["cluster"]
-        found = self._instance(cluster).control_data()["Database system identifier"]
+        server = self._instance(cluster)
+        found = server.control_data()["Database system identifier"]
         if found != source["system_identifier"]:
             msg = (
                 f"{self.handle['name']}: {self._where} holds database {found}, and is to follow "
@@ -306,8 +308,11 @@ class ClusterPostgreSQL:
         endpoint = {"host": source["endpoint"]["host"], "port": str(int(source["endpoint"]["port"]))}
         clusters = objects.external_clusters(name, self.handle["name"], endpoint)
         self._apply(clusters, leads=False)
+        changed = slots.use(server, self.handle["slot"])
         if self._is_fenced(cluster):
             self._annotate(_FENCED, None)
+        elif changed:
+            server.sql("SELECT pg_reload_conf()", port=PORT)
 
     def remember(self, text: str) -> None:
         """Keep what the pair looked like."""
@@ -355,7 +360,6 @@ class ClusterPostgreSQL:
             )
             raise PassingError(msg)
         server.write({server.standby_signal: ""})
-        server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
 
     def archive(self, fork: Fork) -> str:
         """Put aside what this server wrote past a fork, on its own volume."""
@@ -413,6 +417,7 @@ class ClusterPostgreSQL:
         options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
         server.connection.check([*argv, "-w"], **options, on_stderr=show)
         server.write({f"{making}/standby.signal": ""})
+        server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
         kept = f"{_KEPT}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         server.connection.check(["sh", "-c", _SWAP, "sh", server.data, kept, making])
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
@@ -472,7 +477,7 @@ class ClusterPostgreSQL:
 
         def is_so() -> bool:
             try:
-                return self._serving().look(_IN_RECOVERY, port=PORT) is not leads
+                return self._serving().look(queries.IN_RECOVERY, port=PORT) is not leads
             except UnreachableError:
                 raise
             except SiteError:

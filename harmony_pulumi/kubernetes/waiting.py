@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.kubernetes import objects
+from harmony_pulumi.hosts.postgresql import queries
+from harmony_pulumi.kubernetes import objects, slots
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.pods import PORT, Pod, PodInstance
@@ -58,6 +59,8 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
         raise SiteError(f"{api.name}: the cluster {namespace}/{name} is gone")
     pod = cluster["status"]["currentPrimary"]
     server = instance(api, namespace, pod)
+    if server.look(queries.IN_RECOVERY, port=PORT):
+        slots.make_and_use(server, site["slot"])
     return {
         "postgresql_version": server.sql("SHOW server_version", port=PORT).split()[0],
         "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),

@@ -7,6 +7,7 @@ that nothing is lost. One function a check; its docstring says what is to hold.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -165,7 +166,8 @@ def _whoever_is_at_work_keeps_others_out(trial: _Trial) -> None:
 
 def _what_is_recorded_and_remembered_is_kept(trial: _Trial) -> None:
     """What is recorded is among the events, in a lock or not; what is remembered is read back."""
-    lines = [json.dumps({"step": _WHO, "text": text}) for text in ("by the site", "within the lock")]
+    run = secrets.token_hex(4)  # The kit may have been here before.
+    lines = [json.dumps({"step": _WHO, "text": f"{text}, {run}"}) for text in ("by the site", "within the lock")]
     site = trial.leader.movable
     site.record(f"{lines[0]}\n")
     with site.alone(_WHO) as write:

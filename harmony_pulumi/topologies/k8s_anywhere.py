@@ -263,6 +263,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         replication: tuple[PostgreSQLCluster, pulumi.Output[ReplicationCerts]] | None,
     ) -> PostgreSQLClusterResource:
         """Declare a cluster's objects, and what waits until it serves."""
+        from harmony_pulumi.hosts.postgresql.layout import slot_name
         from harmony_pulumi.providers.postgresql_cluster import PostgreSQLClusterResource
 
         about = (within.cluster, within.namespace, within.owner)
@@ -297,7 +298,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             "cluster": within.cluster,
             "owner": within.owner,
             "endpoint": made.endpoint,
-            "slot": "",
+            "slot": slot_name(within.owner),
         }
         return PostgreSQLClusterResource(
             within.cluster,

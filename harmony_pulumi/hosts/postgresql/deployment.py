@@ -20,7 +20,7 @@ from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.logs import recording
-from harmony_pulumi.hosts.postgresql import adoption, certificates, files, renewal
+from harmony_pulumi.hosts.postgresql import adoption, certificates, files, queries, renewal
 from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
 from harmony_pulumi.hosts.postgresql.following import Following, is_streaming
 from harmony_pulumi.hosts.postgresql.home import (
@@ -567,7 +567,7 @@ class Deployment:
 
     def _populate(self, server: Server, marker: Marker, credentials: Mapping[str, str]) -> None:
         names = ", ".join(database["name"] for database in self.props["databases"])
-        if server.look("SELECT to_json(pg_is_in_recovery())", port=marker.port):
+        if server.look(queries.IN_RECOVERY, port=marker.port):
             msg = (
                 f"{self.connection.name}: the server in {self.root} is a standby, and is to be the primary; roles are "
                 f"moved by orchestration, not by deployment: see `harmony status`"

@@ -113,11 +113,7 @@ class Following:
 
     def make_slot(self) -> None:
         """Have the source keep WAL from here on."""
-        command = f"CREATE_REPLICATION_SLOT {self._slot} PHYSICAL RESERVE_WAL"
-        took, said = self.server.replication_command(self._conninfo, command)
-        if not took and "already exists" not in said:
-            msg = f"{self._host}: cannot make the replication slot {self._slot} at the source: {said}"
-            raise SiteError(msg)
+        self.server.make_slot_at(self._conninfo, self._slot)
 
     def streams(self, port: int, deadline: float) -> bool:
         """Wait until the replica streams; return False if it never can, for want of WAL at the source."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from harmony_pulumi.capabilities.site import Fork, Survey
+from harmony_pulumi.capabilities.site import Fork, Survey, Token
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.commands import Commands
 from harmony_pulumi.hosts.postgresql import files, queries, wal
@@ -150,6 +150,17 @@ class Instance(ABC, Generic[C]):
         done = self.connection.run(argv, user=self.user, env={"LC_ALL": "C"})
         return done.status == 0, (done.stderr or done.stdout).strip()
 
+    def make_slot_at(self, conninfo: str, slot: str) -> None:
+        """Have the source keep WAL from here on, by a slot that is made unless it is there.
+
+        Raises:
+            SiteError: the source does not make it.
+        """
+        took, said = self.replication_command(conninfo, f"CREATE_REPLICATION_SLOT {slot} PHYSICAL RESERVE_WAL")
+        if not took and "already exists" not in said:
+            msg = f"{self.connection.name}: cannot make the replication slot {slot} at the source: {said}"
+            raise SiteError(msg)
+
     def control_data(self) -> Mapping[str, str]:
         """Return what pg_controldata prints, by its labels."""
         argv = [self.program("pg_controldata"), "-D", self.data]
@@ -188,6 +199,18 @@ def survey(server: Instance[Any], port: int) -> Survey:
         "apply_delay_ms": replay["delay"],
         "free_bytes": int(free),
     }
+
+
+def insist_on_token(server: Instance[Any], system_identifier: str, token: Token) -> None:
+    """Refuse a server whose database, or whose record where its primary stepped down, is not that of a token."""
+    found = (system_identifier, server.wal_record(token["timeline"], token["lsn"]))
+    expected = (token["system_identifier"], token["record"])
+    if found != expected:
+        msg = (
+            f"{server.connection.name}: another history: expected database {expected[0]} with `{expected[1]}`, found "
+            f"{found[0]} with `{found[1]}`; this copy is not one of the member that stepped down: clone it anew"
+        )
+        raise SiteError(msg)
 
 
 def echo(server: Instance[Any], follower: str, port: int, *, deadline: float) -> str:

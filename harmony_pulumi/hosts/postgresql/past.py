@@ -104,6 +104,7 @@ class Past:
         names = server.connection.check(["ls", "-A", "--", folder], user=server.user).split()
         begins = wal.past(fork, self.history())
         wanted = wal.segments(names, begins, int(control["Bytes per WAL segment"]))
+        server.connection.check(["mkdir", "-m", "700", "-p", "--", self.kept], user=server.user)
         self._insist_on_room(folder, wanted)
         place = f"{self.kept}/diverged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         server.connection.check(["mkdir", "-m", "700", "-p", "--", f"{place}/pg_wal"], user=server.user)

@@ -77,6 +77,7 @@ SELECT json_build_object(
   'paused', CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END,
   'delay', (SELECT setting::bigint FROM pg_settings WHERE name = 'recovery_min_apply_delay'))
 """
+IN_RECOVERY = "SELECT to_json(pg_is_in_recovery())"
 USED = """
 SELECT coalesce(json_object_agg(application_name, coalesce(client_serial::text, '')), '{}')
 FROM pg_stat_replication JOIN pg_stat_ssl USING (pid)

@@ -29,7 +29,7 @@ from harmony_pulumi.hosts.logs import recorded, recording
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
 from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
-from harmony_pulumi.hosts.postgresql.instance import echo, survey
+from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
 from harmony_pulumi.hosts.postgresql.roles import read_roles, refusal
@@ -235,7 +235,7 @@ class HostPostgreSQL:
         """Stop cleanly, and leave a standby. A clean stop waits until connected standbys have every record."""
         server, marker = self._both()
         if server.running_pid() is not None:
-            if server.look("SELECT to_json(pg_is_in_recovery())", port=marker.port):
+            if server.look(queries.IN_RECOVERY, port=marker.port):
                 msg = f"{server.connection.name}: the server in {self._root} is a standby, and cannot step down"
                 raise SiteError(msg)
             server.stop(_STOP_DEADLINE)
@@ -273,7 +273,7 @@ class HostPostgreSQL:
         if server.running_pid() is None:
             return False
         try:
-            return server.look("SELECT to_json(pg_is_in_recovery())", port=marker.port) is False
+            return server.look(queries.IN_RECOVERY, port=marker.port) is False
         except SiteError:
             return False
 
@@ -289,15 +289,7 @@ class HostPostgreSQL:
             advice=f"Look at the end of {server.layout.log}.",
             interval=0.01,
         )
-        found = (marker.system_identifier, server.wal_record(token["timeline"], token["lsn"]))
-        expected = (token["system_identifier"], token["record"])
-        if found != expected:
-            msg = (
-                f"{server.connection.name}: another history: expected database {expected[0]} with `{expected[1]}`, "
-                f"found {found[0]} with `{found[1]}`; this copy is not one of the member that stepped down: clone it "
-                f"anew"
-            )
-            raise SiteError(msg)
+        insist_on_token(server, marker.system_identifier, token)
 
     def promote(self) -> None:
         """Become the primary, and return once writes are accepted."""
