@@ -28,6 +28,10 @@ _CONTAINER = "postgres"
 # The command's standard input comes through the connection, and there is no way to close that alone: how long it is
 # comes first. Its standard error goes to a channel of its own.
 _FED = 'head -c "$1" | { shift; exec "$@"; }'
+# What the client makes of an answer that is no connection: the status, the headers, and what was said.
+_ANSWERED = re.compile(r"Handshake status (\d+ .*?) -\+-\+- .*? -\+-\+- (.*)", re.DOTALL)
+# Connections to a cluster that was cut off would else be tried for minutes. Nothing else here uses this library.
+websocket.setdefaulttimeout(10)
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ class Pod(Commands):
             )
         except ApiException as error:
             # It carries what the server answered to the request for a connection, as far as there was any.
-            if error.status:
-                raise SiteError(f"{where}: {argv[0]} cannot be run there: {error.reason}") from None
+            if answered := _ANSWERED.match(str(error.reason)):
+                raise SiteError(f"{where}: {argv[0]} cannot be run there: {_said(answered)}") from None
             raise UnreachableError(
                 f"{self.api.name}: the API server at {self.api.address} does not answer: {error.reason}"
             ) from None
@@ -95,7 +99,7 @@ class Pod(Commands):
         except (websocket.WebSocketException, OSError) as error:
             raise UnreachableError(f"{where}: the connection broke while `{argv[0]}` ran: {error}") from error
         finally:
-            session.close()
+            session.sock.shutdown()  # `session.close` leaves a socket open that the other end has closed
         return Completed(_status(where, argv[0], result), texts["stdout"], texts["stderr"])
 
 
@@ -142,6 +146,14 @@ def _talk(session: Any, end: float, on_stderr: Callable[[str], None] | None) -> 
     return {kind: b"".join(p).decode(errors="replace") for kind, p in parts.items()}, session.read_channel(
         ERROR_CHANNEL
     )
+
+
+def _said(answered: re.Match[str]) -> str:
+    """Return why the API server made no connection: its message, or its status."""
+    try:
+        return str(json.loads(answered[2])["message"])
+    except (ValueError, KeyError, TypeError):
+        return answered[1]
 
 
 def _status(where: str, program: str, result: bytes | str) -> int:

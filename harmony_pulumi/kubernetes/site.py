@@ -25,7 +25,7 @@ from harmony_pulumi.capabilities.site import (
     Token,
     unseen,
 )
-from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, wal
 from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
@@ -51,6 +51,8 @@ if [ -e "$1" ]; then mv -- "$1" "$2"; fi
 mv -- "$3" "$1"
 sync -- "${1%/*}"
 """
+# The file is the last thing that a server removes; of one that was killed, another process may have its number by now.
+_RUNS = '[ -e "$1/postmaster.pid" ] && [ "/proc/$(head -n 1 "$1/postmaster.pid")/cwd" -ef "$1" ]'
 _SPARE = 64 * 2**20
 _COPY_DEADLINE = 24 * 3600
 _WHICH = """
@@ -119,9 +121,8 @@ class ClusterPostgreSQL:
             if not self._is_fenced(cluster):
                 seen["state"], seen["detail"] = "unreachable", f"its pod runs and does not answer: {error}"
                 return
-            # Of a primary that has stepped down, the declaration speaks as before until it follows.
-            is_standby = self._left_as(cluster) == "standby" or server.connection.exists(server.standby_signal)
-            seen["left_as"] = "standby" if is_standby else "primary"
+            # What it will be once its fence is lifted; what it is declared to be may be another thing by then.
+            seen["left_as"] = "standby" if self._is_standby(server) else self._left_as(cluster)
             control = server.control_data()
             seen["ended_cleanly"] = control["Database cluster state"] == "shut down"
             seen["system_identifier"] = control["Database system identifier"]
@@ -228,8 +229,8 @@ class ClusterPostgreSQL:
         self._annotate(_FENCED, '["*"]')
         wait_for(
             f"{self.handle['name']}: the end of the server of {self._where}",
-            lambda: server.connection.exists(f"{server.data}/postmaster.pid"),  # The last thing that it removes.
-            lambda there: not there,
+            lambda: server.connection.run(["sh", "-c", _RUNS, "sh", server.data]).status,
+            bool,
             deadline=_STOP_DEADLINE,
             words=lambda _: "it has not ended",
             advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
@@ -350,16 +351,21 @@ class ClusterPostgreSQL:
         return {"size_bytes": past.size(), "no_rewind": past.no_rewind()}
 
     def retire(self) -> None:
-        """Stop, cleanly, as a fenced cluster, and leave a standby."""
+        """Stop, as a fenced cluster, and leave a standby; one that crashed recovers first.
+
+        One that cannot recover, or crashed as a standby, is left as it is: it can be copied, not rewound.
+        """
         server = self._serving()
         state = self._stop(server)["Database cluster state"]
-        if state not in {"shut down", "shut down in recovery"}:
-            msg = (
-                f"{self.handle['name']}: {self._where} did not end cleanly (`{state}`); lift its fence (the annotation "
-                f"{_FENCED}) so that it recovers, then run this again"
-            )
-            raise PassingError(msg)
-        server.write({server.standby_signal: ""})
+        if state in {"shut down", "shut down in recovery"}:
+            server.write({server.standby_signal: ""})
+        elif not self._is_standby(server):
+            server.remove(f"{server.data}/postmaster.pid")  # Nothing runs: a killed server leaves it.
+            self._past(server).recover(server.data, lambda recovers: recovers())
+
+    def _is_standby(self, server: PodInstance) -> bool:
+        """Tell whether a server that does not run is a standby, whatever its cluster is declared to be."""
+        return server.connection.exists(server.standby_signal)
 
     def archive(self, fork: Fork) -> str:
         """Put aside what this server wrote past a fork, on its own volume."""

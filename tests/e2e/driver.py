@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -19,6 +22,7 @@ from typing import Any, Literal, TypedDict
 from harmony_pulumi.capabilities.site import Roles, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
+from harmony_pulumi.kubernetes.site import ClusterPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.pair import pair_of
@@ -45,7 +49,8 @@ class Act(TypedDict):
     do: str
     """`die`, or `kill primary` or `kill replica`: SIGKILL for that member's postmaster; `kill it`: for the program.
 
-    Or `network <fault>`, of a pair in a network of its own; or `fill <path>`: a file takes all room on its disk.
+    Or `network <fault>`, of a pair in a network of its own; or `fill <path>`: a file takes all room on its disk; or
+    `run <command>`, in words.
     """
 
 
@@ -155,6 +160,8 @@ class Boundaries:
             os.kill(pid, signal.SIGKILL)
         elif what.startswith("fill "):
             fill(Path(what.removeprefix("fill ")))
+        elif what.startswith("run "):
+            subprocess.run(shlex.split(what.removeprefix("run ")), check=True, timeout=120, stdout=subprocess.DEVNULL)
         elif what.startswith("network "):
             Network.of(self.plan["handle"]).fault(what.removeprefix("network "))
         else:
@@ -188,17 +195,23 @@ def move(pair: Pair, plan: Plan, journal: Journal) -> None:
             revert(pair, journal, by=by)
 
 
+def watch(kind: type[HostPostgreSQL | ClusterPostgreSQL], boundaries: Boundaries) -> None:
+    """Have each telling of roles to a site be a boundary."""
+    tell: Callable[[Any, Roles], None] = kind.tell
+
+    def watched(site: Any, roles: Roles) -> None:
+        tell(site, roles)
+        boundaries.reached(f"{boundaries.step}:told")
+
+    kind.tell = watched  # type: ignore[method-assign]
+
+
 def main() -> int:
     """Do what the plan says."""
     plan: Plan = json.load(sys.stdin)
     boundaries = Boundaries(plan)
-    tell = HostPostgreSQL.tell
-
-    def watched(site: HostPostgreSQL, roles: Roles) -> None:
-        tell(site, roles)
-        boundaries.reached(f"{boundaries.step}:told")
-
-    HostPostgreSQL.tell = watched  # type: ignore[method-assign]
+    for kind in (HostPostgreSQL, ClusterPostgreSQL):
+        watch(kind, boundaries)
     journal = WatchedJournal(plan["handle"]["name"], "driver", lambda line: print(line, file=sys.stderr, flush=True))
     journal.boundaries = boundaries
     pair = pair_of(plan["handle"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +35,17 @@ CANNOT_BE_REWOUND = re.compile(
     "invalid data in history file|syntax error in history file"
 )
 """What pg_rewind of PostgreSQL 13 to 18 says where it never can. Whatever else it says may pass, or be mended."""
+
+# Without standby.signal for no longer than the recovery takes: a start by hand must not make a primary of it.
+_RECOVER = """
+set -e
+signal=$1
+shift
+trap ': > "$signal"; sync -- "$signal" "${signal%/*}"' EXIT
+rm -f -- "$signal"
+"$@" </dev/null
+"""
+_CANNOT_RECOVER = re.compile("PANIC: |FATAL: ")
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,33 @@ class Past:
             found["bytes"] += part["bytes"]
             found["transactions"] += part["transactions"]
         return found
+
+    def recover(self, config: str, once: Callable[[Callable[[], str]], str]) -> None:
+        """Have an instance that crashed recover, end cleanly, and be left a standby.
+
+        One that cannot, its WAL or data being damaged, is left as it is: it can be copied, not rewound.
+
+        Args:
+            config: the folder of its postgresql.conf.
+            once: runs it, as soon as nothing is left of what crashed.
+
+        Raises:
+            SiteError: it does not recover now, and may once that is mended.
+        """
+        # As pg_rewind does, which may find no postgresql.conf.
+        single = [self.server.program("postgres"), "--single", "-D", config, "template1"]
+        argv = ["sh", "-c", _RECOVER, "sh", self.server.standby_signal, *single]
+
+        def recovers() -> str:
+            options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": READ_DEADLINE}
+            done = self.server.connection.run(argv, user=self.server.user, **options)
+            return done.stderr.strip()[-1500:] or f"it ended with status {done.status}" if done.status else ""
+
+        said = once(recovers)
+        if said and (CURABLE.search(said) or not _CANNOT_RECOVER.search(said)):
+            where = f"{self.server.connection.name}: the server in {self.place}"
+            msg = f"{where} does not recover: {said}. Mend that, then run this again"
+            raise SiteError(msg)
 
     def size(self) -> int:
         """Return the size of the data directory in bytes."""

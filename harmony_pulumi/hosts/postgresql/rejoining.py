@@ -5,7 +5,6 @@ Users' data: what is overwritten was archived before, and a data directory is mo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,23 +16,13 @@ from harmony_pulumi.errors import PassingError, SiteError
 from harmony_pulumi.hosts.postgresql import files
 from harmony_pulumi.hosts.postgresql.following import Following, leave_a_standby
 from harmony_pulumi.hosts.postgresql.home import Marker
-from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, CURABLE, READ_DEADLINE, Past
+from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.server import Server
 from harmony_pulumi.orchestration.journal import Journal
 
 _STOP_DEADLINE = _START_DEADLINE = 120
 _COPY_DEADLINE = 24 * 3600
 """Seconds for a rewind or a copy, which says how far it is, and ends with the process that wants it."""
-# Without standby.signal for no longer than the recovery takes: a start by hand must not make a primary of it.
-_RECOVER = """
-set -e
-signal=$1
-shift
-trap ': > "$signal"; sync -- "$signal" "${signal%/*}"' EXIT
-rm -f -- "$signal"
-"$@" </dev/null
-"""
-_CANNOT_RECOVER = re.compile("PANIC: |FATAL: ")
 
 
 @dataclass(frozen=True)
@@ -81,20 +70,7 @@ class Comeback:
                 self.server.start(_START_DEADLINE)
                 self.server.stop(_STOP_DEADLINE)
             case _:
-                # As pg_rewind does, which finds no postgresql.conf here.
-                single = [self.server.program("postgres"), "--single", "-D", self.server.layout.config]
-                argv = ["sh", "-c", _RECOVER, "sh", self.server.layout.standby_signal, *single, "template1"]
-
-                def recover() -> str:
-                    options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": READ_DEADLINE}
-                    done = self.server.connection.run(argv, user=self.server.user, **options)
-                    return done.stderr.strip()[-1500:] or f"it ended with status {done.status}" if done.status else ""
-
-                said = self.server.once_nothing_is_left(recover)
-                if said and (CURABLE.search(said) or not _CANNOT_RECOVER.search(said)):
-                    where = f"{self.server.connection.name}: the server in {self.server.layout.root}"
-                    msg = f"{where} does not recover: {said}. Mend that, then run this again"
-                    raise SiteError(msg)
+                self.past.recover(self.server.layout.config, self.server.once_nothing_is_left)
 
     def _has_signal(self) -> bool:
         return self.server.connection.exists(self.server.layout.standby_signal, self.server.user)

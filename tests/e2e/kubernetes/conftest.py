@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from kubernetes import client, config, stream
 
-from tests.e2e.conftest import eventually, needs_root
+from tests.e2e.conftest import Stack, eventually, needs_root, stacks
 
 ROOT = Path(__file__).parents[3]
 SITE = ROOT / "scripts/kubernetes/site"
@@ -181,3 +181,14 @@ def clusters_with_operator(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, 
                 pytest.skip(f"the cluster {cluster.name}, which is given, has no operator")
             cluster.site("operator", deadline=300)
     return clusters
+
+
+@pytest.fixture(scope="module")
+def stack(our_clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+    """Return a stack with a pair that is up."""
+    from tests.e2e.kubernetes.pairs import deploy  # It knows what a cluster is by this module.
+
+    with stacks(tmp_path_factory) as make, our_clusters[0].namespace() as namespace:
+        stack = make()
+        deploy(stack, our_clusters, namespace)
+        yield stack

@@ -1,0 +1,230 @@
+"""Whatever fails while roles move between two clusters: the same again ends it, and nothing is lost unannounced.
+
+By default a sample of the boundaries is visited, by a seed that is printed (HARMONY_TEST_SEED); HARMONY_TEST_ALL=1
+visits all. All tests share one pair, as it was left, as long as it is healthy.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.capabilities.site import Observation, Roles
+from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.kubernetes.keeping import Keeping
+from harmony_pulumi.kubernetes.waiting import path_of
+from harmony_pulumi.orchestration.members import look, told
+from harmony_pulumi.orchestration.pair import pair_of
+from harmony_pulumi.orchestration.switchover import ANSWERING
+from tests.e2e import test_failover_faults as failovers
+from tests.e2e import test_switchover_faults as switchovers
+from tests.e2e.conftest import Stack, eventually
+from tests.e2e.driver import Act, Kind
+from tests.e2e.history import Clients
+from tests.e2e.kubernetes.conftest import SITE, Cluster
+from tests.e2e.kubernetes.pairs import NAMES
+from tests.e2e.sampling import SEED, sampled
+from tests.e2e.test_switchover_faults import Driven, act, other_than
+
+pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
+
+KEPT = "/var/lib/postgresql/data/harmony"
+BOUNDARIES = [*switchovers.STEPS, *switchovers.LAST_STEPS, *switchovers.TOLD]
+
+
+@dataclass
+class Pair(failovers.Pair):
+    """A pair of two clusters, whose roles are moved to and fro by drivers."""
+
+    clusters: Mapping[str, Cluster] = field(default_factory=dict[str, Cluster])
+    """By role."""
+
+    def told(self, role: str) -> dict[str, Any]:
+        known: Any = self.look()[role]["roles"]
+        return known or {"epoch": 0, "active": "primary", "operation": None, "away": None}
+
+    def retell(self, role: str, roles: dict[str, Any]) -> None:
+        site = self.handle["members"][role]
+        keeping = Keeping(api_of(site), site["namespace"], site["cluster"], site["owner"], "roles")
+        keeping.change("roles", lambda _: json.dumps(roles))
+
+    def known(self) -> Roles | None:
+        return told(self.look())
+
+    def healthy(self) -> bool:
+        seen = self.look()
+        streaming = [r for o in seen.values() for r in o["replicas"] if r["state"] == "streaming"]
+        done = all(not (o["roles"] and o["roles"]["operation"]) for o in seen.values())
+        return done and len(streaming) == 1 and sorted(o["role"] for o in seen.values()) == ["primary", "standby"]
+
+    def pod(self, role: str) -> str:
+        """Return the pod of a member's instance: there is one."""
+        return f"{self.handle['members'][role]['cluster']}-1"
+
+    def execute(self, role: str, *argv: str) -> str:
+        """Run a command in a member's pod."""
+        status, said = self.clusters[role].execute(self.handle["members"][role]["namespace"], self.pod(role), *argv)
+        assert status == 0, said
+        return said
+
+    def ask(self, role: str, sql: str) -> str:
+        return self.execute(role, "psql", "-XAtc", sql).strip()
+
+    def site(self, command: str, role: str, *arguments: str) -> str:
+        """Return how scripts/kubernetes/site is called for a member's cluster, for an act of a driver."""
+        cluster = self.clusters[role]
+        argv = [str(SITE), command, cluster.name, *arguments, "--run", str(cluster.run)]
+        return f"run {shlex.join(argv)}"
+
+    def kubectl(self, role: str, *arguments: str) -> str:
+        """Return how kubectl is called for a member's cluster, for an act of a driver."""
+        kubeconfig = self.clusters[role].kubeconfig
+        argv = [str(kubeconfig.parent / "parts/kube"), "kubectl", "--kubeconfig", str(kubeconfig), *arguments]
+        return f"run {shlex.join(argv)}"
+
+    @cached_property
+    def members(self) -> Any:
+        """The pair as orchestration sees it, whose connections stay open."""
+        return pair_of(self.handle)
+
+    def look(self) -> dict[str, Observation]:
+        return look(self.members)
+
+    def close(self) -> None:
+        for member in self.members.members.values():
+            member.site.api.client.close()
+
+    def mend(self) -> None:
+        """End whatever fault there is, and wait until every site can be asked."""
+        for role, cluster in self.clusters.items():
+            cluster.mend()
+            self.has_operator(role, 1)
+        eventually(lambda: all(o["state"] in ANSWERING for o in self.look().values()), "both sites to answer", 120)
+
+    def has_operator(self, role: str, replicas: int) -> None:
+        """Have so many operators on a member's cluster, at once."""
+        api = self.clusters[role].api("AppsV1Api")
+        scale = {"spec": {"replicas": replicas}}
+        api.patch_namespaced_deployment_scale("cnpg-controller-manager", "cnpg-system", scale, _request_timeout=30)
+        if not replicas:
+            pods = self.clusters[role].api("CoreV1Api")
+            pods.delete_collection_namespaced_pod("cnpg-system", grace_period_seconds=0, _request_timeout=30)
+            eventually(lambda: not pods.list_namespaced_pod("cnpg-system").items, "the operator to be gone")
+
+    def crash(self, role: str) -> None:
+        """Kill every process of an instance, and have it be fenced before it is back: it has crashed, and stays so."""
+        site = self.handle["members"][role]
+        # All but the first one in the pod, which ends by itself then; its container is started again.
+        self.execute(role, "sh", "-c", "kill -KILL -1 || true")
+        fence = {"metadata": {"annotations": {"cnpg.io/fencedInstances": '["*"]'}}}
+        api_of(site).patch(path_of(site["namespace"], site["cluster"]), fence)
+        eventually(lambda: self.look()[role]["state"] == "stopped", f"what {role} left to be readable", 120)
+
+    def lose(self, role: str, clients: Clients) -> None:
+        """Lose a primary while clients write what the standby receives no more, because the link is cut."""
+        self.clusters[role].cut_from_peer()
+        clients.wait_until_served()
+        self.crash(role)
+
+    def do(self, kind: Kind, active: str, acts: Sequence[Act] = (), **options: Any) -> Driven:
+        if kind != "failover":
+            self.mend()
+        return super().do(kind, active, acts, **options)
+
+    def archived(self) -> set[int]:
+        """Return the inserts into the history that were put aside, and take away what is kept."""
+        where = self.where()
+        # Of what was put aside twice, as the first time was cut off, both are the same.
+        found: set[int] = set()
+        for role in NAMES:
+            script = f"cat {KEPT}/diverged-*/transactions.json 2>/dev/null | tr -d '\\n'; rm -rf {KEPT}/*-*Z"
+            text, decoder = self.execute(role, "sh", "-c", script).strip(), json.JSONDecoder()
+            while text:
+                lists, end = decoder.raw_decode(text)
+                text = text[end:].strip()
+                found |= {t["xid"] for t in lists["transactions"] if failovers.changed(t, where)}
+        return found
+
+    def where(self) -> str:
+        """Return where the rows of the history are, as a list of changes names it."""
+        sql = "SELECT format('%s/%s', oid, pg_relation_filenode('history')) FROM pg_database WHERE datname = 'orders'"
+        return self.execute(self.leader, "psql", "-XAtd", "orders", "-c", sql).strip()
+
+    def clients(self) -> Clients:
+        # What is cut off says nothing: without a limit a client would wait for minutes.
+        return Clients([f"{self.outputs['uri']}&tcp_user_timeout=3000"] * 2, self.ca, pause=0.02)
+
+
+@pytest.fixture(scope="module")
+def deployed(stack: Stack, our_clusters: tuple[Cluster, Cluster]) -> Generator[Pair]:
+    print(f"HARMONY_TEST_SEED={SEED}")
+    pair = Pair.of(stack)
+    pair.clusters = dict(zip(NAMES, our_clusters, strict=True))
+    yield pair
+    pair.close()
+
+
+@pytest.fixture
+def pair(deployed: Pair) -> Generator[Pair]:
+    """Return the pair as it was left, if that is healthy."""
+    if not deployed.healthy():
+        pytest.fail(f"the pair was left ill by a test before: {deployed.look()}")
+    try:
+        yield deployed
+    finally:
+        deployed.mend()
+
+
+@pytest.mark.parametrize("at", sampled([*failovers.boundaries("clone", "follow"), "clone:told"], 1))
+def test_what_cannot_be_rewound_is_copied_and_its_data_of_before_kept(pair: Pair, at: str) -> None:
+    source = pair.leader
+    target = other_than(source)
+    with pair.clients() as clients:
+        pair.lose(source, clients)
+        pair.killed_and_again("failover", target)
+        clients.wait_until_served()
+        pair.mend()
+        # Without its WAL neither what it alone has can be listed, nor the pages that it changed.
+        pair.execute(source, "sh", "-c", "rm /var/lib/postgresql/data/pgdata/pg_wal/0*")
+        done = pair.killed_and_again("rejoin", target, [act(at)])
+        print(done.said)
+        assert pair.execute(source, "sh", "-c", f"ls {KEPT}/data-*/PG_VERSION")
+        pair.execute(source, "sh", "-c", f"rm -rf {KEPT}/data-*")
+        clients.wait_until_served()
+        eventually(pair.healthy, "the standby to stream", 120)
+        found = clients.insist(pair.outputs[f"{target}_uri"], pair.outputs[f"{source}_uri"], lossless=False)
+        print(found)
+
+
+@pytest.mark.parametrize("at", sampled(BOUNDARIES, 2))
+def test_whoever_moves_roles_is_killed_between_two_steps(pair: Pair, at: str) -> None:
+    switchovers.kill_and_run_again(pair, [act(at)])
+
+
+@pytest.mark.parametrize(
+    ("failover", "rejoin"),
+    sampled(
+        failovers.in_step([*failovers.FAILOVER, *failovers.FAILOVER_TOLD], [*failovers.REWIND, *failovers.REWIND_TOLD]),
+        1,
+    ),
+)
+def test_whoever_fails_over_or_rewinds_is_killed_between_two_steps(pair: Pair, failover: str, rejoin: str) -> None:
+    failovers.lose_and_get_back(pair, [failover], [rejoin])
+
+
+@pytest.mark.parametrize("at", sampled([*failovers.REVERT, *failovers.REVERT_TOLD], 1))
+def test_whoever_reverts_is_killed_between_two_steps(pair: Pair, at: str) -> None:
+    if pair.leader != "primary":
+        pair.killed_and_again("switchover", "primary")
+    with pair.clients() as clients:
+        pair.lose("primary", clients)
+        pair.killed_and_again("failover", "replica")
+        clients.wait_until_served()
+        pair.killed_and_again("revert", "primary", [act(at)])
+        pair.account(clients, "primary")
