@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -297,6 +298,19 @@ def test_an_operator_is_down_while_roles_move(pair: Pair, who: str, at: str) -> 
     source = pair.leader
     target = other_than(source)
     until_it_ends(pair, target, [act(at, pair.no_operator(source if who == "source" else target))])
+
+
+@pytest.mark.parametrize("who", sampled(["primary", "replica"], 1))
+def test_a_switchover_is_refused_while_an_operator_is_down_and_nothing_is_touched(pair: Pair, who: str) -> None:
+    source, epoch = pair.leader, pair.epoch + 1
+    subprocess.run(shlex.split(pair.no_operator(who).removeprefix("run ")), check=True, timeout=60)
+    with pair.clients() as clients:
+        refused = pair.drive(other_than(source), epoch)
+        assert refused.status == REFUSED
+        assert "while its operator does not answer" in refused.said
+        assert refused.boundaries == ["end"]
+        pair.mend()
+        pair.insist(clients, source)
 
 
 def test_a_token_of_before_is_refused(pair: Pair) -> None:
