@@ -20,6 +20,12 @@ _AS_HARMONY = {"fieldManager": "harmony"}
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 
+_WEBHOOK = "failed calling webhook"
+_OPERATOR_DOWN = (
+    "No change of such an object is taken while its operator does not answer: have that run (`kubectl get pods "
+    "--all-namespaces` shows its pod), then run this again"
+)
+
 
 class Api:
     """One cluster's API."""
@@ -65,9 +71,10 @@ class Api:
         query = {"fieldManager": manager, "force": str(force).lower(), **({"dryRun": "All"} if dry_run else {})}
         return self._call("PATCH", path, body, content=_APPLY, query=query)
 
-    def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def patch(self, path: str, body: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
         """Change an object: RFC 7396, "JSON Merge Patch"."""
-        return self._call("PATCH", path, body, content=_MERGE, query=_AS_HARMONY)
+        query = {**_AS_HARMONY, **({"dryRun": "All"} if dry_run else {})}
+        return self._call("PATCH", path, body, content=_MERGE, query=query)
 
     def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Make an object in a collection."""
@@ -114,6 +121,8 @@ class Api:
         if answer.status == 409:
             raise ConflictError(f"{self.name}: {what}: {said}")
         msg = f"{self.name}: {what}: the API server at {self.address} answered {answer.status}: {said}"
+        if _WEBHOOK in said:
+            msg += f". {_OPERATOR_DOWN}"
         raise SiteError(msg)
 
     def _login(self) -> dict[str, str]:

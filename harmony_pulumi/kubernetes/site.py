@@ -159,6 +159,9 @@ class ClusterPostgreSQL:
 
     def survey(self) -> Survey:
         """Look at what decides whether this server can take another's place, or follow it."""
+        # What a role change begins with: nothing is to be stopped where the operator would not take it.
+        cluster = path_of(self._namespace, self.handle["cluster"])
+        self.api.patch(cluster, {"metadata": {"annotations": {_FENCED: None}}}, dry_run=True)
         return survey(self._serving(), PORT)
 
     def echo(self, follower: str, *, deadline: float) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pytest
@@ -25,11 +27,12 @@ from harmony_pulumi.orchestration.switchover import ANSWERING
 from tests.e2e import test_failover_faults as failovers
 from tests.e2e import test_switchover_faults as switchovers
 from tests.e2e.conftest import Stack, eventually
-from tests.e2e.driver import Act, Kind
+from tests.e2e.driver import REFUSED, Act, Kind
 from tests.e2e.history import Clients
 from tests.e2e.kubernetes.conftest import SITE, Cluster
 from tests.e2e.kubernetes.pairs import NAMES
 from tests.e2e.sampling import SEED, sampled
+from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover_faults import Driven, act, other_than
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
@@ -100,22 +103,30 @@ class Pair(failovers.Pair):
         for member in self.members.members.values():
             member.site.api.client.close()
 
+    def killed_pod(self, role: str) -> str:
+        """Return how a member's pod is killed."""
+        where = ("--namespace", self.handle["members"][role]["namespace"])
+        return self.kubectl(role, "delete", "pod", self.pod(role), *where, "--force", "--grace-period=0")
+
+    def no_operator(self, role: str) -> str:
+        """Return how a member's cluster has no operator any more, at once."""
+        down = self.kubectl(role, "-n", "cnpg-system", "scale", "deployment", "cnpg-controller-manager", "--replicas=0")
+        gone = self.kubectl(role, "-n", "cnpg-system", "delete", "pod", "--all", "--force", "--grace-period=0")
+        return f"run sh -c {shlex.quote(' && '.join(each.removeprefix('run ') for each in (down, gone)))}"
+
     def mend(self) -> None:
         """End whatever fault there is, and wait until every site can be asked."""
         for role, cluster in self.clusters.items():
             cluster.mend()
-            self.has_operator(role, 1)
+            self.start_operator(role)
         eventually(lambda: all(o["state"] in ANSWERING for o in self.look().values()), "both sites to answer", 120)
 
-    def has_operator(self, role: str, replicas: int) -> None:
-        """Have so many operators on a member's cluster, at once."""
-        api = self.clusters[role].api("AppsV1Api")
-        scale = {"spec": {"replicas": replicas}}
-        api.patch_namespaced_deployment_scale("cnpg-controller-manager", "cnpg-system", scale, _request_timeout=30)
-        if not replicas:
-            pods = self.clusters[role].api("CoreV1Api")
-            pods.delete_collection_namespaced_pod("cnpg-system", grace_period_seconds=0, _request_timeout=30)
-            eventually(lambda: not pods.list_namespaced_pod("cnpg-system").items, "the operator to be gone")
+    def start_operator(self, role: str) -> None:
+        """Have a member's cluster have its operator again, which answers."""
+        api, where = self.clusters[role].api("AppsV1Api"), ("cnpg-controller-manager", "cnpg-system")
+        api.patch_namespaced_deployment_scale(*where, {"spec": {"replicas": 1}}, _request_timeout=30)
+        read = partial(api.read_namespaced_deployment, *where, _request_timeout=30)
+        eventually(lambda: read().status.ready_replicas == 1, "the operator to be ready", 120)
 
     def crash(self, role: str) -> None:
         """Kill every process of an instance, and have it be fenced before it is back: it has crashed, and stays so."""
@@ -228,3 +239,105 @@ def test_whoever_reverts_is_killed_between_two_steps(pair: Pair, at: str) -> Non
         clients.wait_until_served()
         pair.killed_and_again("revert", "primary", [act(at)])
         pair.account(clients, "primary")
+
+
+# -- what else fails -------------------------------------------------------------------------------------------------
+
+
+def until_it_ends(pair: Pair, target: str, acts: Sequence[Act]) -> list[Driven]:
+    """Have a switchover meet a fault, mend that, and do the same again until it is done; return all runs.
+
+    One that was given up has the old primary back, and is begun anew.
+    """
+    source, epoch = pair.leader, pair.epoch + 1
+    with pair.clients() as clients:
+        runs = [pair.drive(target, epoch, acts)]
+        assert runs[0].status in {0, REFUSED}, runs[0]
+        if "given up" in runs[0].said:
+            assert f"{NAMES[source]} is active" in runs[0].said
+        pair.mend()
+        while runs[-1].status:
+            assert len(runs) < 4, runs
+            print(runs[-1].said)
+            known = pair.known()
+            assert known
+            under_way = known["operation"]
+            runs.append(pair.drive(target, under_way["epoch"] if under_way else known["epoch"] + 1))
+        pair.insist(clients, target)
+    return runs
+
+
+WHILE_IT_MOVES = ["demote:started", "demote:done", "verify:done", "promote:done", "follow:done"]
+
+
+@pytest.mark.parametrize("at", sampled(WHILE_IT_MOVES, 1))
+@pytest.mark.parametrize("who", ["source", "target"])
+def test_a_pod_is_killed_while_roles_move(pair: Pair, who: str, at: str) -> None:
+    source = pair.leader
+    target = other_than(source)
+    until_it_ends(pair, target, [act(at, pair.killed_pod(source if who == "source" else target))])
+
+
+@pytest.mark.parametrize("at", sampled(WHILE_IT_MOVES, 1))
+def test_the_link_is_cut_while_roles_move(pair: Pair, at: str) -> None:
+    source = pair.leader
+    until_it_ends(pair, other_than(source), [act(at, pair.site("cut", source, "sites"))])
+
+
+@pytest.mark.parametrize("at", sampled(WHILE_IT_MOVES, 1))
+@pytest.mark.parametrize("who", ["source", "target"])
+def test_a_cluster_cannot_be_reached_while_roles_move(pair: Pair, who: str, at: str) -> None:
+    source = pair.leader
+    target = other_than(source)
+    until_it_ends(pair, target, [act(at, pair.site("cut", source if who == "source" else target))])
+
+
+@pytest.mark.parametrize("at", sampled(WHILE_IT_MOVES, 1))
+@pytest.mark.parametrize("who", ["source", "target"])
+def test_an_operator_is_down_while_roles_move(pair: Pair, who: str, at: str) -> None:
+    source = pair.leader
+    target = other_than(source)
+    until_it_ends(pair, target, [act(at, pair.no_operator(source if who == "source" else target))])
+
+
+@pytest.mark.parametrize("who", sampled(["primary", "replica"], 1))
+def test_a_switchover_is_refused_while_an_operator_is_down_and_nothing_is_touched(pair: Pair, who: str) -> None:
+    source, epoch = pair.leader, pair.epoch + 1
+    subprocess.run(shlex.split(pair.no_operator(who).removeprefix("run ")), check=True, timeout=60)
+    with pair.clients() as clients:
+        refused = pair.drive(other_than(source), epoch)
+        assert refused.status == REFUSED
+        assert "while its operator does not answer" in refused.said
+        assert refused.boundaries == ["end"]
+        pair.mend()
+        pair.insist(clients, source)
+
+
+def test_a_token_of_before_is_refused(pair: Pair) -> None:
+    switchovers.refuses_another_token(pair, "replayed")
+
+
+def test_roles_move_three_times_in_a_row(pair: Pair) -> None:
+    with pair.clients() as clients:
+        for _ in range(3):
+            target = other_than(pair.leader)
+            done = pair.drive(target, pair.epoch + 1)
+            assert done.status == 0, done.said
+        pair.insist(clients, target)
+
+
+@pytest.mark.parametrize("who", sampled(["primary", "replica"], 1))
+def test_the_stack_while_one_cluster_is_gone_ends_and_says_which(pair: Pair, who: str) -> None:
+    stack, name = pair.stack, NAMES[who]
+    if pair.leader != "primary":  # As the stack knows: drivers do not tell it.
+        harmony(stack, "revert", "--yes")
+    pair.clusters[who].cut()
+    for command in (stack.preview, stack.up, stack.refresh):
+        began = time.monotonic()
+        said = command(expect=None)
+        print(f"{command.__name__}, {time.monotonic() - began:.0f} s: {said}")
+        assert "Traceback" not in said
+        assert f"{name}: the API server at" in said or "no changes" in said
+    pair.mend()
+    stack.up()
+    eventually(pair.healthy, "the pair to be as before", 120)
