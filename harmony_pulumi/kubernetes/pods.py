@@ -18,7 +18,7 @@ from kubernetes.stream.ws_client import ERROR_CHANNEL
 
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.commands import Commands, Completed
-from harmony_pulumi.hosts.postgresql.instance import Instance
+from harmony_pulumi.hosts.postgresql.instance import Instance, labelled
 from harmony_pulumi.kubernetes.api import Api
 
 DATA = "/var/lib/postgresql/data/pgdata"
@@ -28,6 +28,18 @@ _CONTAINER = "postgres"
 # The command's standard input comes through the connection, and there is no way to close that alone: how long it is
 # comes first. Its standard error goes to a channel of its own.
 _FED = 'head -c "$1" | { shift; exec "$@"; }'
+
+# Clients wait meanwhile, and a command in a pod takes as long to begin as the whole stop does. The file is the last
+# thing that a server removes.
+_END = """
+left=250
+while [ -e "$1/postmaster.pid" ]; do
+  [ "$left" -gt 0 ] || exit 0
+  left=$((left - 1))
+  sleep 0.02
+done
+exec pg_controldata -D "$1"
+"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,10 @@ class PodInstance(Instance[Pod]):
     def program(self, name: str) -> str:
         """Return one of PostgreSQL's programs: all are on PATH."""
         return name
+
+    def left_at_its_end(self) -> Mapping[str, str]:
+        """Wait a few seconds for the end of the server; return its control data then, or nothing if it still runs."""
+        return labelled(self.connection.check(["sh", "-c", _END, "sh", self.data], env={"LC_ALL": "C"}))
 
 
 def _talk(session: Any, end: float, on_stderr: Callable[[str], None] | None) -> tuple[dict[str, str], str | bytes]:

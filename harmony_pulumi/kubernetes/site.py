@@ -224,16 +224,15 @@ class ClusterPostgreSQL:
         """Fence every instance, and wait until this one has ended; return what it left."""
         self._insist_on_lock()
         self._annotate(_FENCED, '["*"]')
-        wait_for(
+        return wait_for(
             f"{self.handle['name']}: the end of the server of {self._where}",
-            lambda: server.connection.exists(f"{server.data}/postmaster.pid"),  # The last thing that it removes.
-            lambda there: not there,
+            server.left_at_its_end,
+            bool,
             deadline=_STOP_DEADLINE,
             words=lambda _: "it has not ended",
             advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
             interval=0.02,
         )
-        return server.control_data()
 
     def reinstate(self) -> None:
         """Be the primary again, after a demotion that nobody has taken over from."""

@@ -153,8 +153,7 @@ class Instance(ABC, Generic[C]):
     def control_data(self) -> Mapping[str, str]:
         """Return what pg_controldata prints, by its labels."""
         argv = [self.program("pg_controldata"), "-D", self.data]
-        lines = self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}).splitlines()
-        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        return labelled(self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}))
 
     def remove(self, path: str) -> None:
         """Remove a file, on disk, too: after a loss of power it is not there again."""
@@ -163,6 +162,11 @@ class Instance(ABC, Generic[C]):
     def move(self, path: str, to: str) -> None:
         """Move a file or folder."""
         self.connection.check(["mv", "-T", "--", path, to], user=self.user)
+
+
+def labelled(text: str) -> dict[str, str]:
+    """Return what pg_controldata has printed, by its labels."""
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 def survey(server: Instance[Any], port: int) -> Survey:
