@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from benchmarks import common
 from benchmarks.pairs.base import wait_for
 from benchmarks.pairs.clusters import ByHand, OnClusters, OursOnClusters
-from benchmarks.switchover import WARM_UP, Leg, common_settings, finish, in_words, milliseconds, rounds, told
+from benchmarks.switchover import WARM_UP, Leg, common_settings, finish, in_turn, in_words, milliseconds, told
 from benchmarks.writer import Writer
 from tests.e2e.kubernetes.conftest import two_clusters
 
@@ -73,9 +74,9 @@ def measure(runs: int = RUNS) -> dict[str, Any]:
                 pairs[pair.name] = pair
         for number in range(runs):
             for kind, act in KINDS.items():
-                words = f"round {number + 1} of {runs}: {kind}"
-                for name, found in rounds(words, pairs, 1, lambda pair, act=act: _moved(pair, act), left_out).items():
-                    legs[kind][name] += found
+                words = f"{kind} {number + 1} of {runs}"
+                for name, leg in in_turn(words, pairs, partial(_moved, act), left_out).items():
+                    legs[kind][name].append(leg)
     for name, row in rows.items():
         row |= {kind: summary(found[name]) for kind, found in legs.items()}
     return {
@@ -86,7 +87,7 @@ def measure(runs: int = RUNS) -> dict[str, Any]:
     }
 
 
-def _moved(pair: OnClusters, act: Callable[[OnClusters], None]) -> Leg:
+def _moved(act: Callable[[OnClusters], None], pair: OnClusters) -> Leg:
     with Writer(pair.conninfo()) as writer:
         time.sleep(WARM_UP)
         began, clock = time.monotonic(), time.time()
@@ -161,8 +162,9 @@ def report(result: dict[str, Any]) -> str:
             parts.append(common.table(head, rows))
     shown = ", ".join(f"{what}: {value}" for what, value in result["ratios"].items() if value is not None)
     parts.append(f"Ratios, ours to by hand (gaps: our median to its least): {shown or 'none'}.\n")
-    alike = common_settings([row["settings"] for row in systems.values()])
-    parts.append(f"Settings of both: {in_words(alike)}. Clients connect over TLS (verify-full) by password (SCRAM).\n")
+    if systems:
+        alike = in_words(common_settings([row["settings"] for row in systems.values()]))
+        parts.append(f"Settings of both: {alike}. Clients connect over TLS (verify-full) by password (SCRAM).\n")
     parts += [f"- {name}: {row['version']}; {row['how']}." for name, row in systems.items()]
     parts += [f"- {name}: {reason}" for name, reason in result["left out"].items()]
     parts.append("")

@@ -82,10 +82,10 @@ def measure(
                 settings = pair.settings()
                 rows[name] = {"version": pair.version(), "how": pair.how, "settings": settings}
                 pairs[name] = pair
-        planned = rounds("planned", pairs, runs, _planned, left_out)
+        planned = _rounds("planned", pairs, runs, _planned, left_out)
         unable = {name: reason for name, pair in pairs.items() if (reason := pair.cannot_fail_over())}
         mortal = {name: pair for name, pair in pairs.items() if name not in unable}
-        died = rounds("death", mortal, deaths, _death, left_out)
+        died = _rounds("death", mortal, deaths, _death, left_out)
     for name, row in rows.items():
         row["planned"], row["death"] = summary(planned[name]), summary(died.get(name, []))
     gaps, promotions = (
@@ -103,21 +103,27 @@ def measure(
     }
 
 
-def rounds(
+def _rounds(
     kind: str, pairs: Mapping[str, P], count: int, act: Callable[[P], Leg], left_out: dict[str, str]
 ) -> dict[str, list[Leg]]:
-    """Take legs of all pairs in turn. One that fails is left out from then on."""
     legs: dict[str, list[Leg]] = {name: [] for name in pairs}
     for number in range(count):
-        for name, pair in list(pairs.items()):
-            if name in left_out:
-                continue
-            with told(left_out, name, pair):
-                leg = act(pair)
-                legs[name].append(leg)
-                text = f"gap {leg.gap * 1000:.0f} ms, promotion {leg.promotion * 1000:.0f} ms, streams again after "
-                text += f"{leg.streams_again:.1f} s, {leg.failed} failed, {leg.lost} lost of {leg.acknowledged}"
-                print(f"{kind} {number + 1} of {count}: {name}: {text}", file=sys.stderr, flush=True)
+        for name, leg in in_turn(f"{kind} {number + 1} of {count}", pairs, act, left_out).items():
+            legs[name].append(leg)
+    return legs
+
+
+def in_turn(words: str, pairs: Mapping[str, P], act: Callable[[P], Leg], left_out: dict[str, str]) -> dict[str, Leg]:
+    """Take one leg of each pair. One that fails is left out from then on."""
+    legs: dict[str, Leg] = {}
+    for name, pair in pairs.items():
+        if name in left_out:
+            continue
+        with told(left_out, name, pair):
+            legs[name] = leg = act(pair)
+            text = f"gap {leg.gap * 1000:.0f} ms, promotion {leg.promotion * 1000:.0f} ms, streams again after "
+            text += f"{leg.streams_again:.1f} s, {leg.failed} failed, {leg.lost} lost of {leg.acknowledged}"
+            print(f"{words}: {name}: {text}", file=sys.stderr, flush=True)
     return legs
 
 
