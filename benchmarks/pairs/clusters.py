@@ -9,7 +9,6 @@ import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,13 +43,13 @@ class OnClusters(Switched):
         self.authority = folder / "ca.crt"
         self.endpoints: dict[str, Mapping[str, Any]] = {}
         self.password = secrets.token_hex(16)
-        self._stack = ExitStack()
         self.namespaces: dict[str, str] = {}
 
     def start(self) -> None:
-        self.namespaces = {
-            name: self._stack.enter_context(cluster.namespace()) for name, cluster in self.clusters.items()
-        }
+        for name, cluster in self.clusters.items():
+            namespace = f"b{secrets.token_hex(4)}"
+            cluster.api("CoreV1Api").create_namespace({"metadata": {"name": namespace}}, _request_timeout=30)
+            self.namespaces[name] = namespace
         self.deploy()
         wait_for(f"{self.name}: the replica streaming", self._streams, deadline=_DEADLINE, interval=_TICK)
 
@@ -63,7 +62,10 @@ class OnClusters(Switched):
         """Bring back the roles that it was deployed with."""
 
     def stop(self) -> None:
-        self._stack.close()
+        # That takes minutes, for which nobody waits: what there is goes by itself.
+        for name, namespace in self.namespaces.items():
+            self.clusters[name].api("CoreV1Api").delete_namespace(namespace, _request_timeout=30)
+        self.namespaces = {}
 
     def conninfo(self, *members: str) -> dict[str, str]:
         chosen = [self.endpoints[member] for member in members or self.members]

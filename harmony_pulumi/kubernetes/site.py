@@ -58,6 +58,7 @@ _WHICH = """
 SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
 FROM pg_control_system()
 """
+_LOOK = queries.together(seen=queries.LOOK, which=_WHICH)
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
 _PROMOTE_DEADLINE = 120
@@ -111,7 +112,7 @@ class ClusterPostgreSQL:
             return
         server = instance(self.api, self._namespace, pod)
         try:
-            seen.update(server.look(queries.LOOK, port=PORT))
+            found = server.look(_LOOK, port=PORT)
         except UnreachableError:
             raise
         except SiteError as error:
@@ -123,11 +124,12 @@ class ClusterPostgreSQL:
             seen["ended_cleanly"] = control["Database cluster state"] == "shut down"
             seen["system_identifier"] = control["Database system identifier"]
             return
+        seen.update(found["seen"])
         seen["state"], seen["detail"] = "running", ""
         # Its own instances are this one site: who follows from elsewhere says by what name.
         own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
         seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
-        seen["version"], seen["system_identifier"] = server.look(_WHICH, port=PORT)
+        seen["version"], seen["system_identifier"] = found["which"]
 
     def record(self, lines: str) -> None:
         """Append whole lines to the log of events."""
