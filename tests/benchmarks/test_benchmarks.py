@@ -173,6 +173,29 @@ def test_a_rejoin_that_failed_is_told_beside_those_that_did_not() -> None:
     assert "- a rejoin of 4 GB failed: no space left on device" in found
 
 
+def test_a_pair_that_fails_is_stopped_and_left_out_from_then_on() -> None:
+    stopped: list[str] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def stop(self) -> None:
+            stopped.append(self.name)
+
+    def act(pair: Any) -> switchover.Leg:
+        if pair.name == "one":
+            raise SystemExit("no")
+        return switchover.Leg(1.0, 1.0, 1.0, 1, 0, 1000)
+
+    pairs: dict[str, Any] = {name: Named(name) for name in ("one", "other")}
+    left_out: dict[str, str] = {}
+    for _ in range(2):
+        assert list(switchover.in_turn("planned", pairs, act, left_out)) == ["other"]
+    assert left_out == {"one": "failed: no"}
+    assert stopped == ["one"]
+
+
 def moved(*gaps: float, lost: int = 0) -> dict[str, Any]:
     return kubernetes.summary([switchover.Leg(gap, gap + 1, gap + 2, 1, lost, 1000) for gap in gaps])
 
