@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import common
 
-_NAMES = ("import", "deploy", "overhead", "switchover")
+_NAMES = ("import", "deploy", "overhead", "switchover", "kubernetes")
 
 
 def main() -> None:

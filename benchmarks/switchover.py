@@ -16,10 +16,10 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from benchmarks import common, rejoin
-from benchmarks.pairs.base import FAILURES, Pair, running, wait_for
+from benchmarks.pairs.base import FAILURES, Pair, Switched, running, wait_for
 from benchmarks.pairs.by_hand import Floor
 from benchmarks.pairs.ours import Ours
 from benchmarks.pairs.patroni import Patroni, PatroniTuned
@@ -35,8 +35,11 @@ SYSTEMS: dict[str, type[Pair]] = {
     system.name: system for system in (Floor, Ours, Patroni, PatroniTuned, PgAutoFailover, Repmgr)
 }
 _LIMIT_FLOOR, _LIMIT_PEERS, _LIMIT_PROMOTION = 1.3, 6.0, 1.5
-_WARM_UP = 1.0
+WARM_UP = 1.0
 """Seconds for which the client writes before each role change, and after it."""
+
+
+P = TypeVar("P", bound=Switched)
 
 
 class Leg(NamedTuple):
@@ -74,7 +77,7 @@ def measure(
                 continue
             pair = SYSTEMS[name](folder / name, binaries)
             stack.callback(pair.stop)
-            with _told(left_out, name, pair):
+            with told(left_out, name, pair):
                 pair.start()
                 settings = pair.settings()
                 rows[name] = {"version": pair.version(), "how": pair.how, "settings": settings}
@@ -84,7 +87,7 @@ def measure(
         mortal = {name: pair for name, pair in pairs.items() if name not in unable}
         died = _rounds("death", mortal, deaths, _death, left_out)
     for name, row in rows.items():
-        row["planned"], row["death"] = _summary(planned[name]), _summary(died.get(name, []))
+        row["planned"], row["death"] = summary(planned[name]), summary(died.get(name, []))
     gaps, promotions = (
         {name: row[kind][what]["median"] for name, row in rows.items() if row[kind]}
         for kind, what in (("planned", "gap"), ("death", "promotion"))
@@ -101,25 +104,31 @@ def measure(
 
 
 def _rounds(
-    kind: str, pairs: dict[str, Pair], rounds: int, act: Callable[[Pair], Leg], left_out: dict[str, str]
+    kind: str, pairs: Mapping[str, P], count: int, act: Callable[[P], Leg], left_out: dict[str, str]
 ) -> dict[str, list[Leg]]:
-    """Take legs of all pairs in turn. One that fails is left out from then on."""
     legs: dict[str, list[Leg]] = {name: [] for name in pairs}
-    for number in range(rounds):
-        for name, pair in list(pairs.items()):
-            if name in left_out:
-                continue
-            with _told(left_out, name, pair):
-                leg = act(pair)
-                legs[name].append(leg)
-                text = f"gap {leg.gap * 1000:.0f} ms, promotion {leg.promotion * 1000:.0f} ms, streams again after "
-                text += f"{leg.streams_again:.1f} s, {leg.failed} failed, {leg.lost} lost of {leg.acknowledged}"
-                print(f"{kind} {number + 1} of {rounds}: {name}: {text}", file=sys.stderr, flush=True)
+    for number in range(count):
+        for name, leg in in_turn(f"{kind} {number + 1} of {count}", pairs, act, left_out).items():
+            legs[name].append(leg)
+    return legs
+
+
+def in_turn(words: str, pairs: Mapping[str, P], act: Callable[[P], Leg], left_out: dict[str, str]) -> dict[str, Leg]:
+    """Take one leg of each pair. One that fails is left out from then on."""
+    legs: dict[str, Leg] = {}
+    for name, pair in pairs.items():
+        if name in left_out:
+            continue
+        with told(left_out, name, pair):
+            legs[name] = leg = act(pair)
+            text = f"gap {leg.gap * 1000:.0f} ms, promotion {leg.promotion * 1000:.0f} ms, streams again after "
+            text += f"{leg.streams_again:.1f} s, {leg.failed} failed, {leg.lost} lost of {leg.acknowledged}"
+            print(f"{words}: {name}: {text}", file=sys.stderr, flush=True)
     return legs
 
 
 @contextmanager
-def _told(left_out: dict[str, str], name: str, pair: Pair) -> Generator[None]:
+def told(left_out: dict[str, str], name: str, pair: Switched) -> Generator[None]:
     """Note that a system failed, and stop it, rather than the benchmark."""
     try:
         yield
@@ -131,34 +140,34 @@ def _told(left_out: dict[str, str], name: str, pair: Pair) -> Generator[None]:
 
 def _planned(pair: Pair) -> Leg:
     with Writer(pair.conninfo()) as writer:
-        time.sleep(_WARM_UP)
+        time.sleep(WARM_UP)
         began = time.monotonic()
         pair.switch_over()
         wait_for(f"{pair.name}: the old primary streaming", lambda: pair.is_followed(pair.leader), deadline=120)
-        return _finish(pair, writer, began, began)
+        return finish(pair, writer, began, began)
 
 
 def _death(pair: Pair) -> Leg:
     dead = pair.leader
     with Writer(pair.conninfo()) as writer:
-        time.sleep(_WARM_UP)
+        time.sleep(WARM_UP)
         processes = pair.kill()
         killed = time.monotonic()
         pair.fail_over()
         if pair.leader == dead:
             raise SystemExit(f"{pair.name}: the dead primary still counts as the leader")
-        time.sleep(_WARM_UP)
+        time.sleep(WARM_UP)
         wait_for(f"{pair.name}: the end of what was killed", lambda: not running(processes), deadline=60)
         back = time.monotonic()
         pair.rejoin(dead)
         wait_for(f"{pair.name}: the dead primary streaming", lambda: pair.is_followed(pair.leader), deadline=180)
-        return _finish(pair, writer, killed, back)
+        return finish(pair, writer, killed, back)
 
 
-def _finish(pair: Pair, writer: Writer, began: float, back: float) -> Leg:
+def finish(pair: Switched, writer: Writer, began: float, back: float) -> Leg:
     """Stop the client, and compare what it remembers with what is there."""
     streams = time.monotonic()
-    time.sleep(_WARM_UP)
+    time.sleep(WARM_UP)
     written = writer.stop()
     moments = list(written.acknowledged.values())
     if moments[0] > began or moments[-1] < streams:
@@ -176,7 +185,7 @@ def _finish(pair: Pair, writer: Writer, began: float, back: float) -> Leg:
     )
 
 
-def _summary(legs: Sequence[Leg]) -> dict[str, Any]:
+def summary(legs: Sequence[Leg]) -> dict[str, Any]:
     if not legs:
         return {}
     times = {what: common.summary([getattr(leg, what) for leg in legs]) for what in _TIMES}
@@ -258,15 +267,15 @@ def report(result: dict[str, Any]) -> str:
         parts.append(f"Ratios, {what}: {shown or 'none'}.\n")
     alike = common_settings([row["settings"] for row in result["systems"].values()])
     parts.append(
-        f"Settings of all: {_in_words(alike)}. All clients connect over TLS (verify-full) by password (SCRAM).\n"
+        f"Settings of all: {in_words(alike)}. All clients connect over TLS (verify-full) by password (SCRAM).\n"
     )
     for name, row in result["systems"].items():
         own = {key: value for key, value in row["settings"].items() if key not in alike}
-        parts.append(f"- {name}: {row['version']}; {row['how']}." + (f" Settings: {_in_words(own)}." if own else ""))
+        parts.append(f"- {name}: {row['version']}; {row['how']}." + (f" Settings: {in_words(own)}." if own else ""))
     for name, reason in (*result["left out"].items(), *result["cannot fail over"].items()):
         parts.append(f"- {name}: {reason}")
     parts.append("")
-    parts += [_verdict(aim) for aim in result["aims"]]
+    parts += [verdict(aim) for aim in result["aims"]]
     return "\n".join(parts)
 
 
@@ -276,11 +285,11 @@ def common_settings(systems: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
 
 
-def _in_words(settings: Mapping[str, str]) -> str:
+def in_words(settings: Mapping[str, str]) -> str:
     return ", ".join(f"{name} = {value or 'none'}" for name, value in settings.items())
 
 
-def _verdict(aim: Mapping[str, Any]) -> str:
+def verdict(aim: Mapping[str, Any]) -> str:
     return f"Aim: {aim['what']}. Not measured.\n" if aim["met"] is None else common.verdict(aim)
 
 
@@ -288,8 +297,8 @@ def _table(result: Mapping[str, Any], kind: str, title: str, column: str, what: 
     rows = [
         [
             name,
-            _milliseconds(row[kind][what]),
-            *([_milliseconds(row[kind]["gap"])] if what != "gap" else []),
+            milliseconds(row[kind][what]),
+            *([milliseconds(row[kind]["gap"])] if what != "gap" else []),
             " ".join(map(str, row[kind]["failed"])),
             " ".join(map(str, row[kind]["lost"])),
             common.cell(row[kind]["streams_again"], digits=1),
@@ -303,7 +312,7 @@ def _table(result: Mapping[str, Any], kind: str, title: str, column: str, what: 
     return common.table(head, rows)
 
 
-def _milliseconds(found: Mapping[str, float]) -> str:
+def milliseconds(found: Mapping[str, float]) -> str:
     return common.cell({key: value * 1000 for key, value in found.items()}, "ms", 0)
 
 

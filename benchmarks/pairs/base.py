@@ -40,31 +40,16 @@ FAILURES = (SystemExit, psycopg.Error, subprocess.SubprocessError, OSError, Valu
 """What it may be when one system fails; the others are measured nevertheless."""
 
 
-class Pair(ABC):
-    """One system: a pair of servers, the one called `primary` leading at first."""
+class Switched(ABC):
+    """Two servers whose roles are moved while a client writes, the first of `members` leading at first."""
 
     name: ClassVar[str]
-    is_automatic: ClassVar[bool] = False
-    """Whether it promotes by itself once the leader is dead."""
     how: ClassVar[str]
     """How it is set up and told, and what is not equal to the others."""
-
-    def __init__(self, folder: Path, binaries: Binaries) -> None:
-        """Plan it in a folder of its own, which is made."""
-        self.folder, self.binaries = folder, binaries
-        self.ports: dict[str, int] = dict(zip(MEMBERS, common.free_ports(len(MEMBERS)), strict=True))
-        self.leader = MEMBERS[0]
-        self.agents: dict[str, subprocess.Popen[bytes]] = {}
-        """What it runs beside the servers, by name; that of a member has the member's name."""
-        self.password = secrets.token_hex(16)
-        account = common.owner()
-        folder.mkdir(mode=0o700)
-        os.chown(folder, account.pw_uid, account.pw_gid)
-
-    @classmethod
-    @abstractmethod
-    def lacking(cls) -> str:
-        """Return what is to be installed and how, or nothing."""
+    members: ClassVar[tuple[str, str]] = MEMBERS
+    leader: str
+    password: str
+    """Of the client."""
 
     @abstractmethod
     def version(self) -> str:
@@ -75,40 +60,20 @@ class Pair(ABC):
         """Deploy it, up to a standby that streams."""
 
     @abstractmethod
+    def stop(self) -> None:
+        """End everything that was started."""
+
+    @abstractmethod
+    def conninfo(self, *members: str) -> dict[str, str]:
+        """Return how a client connects: to whichever member takes writes, unless members are given."""
+
+    @abstractmethod
     def switch_over(self) -> None:
         """Make the other member the leader, and have the old one follow."""
 
-    def cannot_fail_over(self) -> str:
-        """Return why it cannot be told to promote once the leader is dead, or nothing."""
-        return ""
-
     @abstractmethod
-    def fail_over(self) -> None:
-        """Tell it to promote the other member, as the leader is dead; nothing if it is automatic."""
-
-    @abstractmethod
-    def rejoin(self, member: str) -> None:
-        """Have a dead member come back as a standby."""
-
-    @property
-    def follower(self) -> str:
-        """The member that does not lead."""
-        return MEMBERS[1 - MEMBERS.index(self.leader)]
-
-    @property
-    def authority(self) -> Path:
-        """The certificate of the authority that clients trust."""
-        return self.folder / "ca.crt"
-
-    def data(self, member: str) -> Path:
-        """Return a member's data directory."""
-        return self.folder / member / "data"
-
-    def socket(self, member: str) -> Path:
-        """Return the folder of a member's Unix socket."""
-        return self.folder / member / "run"
-
-    # -- clients -------------------------------------------------------------------------------------------------------
+    def sql(self, text: str) -> str:
+        """Run SQL as the superuser, in the leader."""
 
     def make_client(self) -> None:
         """Make the role and the table of the client."""
@@ -118,32 +83,14 @@ class Pair(ABC):
             f"ALTER TABLE {TABLE} OWNER TO client;"
         )
 
-    def conninfo(self, *members: str) -> dict[str, str]:
-        """Return how a client connects: to whichever member takes writes, unless members are given."""
-        chosen = members or MEMBERS
-        found = {
-            "host": ",".join("localhost" for _ in chosen),
-            "hostaddr": ",".join("127.0.0.1" for _ in chosen),
-            "port": ",".join(str(self.ports[member]) for member in chosen),
-            "user": "client",
-            "password": self.password,
-            "dbname": "postgres",
-            "sslmode": "verify-full",
-            "sslrootcert": str(self.authority),
-            "connect_timeout": "5",
-        }
-        return found if members else {**found, "target_session_attrs": "read-write"}
+    @property
+    def follower(self) -> str:
+        """The member that does not lead."""
+        return self.members[1 - self.members.index(self.leader)]
 
     def connect(self, member: str, **overrides: str) -> psycopg.Connection[tuple[Any, ...]]:
         """Connect to one member."""
         return psycopg.connect(**{**self.conninfo(member), **overrides}, autocommit=True)  # type: ignore[arg-type]
-
-    def sql(self, text: str, member: str | None = None, *, timeout: float = 60) -> str:
-        """Run SQL as the superuser over the Unix socket, of the leader unless a member is named."""
-        member = member or self.leader
-        command = [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
-        command += ["-h", str(self.socket(member)), "-p", str(self.ports[member]), "-U", "postgres", "-d", "postgres"]
-        return common.as_owner(command, stdin=text, timeout=timeout).strip()
 
     def leads(self, member: str) -> bool:
         """Tell whether a member takes writes."""
@@ -174,6 +121,80 @@ class Pair(ABC):
         if unsafe := {name: found[name] for name, value in SAFE.items() if found[name] != value}:
             raise SystemExit(f"{self.name}: expected {SAFE}, found {unsafe}")
         return {name: found[name] for name in SHOWN}
+
+
+class Pair(Switched):
+    """One system: a pair of servers on this machine."""
+
+    is_automatic: ClassVar[bool] = False
+    """Whether it promotes by itself once the leader is dead."""
+
+    def __init__(self, folder: Path, binaries: Binaries) -> None:
+        """Plan it in a folder of its own, which is made."""
+        self.folder, self.binaries = folder, binaries
+        self.ports: dict[str, int] = dict(zip(MEMBERS, common.free_ports(len(MEMBERS)), strict=True))
+        self.leader = MEMBERS[0]
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
+        """What it runs beside the servers, by name; that of a member has the member's name."""
+        self.password = secrets.token_hex(16)
+        account = common.owner()
+        folder.mkdir(mode=0o700)
+        os.chown(folder, account.pw_uid, account.pw_gid)
+
+    @classmethod
+    @abstractmethod
+    def lacking(cls) -> str:
+        """Return what is to be installed and how, or nothing."""
+
+    def cannot_fail_over(self) -> str:
+        """Return why it cannot be told to promote once the leader is dead, or nothing."""
+        return ""
+
+    @abstractmethod
+    def fail_over(self) -> None:
+        """Tell it to promote the other member, as the leader is dead; nothing if it is automatic."""
+
+    @abstractmethod
+    def rejoin(self, member: str) -> None:
+        """Have a dead member come back as a standby."""
+
+    @property
+    def authority(self) -> Path:
+        """The certificate of the authority that clients trust."""
+        return self.folder / "ca.crt"
+
+    def data(self, member: str) -> Path:
+        """Return a member's data directory."""
+        return self.folder / member / "data"
+
+    def socket(self, member: str) -> Path:
+        """Return the folder of a member's Unix socket."""
+        return self.folder / member / "run"
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    def conninfo(self, *members: str) -> dict[str, str]:
+        """Return how a client connects: to whichever member takes writes, unless members are given."""
+        chosen = members or MEMBERS
+        found = {
+            "host": ",".join("localhost" for _ in chosen),
+            "hostaddr": ",".join("127.0.0.1" for _ in chosen),
+            "port": ",".join(str(self.ports[member]) for member in chosen),
+            "user": "client",
+            "password": self.password,
+            "dbname": "postgres",
+            "sslmode": "verify-full",
+            "sslrootcert": str(self.authority),
+            "connect_timeout": "5",
+        }
+        return found if members else {**found, "target_session_attrs": "read-write"}
+
+    def sql(self, text: str, member: str | None = None, *, timeout: float = 60) -> str:
+        """Run SQL as the superuser over the Unix socket, of the leader unless a member is named."""
+        member = member or self.leader
+        command = [self.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]
+        command += ["-h", str(self.socket(member)), "-p", str(self.ports[member]), "-U", "postgres", "-d", "postgres"]
+        return common.as_owner(command, stdin=text, timeout=timeout).strip()
 
     # -- processes -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks import common
 from benchmarks.pairs.base import Pair
@@ -37,8 +39,7 @@ class Ours(Pair):
         self.ports = {member: int(port) for member, port in outputs["ports"].items()}
         self.authority.write_text(outputs["ca_certificate"], encoding="utf-8")
         self._site = self.folder / "site.json"
-        self._site.touch(mode=0o600)
-        self._site.write_text(json.dumps({"site": outputs["site"]}), encoding="utf-8")
+        keep_site(self._site, outputs)
         self.make_client()
 
     def switch_over(self) -> None:
@@ -55,9 +56,18 @@ class Ours(Pair):
         self._harmony("rejoin")
 
     def _harmony(self, *arguments: str) -> None:
-        command = [_COMMAND, *arguments, "--yes", "--site", str(self._site)]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+        harmony(self._site, *arguments)
+
+
+def keep_site(path: Path, outputs: Mapping[str, Any]) -> None:
+    """Write the file by which the command finds a pair: it holds how its sites are reached, which is secret."""
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({"site": outputs["site"]}), encoding="utf-8")
+
+
+def harmony(site: Path, *arguments: str) -> None:
+    """Run the command, which must succeed."""
+    command = [_COMMAND, *arguments, "--yes", "--site", str(site)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout}{done.stderr}")

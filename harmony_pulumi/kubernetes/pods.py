@@ -18,7 +18,7 @@ from kubernetes.stream.ws_client import ERROR_CHANNEL
 
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.commands import Commands, Completed
-from harmony_pulumi.hosts.postgresql.instance import Instance
+from harmony_pulumi.hosts.postgresql.instance import Instance, labelled
 from harmony_pulumi.kubernetes.api import Api
 
 DATA = "/var/lib/postgresql/data/pgdata"
@@ -32,6 +32,18 @@ _FED = 'head -c "$1" | { shift; exec "$@"; }'
 _ANSWERED = re.compile(r"Handshake status (\d+ .*?) -\+-\+- .*? -\+-\+- (.*)", re.DOTALL)
 # Connections to a cluster that was cut off would else be tried for minutes. Nothing else here uses this library.
 websocket.setdefaulttimeout(10)
+
+# Clients wait meanwhile, and a command in a pod takes as long to begin as the whole stop does. The file is the last
+# thing that a server removes; of one that was killed, another process may have its number by now.
+_END = """
+left=250
+while [ -e "$1/postmaster.pid" ] && [ "/proc/$(head -n 1 "$1/postmaster.pid")/cwd" -ef "$1" ]; do
+  [ "$left" -gt 0 ] || exit 0
+  left=$((left - 1))
+  sleep 0.02
+done
+exec pg_controldata -D "$1"
+"""
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,10 @@ class PodInstance(Instance[Pod]):
     def program(self, name: str) -> str:
         """Return one of PostgreSQL's programs: all are on PATH."""
         return name
+
+    def left_at_its_end(self) -> Mapping[str, str]:
+        """Wait a few seconds for the end of the server; return its control data then, or nothing if it still runs."""
+        return labelled(self.connection.check(["sh", "-c", _END, "sh", self.data], env={"LC_ALL": "C"}))
 
 
 def _talk(session: Any, end: float, on_stderr: Callable[[str], None] | None) -> tuple[dict[str, str], str | bytes]:

@@ -51,14 +51,13 @@ if [ -e "$1" ]; then mv -- "$1" "$2"; fi
 mv -- "$3" "$1"
 sync -- "${1%/*}"
 """
-# The file is the last thing that a server removes; of one that was killed, another process may have its number by now.
-_RUNS = '[ -e "$1/postmaster.pid" ] && [ "/proc/$(head -n 1 "$1/postmaster.pid")/cwd" -ef "$1" ]'
 _SPARE = 64 * 2**20
 _COPY_DEADLINE = 24 * 3600
 _WHICH = """
 SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
 FROM pg_control_system()
 """
+_LOOK = queries.together(seen=queries.LOOK, which=_WHICH)
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
 _PROMOTE_DEADLINE = 120
@@ -114,7 +113,7 @@ class ClusterPostgreSQL:
             return
         server = instance(self.api, self._namespace, pod)
         try:
-            seen.update(server.look(queries.LOOK, port=PORT))
+            found = server.look(_LOOK, port=PORT)
         except UnreachableError:
             raise
         except SiteError as error:
@@ -127,12 +126,13 @@ class ClusterPostgreSQL:
             seen["ended_cleanly"] = control["Database cluster state"] == "shut down"
             seen["system_identifier"] = control["Database system identifier"]
             return
+        seen.update(found["seen"])
         seen["state"], seen["detail"] = "running", ""
         # Its own instances are this one site: who follows from elsewhere says by what name.
         own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
         seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
         seen["slots"] = [slot for slot in seen["slots"] if not slot["name"].startswith(_OWN_SLOTS)]
-        seen["version"], seen["system_identifier"] = server.look(_WHICH, port=PORT)
+        seen["version"], seen["system_identifier"] = found["which"]
 
     def record(self, lines: str) -> None:
         """Append whole lines to the log of events."""
@@ -230,16 +230,15 @@ class ClusterPostgreSQL:
         """Fence every instance, and wait until this one has ended; return what it left."""
         self._insist_on_lock()
         self._annotate(_FENCED, '["*"]')
-        wait_for(
+        return wait_for(
             f"{self.handle['name']}: the end of the server of {self._where}",
-            lambda: server.connection.run(["sh", "-c", _RUNS, "sh", server.data]).status,
+            server.left_at_its_end,
             bool,
             deadline=_STOP_DEADLINE,
             words=lambda _: "it has not ended",
             advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
             interval=0.02,
         )
-        return server.control_data()
 
     def reinstate(self) -> None:
         """Be the primary again, after a demotion that nobody has taken over from."""

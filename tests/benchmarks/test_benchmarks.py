@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import common, deploy, overhead, rejoin, switchover
+from benchmarks import common, deploy, kubernetes, overhead, rejoin, switchover
 from benchmarks.pairs.base import install
 from benchmarks.writer import longest_gap, missing, served_again
 
@@ -173,7 +173,62 @@ def test_a_rejoin_that_failed_is_told_beside_those_that_did_not() -> None:
     assert "- a rejoin of 4 GB failed: no space left on device" in found
 
 
-@pytest.mark.parametrize("name", ["import", "deploy", "overhead", "switchover"])
+def test_a_pair_that_fails_is_stopped_and_left_out_from_then_on() -> None:
+    stopped: list[str] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def stop(self) -> None:
+            stopped.append(self.name)
+
+    def act(pair: Any) -> switchover.Leg:
+        if pair.name == "one":
+            raise SystemExit("no")
+        return switchover.Leg(1.0, 1.0, 1.0, 1, 0, 1000)
+
+    pairs: dict[str, Any] = {name: Named(name) for name in ("one", "other")}
+    left_out: dict[str, str] = {}
+    for _ in range(2):
+        assert list(switchover.in_turn("planned", pairs, act, left_out)) == ["other"]
+    assert left_out == {"one": "failed: no"}
+    assert stopped == ["one"]
+
+
+def moved(*gaps: float, lost: int = 0) -> dict[str, Any]:
+    return kubernetes.summary([switchover.Leg(gap, gap + 1, gap + 2, 1, lost, 1000) for gap in gaps])
+
+
+def test_our_median_gap_between_clusters_is_compared_with_the_least_by_hand() -> None:
+    by_hand = {"deploy": 40.0, "switchover": moved(2.0, 15.0), "revert": moved(2.0, 2.0)}
+    ours = {"deploy": 60.0, "switchover": moved(1.0, 2.1, 5.0), "revert": moved(3.0, 3.0, lost=1)}
+    rows = {"by_hand": by_hand, "ours": ours}
+    assert [(aim["found"], aim["met"]) for aim in kubernetes.aims(rows)] == [
+        ("1.05 times", True),
+        ("2.381 times", False),
+        ("0 lost in 3", True),
+        ("1.5 times", False),
+        ("1 times", True),
+        ("2 lost in 2", False),
+    ]
+    assert kubernetes.ratio(rows, "deploy") == 1.5
+
+
+def test_a_system_on_clusters_that_was_left_out_is_told_and_compared_with_nothing() -> None:
+    settings = {"fsync": "on"}
+    row = {"version": "1", "how": "so", "settings": settings, "deploy": 60.0, "switchover": moved(2.0), "revert": {}}
+    rows = {"ours": row}
+    aims = kubernetes.aims(rows)
+    assert all(aim["what"].startswith("switchover: ") and "by hand" not in aim["what"] for aim in aims)
+    found = {"systems": rows, "left out": {"by_hand": "failed: no"}, "ratios": {"switchover": None}, "aims": aims}
+    text = kubernetes.report(found)
+    assert "- by_hand: failed: no" in text
+    assert "none." in text
+    assert "| 2000 ms (2000 to 2000) |" in text
+
+
+@pytest.mark.parametrize("name", ["import", "deploy", "overhead", "switchover", "kubernetes"])
 def test_each_benchmark_says_how_it_is_run(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--help"],

@@ -19,6 +19,14 @@ _LIMITS = """
 SELECT json_object_agg(name, setting::bigint) FROM pg_settings WHERE name IN ('max_connections',
   'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')
 """
+_SURVEY = queries.together(
+    major="SELECT current_setting('server_version_num')::int / 10000",
+    databases=queries.DATABASES,
+    available=queries.AVAILABLE,
+    limits=_LIMITS,
+    logical_slots=queries.LOGICAL_SLOTS,
+    replay=queries.REPLAY,
+)
 _CHECKPOINT_DEADLINE = 600
 
 _BUILD = (
@@ -164,8 +172,7 @@ class Instance(ABC, Generic[C]):
     def control_data(self) -> Mapping[str, str]:
         """Return what pg_controldata prints, by its labels."""
         argv = [self.program("pg_controldata"), "-D", self.data]
-        lines = self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}).splitlines()
-        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        return labelled(self.connection.check(argv, user=self.user, env={"LC_ALL": "C"}))
 
     def remove(self, path: str) -> None:
         """Remove a file, on disk, too: after a loss of power it is not there again."""
@@ -176,27 +183,30 @@ class Instance(ABC, Generic[C]):
         self.connection.check(["mv", "-T", "--", path, to], user=self.user)
 
 
+def labelled(text: str) -> dict[str, str]:
+    """Return what pg_controldata has printed, by its labels."""
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
 def survey(server: Instance[Any], port: int) -> Survey:
     """Look at what decides whether this running server can take another's place, or follow it."""
     control = server.control_data()
-    major = int(server.sql("SHOW server_version_num", port=port)) // 10000
-    databases: list[str] = server.look(queries.DATABASES, port=port)
-    inside = {name: server.look(queries.IN_DATABASE, port=port, database=name) for name in databases}
-    collations = server.look(queries.COLLATIONS, port=port) if major >= 15 else {}
-    for found in inside.values():
-        collations |= found["collations"]
-    replay = server.look(queries.REPLAY, port=port)
+    found = server.look(_SURVEY, port=port)
+    inside = {name: server.look(queries.IN_DATABASE, port=port, database=name) for name in found["databases"]}
+    collations = server.look(queries.COLLATIONS, port=port) if found["major"] >= 15 else {}
+    for each in inside.values():
+        collations |= each["collations"]
     free = server.connection.check(["df", "--output=avail", "-B1", "--", server.data]).split()[-1]
     return {
-        "major": major,
+        "major": found["major"],
         "build": {label: control[label] for label in _BUILD},
-        "extensions": {name: found["extensions"] for name, found in inside.items()},
-        "available": server.look(queries.AVAILABLE, port=port),
+        "extensions": {name: each["extensions"] for name, each in inside.items()},
+        "available": found["available"],
         "collations": collations,
-        "limits": server.limits(port),
-        "logical_slots": server.look(queries.LOGICAL_SLOTS, port=port),
-        "replay_paused": replay["paused"],
-        "apply_delay_ms": replay["delay"],
+        "limits": found["limits"],
+        "logical_slots": found["logical_slots"],
+        "replay_paused": found["replay"]["paused"],
+        "apply_delay_ms": found["replay"]["delay"],
         "free_bytes": int(free),
     }
 

@@ -150,18 +150,24 @@ def sites(*names: str, owner: int) -> Generator[list[Cluster]]:
         yield [Cluster(name, _kubeconfig(process), run) for name, process in zip(names, started, strict=True)]
 
 
-@pytest.fixture(scope="session")
-def clusters() -> Generator[tuple[Cluster, Cluster]]:
-    """Return two clusters that reach each other. Ours start without the operator."""
+@contextmanager
+def two_clusters() -> Generator[tuple[Cluster, Cluster]]:
+    """Return those that are given, or make two, which needs root. Ours start without the operator."""
     with ExitStack() as stack:
-        if given := os.environ.get("HARMONY_E2E_KUBECONFIGS"):
-            one, other = _given(given)
-        else:
-            needs_root("clusters are made in namespaces")
-            one, other = stack.enter_context(sites(*NAMES, owner=os.getpid()))
+        given = os.environ.get("HARMONY_E2E_KUBECONFIGS")
+        one, other = _given(given) if given else stack.enter_context(sites(*NAMES, owner=os.getpid()))
         for cluster in (one, other):
             stack.enter_context(cluster.connections)
         yield one, other
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Generator[tuple[Cluster, Cluster]]:
+    """Return two clusters that reach each other. Ours start without the operator."""
+    if not os.environ.get("HARMONY_E2E_KUBECONFIGS"):
+        needs_root("clusters are made in namespaces")
+    with two_clusters() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,84 @@
+"""How often a server in a pod is asked: each command there takes as long as all the queries of a look together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.hosts.commands import Commands, Completed
+from harmony_pulumi.hosts.postgresql import instance
+from harmony_pulumi.kubernetes import site
+from harmony_pulumi.kubernetes.pods import PodInstance
+
+HANDLE = {"name": "montreal", "namespace": "shop", "cluster": "montreal-orders", "owner": "o"}
+SEEN = {"role": "primary", "replicas": [{"name": "toronto"}, {"name": "montreal-orders-2"}]}
+
+
+class Asked(PodInstance):
+    """A server whose answers are given, the same for each query that is in one of them."""
+
+    def look(self, query: str, *, port: int, database: str = "postgres", socket: str | None = None) -> Any:
+        self.connection.queries.append(query)  # type: ignore[attr-defined]
+        return {
+            "seen": dict(SEEN),
+            "which": ["15.18", "7"],
+            "major": 14,
+            "databases": ["orders"],
+            "available": [],
+            "limits": {},
+            "logical_slots": [],
+            "replay": {"paused": True, "delay": 3},
+            "extensions": ["plpgsql"],
+            "collations": {},
+        }
+
+    def control_data(self) -> dict[str, str]:
+        return dict.fromkeys(instance._BUILD, "1")  # pyright: ignore[reportPrivateUsage]
+
+
+class Disk(Commands):
+    """Where nothing but the free space is asked."""
+
+    name = "montreal"
+
+    def __init__(self) -> None:
+        self.queries: list[str] = []
+
+    def run(self, argv: Sequence[str], **_: Any) -> Completed:
+        return Completed(0, "Avail\n4096\n", "")
+
+
+class Api:
+    """Where there is nothing but a cluster that runs."""
+
+    address = "https://montreal"
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        there = {"metadata": {}, "spec": {"instances": 1}, "status": {"currentPrimary": "montreal-orders-1"}}
+        return there if path.endswith("/clusters/montreal-orders") else None
+
+
+def test_a_server_in_a_pod_is_looked_at_by_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk()
+    monkeypatch.setattr(site, "instance", lambda *_: Asked(disk))  # type: ignore[arg-type]
+    cluster = site.ClusterPostgreSQL({**HANDLE, "endpoint": {"host": "h", "port": 5432}})
+    cluster.__dict__["api"] = Api()
+    seen = cluster.observe()
+    assert (seen["state"], seen["role"], seen["version"], seen["system_identifier"]) == (
+        "running",
+        "primary",
+        "15.18",
+        "7",
+    )
+    assert [replica["name"] for replica in seen["replicas"]] == ["toronto"]
+    assert len(disk.queries) == 1
+
+
+def test_a_survey_asks_once_and_once_in_each_database() -> None:
+    disk = Disk()
+    found = instance.survey(Asked(disk), 5432)  # type: ignore[arg-type]
+    assert (found["major"], found["replay_paused"], found["apply_delay_ms"], found["free_bytes"]) == (14, True, 3, 4096)
+    assert found["extensions"] == {"orders": ["plpgsql"]}
+    assert len(disk.queries) == 2
