@@ -63,6 +63,7 @@ done
 _CONFIG = f"{_KEPT}/config"
 _COPY_DEADLINE = 24 * 3600
 _IN_RECOVERY = "SELECT to_json(pg_is_in_recovery())"
+_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 _WHICH = """
 SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
 FROM pg_control_system()
@@ -195,8 +196,9 @@ class ClusterPostgreSQL:
             self._serving().sql(files.make_slot_sql(follower), port=PORT)
 
     def forget(self, follower: str) -> None:
-        """Drop the slot of a member that leads now."""
+        """Drop the slot of a member that leads now, once this standby has started: nobody waited for that."""
         if follower:
+            self._until(leads=False)
             self._serving().sql(files.drop_slot_sql(follower), port=PORT)
 
     def ease(self) -> None:
@@ -290,7 +292,7 @@ class ClusterPostgreSQL:
         role = files.follower_role_sql(objects.STREAMING_ROLE)
         return {
             "endpoint": self.handle["endpoint"],
-            "system_identifier": server.sql(f"{role}SELECT system_identifier FROM pg_control_system()", port=PORT),
+            "system_identifier": server.sql(role + _IDENTIFIER, port=PORT),
             "limits": server.limits(PORT),
             "certs": {
                 "ca_certificate": objects.decoded(self._secret(names["server-ca"]), "ca.crt"),

@@ -410,10 +410,10 @@ def follower_role_sql(role: str) -> str:
     The database may have come from a member of another kind, whose replicas connect as another role.
     """
     commands = [f"CREATE ROLE {quote_identifier(role)} LOGIN REPLICATION", *_for_rewinds(role)]
-    values = ", ".join(f"({place}, {quote_literal(command)})" for place, command in enumerate(commands))
     missing = f"NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {quote_literal(role)})"
-    where = f"NOT pg_is_in_recovery() AND {missing}"
-    return f"SELECT command FROM (VALUES {values}) AS made (place, command) WHERE {where} ORDER BY place \\gexec\n"
+    # All on one line, each in a column: psql runs them one after another, and asks once.
+    columns = ", ".join(map(quote_literal, commands))
+    return f"SELECT {columns} WHERE NOT pg_is_in_recovery() AND {missing} \\gexec\n"
 
 
 def _for_rewinds(role: str) -> list[str]:
