@@ -214,7 +214,8 @@ def test_the_role_of_replicas_is_made_on_a_primary_that_lacks_it_with_what_a_rew
     assert "NOT EXISTS" in sql
 
 
-def test_wal_is_kept_for_a_peer_that_has_no_slot_unless_the_program_says_how_much() -> None:
-    text = files.main_config({}, adopted=False, slotless=True)
+def test_a_server_beside_a_cluster_is_like_one_unless_the_program_says_otherwise() -> None:
+    text = files.main_config({}, adopted=False, beside_cluster=True)
     assert text.index("wal_keep_size = '512MB'") < text.index("include 'settings.conf'")
+    assert "max_worker_processes = '32'" in text
     assert "wal_keep_size" not in files.main_config({}, adopted=False)

@@ -173,6 +173,9 @@ class Deployment:
         credentials = self._credentials(server, marker)
         if self._is_to_lead(server):
             self._populate(server, marker, credentials)
+            if self._is_beside_a_cluster():
+                # CloudNativePG's copy waits for a checkpoint that takes its time: up to minutes, if it has much to write.
+                server.checkpoint(marker.port)
         elif self._source(server):
             self._follow(server, marker, fresh=fresh)
         else:
@@ -215,6 +218,9 @@ class Deployment:
         machine = peer["host"].get("machine_id", self.props["host"]["machine_id"])
         # Where the folder of one elsewhere is, is not asked: by default it is below the same base folder.
         return site_of({**peer["host"], "machine_id": machine}, peer["owner"], root_of(self.connection, peer))
+
+    def _is_beside_a_cluster(self) -> bool:
+        return not all(map(is_on_host, self.props.get("peers") or ()))
 
     def _peers_here(self) -> Generator[tuple[HostPostgreSQL, Marker]]:
         """Iterate over the sites and markers of the other members that are on this machine."""
@@ -489,7 +495,7 @@ class Deployment:
             "postgresql.conf": files.main_config(
                 self._managed(layout, marker, there["adopted.conf"]),
                 adopted=there["adopted.conf"] is not None,
-                slotless=not all(map(is_on_host, self.props.get("peers") or ())),
+                beside_cluster=self._is_beside_a_cluster(),
             ),
             "settings.conf": files.settings_config(settings),
             "limits.conf": limits,
@@ -499,6 +505,9 @@ class Deployment:
             ),
             "pg_ident.conf": files.ident(self.user, there["adopted_ident.conf"] or ""),
         }
+        own = f"{layout.data}/postgresql.conf"
+        if self._is_beside_a_cluster() and not self.connection.exists(own, self.user):
+            server.write({own: files.FOR_A_CLUSTER})
         if source or there["replication.conf"] is None:
             declared = {name.lower(): value for name, value in settings.items()}
             slot_sync = files.slot_sync(server.binaries.major, declared, files.settings_in(limits))

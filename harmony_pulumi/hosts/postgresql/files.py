@@ -120,8 +120,9 @@ _DEFAULTS: Mapping[str, object] = {
 }
 
 
-_FOR_SLOTLESS: Mapping[str, object] = {"wal_keep_size": "512MB"}
-"""As CloudNativePG has it, whose clusters have no slot where they follow: CloudNativePG, "PostgreSQL Configuration"."""
+# Its clusters have no slot where they follow; and who follows one needs as many workers.
+_BESIDE_CLUSTER: Mapping[str, object] = {"max_worker_processes": 32, "wal_keep_size": "512MB"}
+"""What CloudNativePG has by default: CloudNativePG, "PostgreSQL Configuration"."""
 
 
 def managed_settings(
@@ -155,19 +156,19 @@ def managed_settings(
     }
 
 
-def main_config(managed: Mapping[str, object], *, adopted: bool, slotless: bool = False) -> str:
+def main_config(managed: Mapping[str, object], *, adopted: bool, beside_cluster: bool = False) -> str:
     """Return postgresql.conf: defaults, then what the user set, then what harmony sets and what replication sets.
 
     Args:
         managed: what `managed_settings` returns.
         adopted: whether the server was taken over; its own configuration then applies where ours is silent.
-        slotless: whether a peer that has no slot follows it, or may: WAL is kept for it all the same.
+        beside_cluster: whether a peer is a cluster of CloudNativePG, which follows it, or may.
     """
     return "".join(
         (
             HEADER,
             "include 'adopted.conf'\n" if adopted else _lines(_DEFAULTS),
-            _lines(_FOR_SLOTLESS) if slotless else "",
+            _lines(_BESIDE_CLUSTER) if beside_cluster else "",
             "include 'settings.conf'\n",
             "include 'limits.conf'\n",
             _lines(managed),
@@ -175,6 +176,16 @@ def main_config(managed: Mapping[str, object], *, adopted: bool, slotless: bool 
             "include_if_exists 'synchronous.conf'\n",
         )
     )
+
+
+FOR_A_CLUSTER = """# For a copy on Kubernetes, whose operator writes these. This server's own configuration is elsewhere.
+include 'custom.conf'
+include 'override.conf'
+"""
+"""What is in the data directory of a server that a cluster of CloudNativePG copies: it takes what it finds there.
+
+PostgreSQL does not start with it where these files are not: `pg_ctl -D` the data directory is refused as before.
+"""
 
 
 def adopted_config(own: str, settings: Mapping[str, object]) -> str:

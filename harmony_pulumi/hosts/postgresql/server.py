@@ -2,7 +2,7 @@
 
 Thin: what to write is decided in `files`, what to do when in `deployment`. Knows no Pulumi.
 
-The configuration is outside the data directory, and the data directory has no postgresql.conf: a bare
+The configuration is outside the data directory, which has no postgresql.conf, or one with which nothing starts: a bare
 `pg_ctl -D <data> start`, which would go past harmony, is refused by PostgreSQL itself; a base backup and a rewind
 copy no configuration from one member to another.
 """
