@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.kubernetes import found, objects
@@ -63,7 +62,7 @@ def standing(props: Mapping[str, Any]) -> dict[str, Any]:
 def make(address: str, days: int, cluster: str) -> dict[str, str]:
     """Make the certificates of a cluster. The authority's key is kept nowhere.
 
-    So each renewal is a new authority. Two clients may replicate: other clusters of the operator, and servers on hosts.
+    So each renewal is a new authority.
 
     Args:
         address: that clients connect to, a host name or an IP.
@@ -72,17 +71,13 @@ def make(address: str, days: int, cluster: str) -> dict[str, str]:
     """
     authority = certificates.make_authority(f"{cluster} PostgreSQL")
     server = certificates.make_server(authority, address, days)
-    operators, hosts = (
-        certificates.make_client(authority, role, days) for role in (objects.STREAMING_ROLE, REPLICATION_ROLE)
-    )
+    replication = certificates.make_client(authority, objects.STREAMING_ROLE, days)
     return {
         "ca": authority.certificate,
         "server_certificate": server.certificate,
         "server_key": server.key,
-        "replication_certificate": operators.certificate,
-        "replication_key": operators.key,
-        "host_certificate": hosts.certificate,
-        "host_key": hosts.key,
+        "replication_certificate": replication.certificate,
+        "replication_key": replication.key,
     }
 
 

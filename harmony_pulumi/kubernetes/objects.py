@@ -152,17 +152,21 @@ def service(cluster: str, namespace: str, owner: str, service_type: Any) -> dict
     }
 
 
-def external_cluster(
-    cluster: str, name_of_member: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE
-) -> dict[str, Any]:
-    """Return the cluster that one follows, as it knows it: by an address that needs no name inside Kubernetes."""
+def external_cluster(cluster: str, name_of_member: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what one follows, as it knows it: by an address that needs no name inside Kubernetes.
+
+    Args:
+        cluster: that follows.
+        name_of_member: as which it does.
+        source: `host`, `port`, and the `user` that the source's certificate is for.
+    """
     name = secret_names(cluster)[PEER]
     return {
         "name": PEER,
         "connectionParameters": {
-            "host": endpoint["host"],
-            "port": endpoint["port"],
-            "user": user,
+            "host": source["host"],
+            "port": source["port"],
+            "user": source["user"],
             "dbname": "postgres",
             "sslmode": "verify-full",
             "application_name": name_of_member,
@@ -180,12 +184,10 @@ def following(cluster: str, *, leads: bool) -> dict[str, Any]:
     return {"self": cluster, "primary": cluster if leads else PEER, "source": PEER}
 
 
-def external_clusters(
-    cluster: str, name_of_member: str, endpoint: Mapping[str, Any], user: str = STREAMING_ROLE
-) -> list[dict[str, Any]]:
-    """Return both clusters of a pair, as one knows them. It must list itself, too, and never connects there."""
+def external_clusters(cluster: str, name_of_member: str, source: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return both members of a pair, as one knows them. It must list itself, too, and never connects there."""
     itself = {"name": cluster, "connectionParameters": {"host": f"{cluster}-rw"}}
-    return [itself, external_cluster(cluster, name_of_member, endpoint, user)]
+    return [itself, external_cluster(cluster, name_of_member, source)]
 
 
 def cluster(
@@ -208,7 +210,7 @@ def cluster(
         declared: what the program declares: `databases`, `settings`, `networks`, `slot_size_bound`, `instances`, ...
         image: of PostgreSQL, if not the operator's own.
         storage: `size`, and `storageClass` if one is named.
-        source: the endpoint of the cluster to copy and follow; None for a new database.
+        source: what to copy and follow: `host`, `port` and `user`; None for a new database.
         roles: what says whom it follows, `replica` and `externalClusters`: as it is made, or as it was left.
     """
     names = secret_names(name)
@@ -266,7 +268,7 @@ def roles_at_first(name: str, member: str, source: Mapping[str, Any] | None) -> 
     Args:
         name: of the cluster.
         member: what replication calls it.
-        source: the endpoint of the cluster to follow.
+        source: what to follow: `host`, `port` and `user`.
     """
     if source is None:
         return {}

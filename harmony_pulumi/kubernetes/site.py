@@ -52,11 +52,22 @@ mv -- "$3" "$1"
 sync -- "${1%/*}"
 """
 _SPARE = 64 * 2**20
+# The operator's own. A source on a host has none of these in its data directory.
+_COPY_CONFIG = """
+set -e
+mkdir -p -- "$2"
+for name in postgresql.conf custom.conf override.conf pg_hba.conf pg_ident.conf; do
+  if [ -e "$1/$name" ]; then cp -p -- "$1/$name" "$2/$name"; fi
+done
+"""
+_CONFIG = f"{_KEPT}/config"
 _COPY_DEADLINE = 24 * 3600
+_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 _WHICH = """
 SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
 FROM pg_control_system()
 """
+_AS = {True: "primary", False: "standby", None: "server"}
 _LOOK = queries.together(seen=queries.LOOK, which=_WHICH)
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
@@ -193,7 +204,8 @@ class ClusterPostgreSQL:
         self._serving().sql(files.make_slot_sql(follower), port=PORT)
 
     def forget(self, follower: str) -> None:
-        """Drop the slot of a member that leads now."""
+        """Drop the slot of a member that leads now, once this server answers: nobody waited for its start."""
+        self._until(leads=None)
         self._serving().sql(files.drop_slot_sql(follower), port=PORT)
 
     def ease(self) -> None:
@@ -281,9 +293,11 @@ class ClusterPostgreSQL:
         names = objects.secret_names(self.handle["cluster"])
         own = self._secret(names["replication"])
         server = self._serving()
+        # The operator makes it as an instance starts: one that was promoted was a copy of a server on a host, perhaps.
+        role = files.follower_role_sql(objects.STREAMING_ROLE)
         return {
             "endpoint": self.handle["endpoint"],
-            "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),
+            "system_identifier": server.sql(role + _IDENTIFIER, port=PORT),
             "limits": server.limits(PORT),
             "certs": {
                 "ca_certificate": objects.decoded(self._secret(names["server-ca"]), "ca.crt"),
@@ -308,8 +322,12 @@ class ClusterPostgreSQL:
         secret["metadata"]["ownerReferences"] = [objects.reference(cluster)]
         path = f"/api/v1/namespaces/{self._namespace}/secrets/{secret['metadata']['name']}"
         self.api.apply(path, secret, manager=objects.MANAGER)
-        endpoint = {"host": source["endpoint"]["host"], "port": str(int(source["endpoint"]["port"]))}
-        clusters = objects.external_clusters(name, self.handle["name"], endpoint)
+        known = {
+            "host": source["endpoint"]["host"],
+            "port": str(int(source["endpoint"]["port"])),
+            "user": certificates.role(source["certs"]["client_certificate"]),
+        }
+        clusters = objects.external_clusters(name, self.handle["name"], known)
         self._apply(clusters, leads=False)
         changed = slots.use(server, self.handle["slot"])
         if self._is_fenced(cluster):
@@ -392,11 +410,17 @@ class ClusterPostgreSQL:
         # The operator leaves it unwritable, and pg_rewind opens every file for writing.
         auto = f"{server.data}/postgresql.auto.conf"
         server.connection.check(["chmod", "u+w", "--", auto])
+        self._copy_config(server, server.data, _CONFIG)  # A rewind removes what its source has not.
         server.connection.check(argv, **options)
+        self._copy_config(server, _CONFIG, server.data)
         server.connection.check(["chmod", "u-w", "--", auto])
         server.write({server.standby_signal: ""})
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
         return ""
+
+    def _copy_config(self, server: PodInstance, folder: str, to: str) -> None:
+        """Copy the operator's configuration files, as far as they are there, from one folder to another."""
+        server.connection.check(["sh", "-c", _COPY_CONFIG, "sh", folder, to])
 
     def _conninfo(self, server: PodInstance, source: Mapping[str, Any]) -> str:
         """Return how this server's programs connect to a source, whose certificates are put where that says."""
@@ -425,6 +449,8 @@ class ClusterPostgreSQL:
         options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
         server.connection.check([*argv, "-w"], **options, on_stderr=show)
         server.write({f"{making}/standby.signal": ""})
+        for folder in (_CONFIG, server.data):  # A rewind that was cut off has left it in the first one alone.
+            self._copy_config(server, folder, making)
         server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
         kept = f"{_KEPT}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         server.connection.check(["sh", "-c", _SWAP, "sh", server.data, kept, making])
@@ -480,19 +506,20 @@ class ClusterPostgreSQL:
             msg = f"{self.handle['name']}: {self._where} is not {what}: it was told that {told}"
             raise SiteError(msg)
 
-    def _until(self, *, leads: bool) -> None:
-        """Wait until the server takes writes, or until it is a standby."""
+    def _until(self, *, leads: bool | None) -> None:
+        """Wait until the server takes writes, or until it is a standby; None: until it answers."""
 
         def is_so() -> bool:
             try:
-                return self._serving().look(queries.IN_RECOVERY, port=PORT) is not leads
+                in_recovery: bool = self._serving().look(queries.IN_RECOVERY, port=PORT)
             except UnreachableError:
                 raise
             except SiteError:
                 return False
+            return leads is None or in_recovery is not leads
 
         wait_for(
-            f"{self.handle['name']}: the cluster {self._where} as a {'primary' if leads else 'standby'}",
+            f"{self.handle['name']}: the cluster {self._where} as a {_AS[leads]}",
             is_so,
             bool,
             deadline=_PROMOTE_DEADLINE,
@@ -576,7 +603,7 @@ def _conninfo(source: Mapping[str, Any], name: str) -> str:
     words = {
         "host": source["endpoint"]["host"],
         "port": int(source["endpoint"]["port"]),
-        "user": objects.STREAMING_ROLE,
+        "user": certificates.role(source["certs"]["client_certificate"]),
         "dbname": "postgres",
         "sslmode": "verify-full",
         "sslrootcert": f"{_SOURCE}-ca.crt",

@@ -133,11 +133,13 @@ def _bound(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def _placed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the peers with the folders that the program leaves open settled, once, as their own are."""
     from harmony_pulumi.hosts.connection import connect
-    from harmony_pulumi.hosts.postgresql.home import root_of
+    from harmony_pulumi.hosts.postgresql.home import is_on_host, root_of
 
     before = {peer["owner"]: peer.get("directory") for peer in old.get("peers") or ()}
 
     def place(peer: Mapping[str, Any]) -> dict[str, Any]:
+        if not is_on_host(peer):
+            return {}
         if directory := peer.get("directory") or before.get(peer["owner"]):
             return {"directory": directory}
         try:

@@ -277,7 +277,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         if replication is not None:
             source, certs = replication
             port = source.endpoint.apply(lambda known: str(int(known["port"])))
-            follows = {"host": source.endpoint.apply(itemgetter("host")), "port": port}
+            user = pulumi.Output.unsecret(certs.apply(_role))
+            follows = {"host": source.endpoint.apply(itemgetter("host")), "port": port, "user": user}
             # A role change gives it the certificates of whoever is followed then.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts), silent=["stringData", "data"]))
@@ -370,6 +371,13 @@ def _as_it_stands(key: str, known: Sequence[Any]) -> Any:
 def _each(values: pulumi.Output[Any], keys: Sequence[str]) -> dict[str, pulumi.Output[Any]]:
     """Return outputs of each of these values."""
     return {key: values.apply(itemgetter(key)) for key in keys}
+
+
+def _role(certs: ReplicationCerts) -> str:
+    """Return the role as which a replica connects with these."""
+    from harmony_pulumi.hosts.postgresql.certificates import role
+
+    return role(certs["client_certificate"])
 
 
 def _certs(made: Mapping[str, str]) -> ReplicationCerts:

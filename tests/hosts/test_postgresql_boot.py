@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from harmony_pulumi.capabilities.site import Observation, Roles
+from harmony_pulumi.capabilities.site import Observation, Roles, load_site
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql.boot import Answer, Start, Verdict, verdict
+from harmony_pulumi.hosts.postgresql.elsewhere import handle_of_elsewhere
 
 PAIR = "shop/prod/orders"
 SOURCE = {"host": "localhost", "port": 5432}
@@ -124,6 +125,14 @@ def test_a_lone_survivor_waits_and_is_told_how_to_go_on() -> None:
         assert "toronto does not answer (the host is down)" in found.why
         assert "`harmony start`" in found.why
         assert "`harmony failover`" in found.why
+
+
+def test_a_peer_that_is_on_no_host_is_silent() -> None:
+    seen = load_site(handle_of_elsewhere({"kind": "kubernetes", "name": "montreal", "owner": "o"})).observe()
+    answer = Answer.of(seen, made_again=True)
+    assert (answer.name, answer.came) == ("montreal", False)
+    assert starts(None, [answer]) is Start.LEAD  # Of a pair that is just being made.
+    assert starts(roles(0, "primary"), [answer]) is Start.WAIT
 
 
 def test_a_standby_is_never_made_a_primary_by_a_start() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.hosts.postgresql import adoption, files
+from harmony_pulumi.hosts.postgresql import adoption, certificates, files
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
 CONTROL = {
@@ -195,3 +195,27 @@ def test_nothing_that_a_shell_would_read_is_among_the_options_of_a_start() -> No
     assert adoption.start_options(existing(command=odd, config_file="/etc/m.conf")) == ["-c", "config_file=/etc/m.conf"]
     with pytest.raises(SiteError, match="start it as it was started before"):
         adoption.start_options(existing(command=odd, config_file="/etc/$(id).conf"))
+
+
+@pytest.mark.parametrize("role", ["harmony_replication", "streaming_replica"])
+def test_a_replica_connects_as_the_role_of_the_certificate_that_its_source_gives(role: str) -> None:
+    pair = certificates.make_client(certificates.make_authority("test"), role, 30)
+    source = {"endpoint": {"host": "there", "port": 5433.0}, "certs": {"client_certificate": pair.certificate}}
+    conninfo = files.source_conninfo(source, LAYOUT, "toronto")
+    assert f"user='{role}'" in conninfo
+    assert "port='5433'" in conninfo
+
+
+def test_the_role_of_replicas_is_made_on_a_primary_that_lacks_it_with_what_a_rewind_needs() -> None:
+    sql = files.follower_role_sql("streaming_replica")
+    assert 'CREATE ROLE "streaming_replica" LOGIN REPLICATION' in sql
+    assert sql.count("GRANT EXECUTE ON FUNCTION") == 4
+    assert "NOT pg_is_in_recovery()" in sql
+    assert "NOT EXISTS" in sql
+
+
+def test_a_server_beside_a_cluster_is_like_one_unless_the_program_says_otherwise() -> None:
+    text = files.main_config({}, adopted=False, beside_cluster=True)
+    assert text.index("wal_keep_size = '512MB'") < text.index("include 'settings.conf'")
+    assert "max_worker_processes = '32'" in text
+    assert "wal_keep_size" not in files.main_config({}, adopted=False)

@@ -14,8 +14,10 @@ from harmony_pulumi import (
     InputError,
     K8sAnywhereTopology,
     LinuxHostTopology,
+    PostgreSQL,
     PostgreSQLConfig,
 )
+from harmony_pulumi.hosts.postgresql import certificates
 
 CONFIG = PostgreSQLConfig(
     databases=[Database(name="orders", extensions=("pg_trgm",)), Database(name="Stock", owner="orders")],
@@ -23,11 +25,13 @@ CONFIG = PostgreSQLConfig(
     version=16,
 )
 SECRET = {"4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270"}
+REPLICAS = certificates.make_client(certificates.make_authority("test"), "streaming_replica", 30)
+OF_HOST = certificates.make_client(certificates.make_authority("test"), "harmony_replication", 30)
 MADE = {
     "ca": "the authority",
     "server_certificate": "of the server",
     "server_key": "key of the server",
-    "replication_certificate": "of replicas",
+    "replication_certificate": REPLICAS.certificate,
     "replication_key": "key of replicas",
     "passwords": {"orders": "correct horse", "Stock": "battery staple"},
 }
@@ -56,6 +60,14 @@ class Mocks(pulumi.runtime.Mocks):
             "postgresql_version": "16.4",
             "system_identifier": "7",
             "serving": "primary",
+            "replication_certs": {
+                "ca_certificate": "the host's authority",
+                "client_certificate": OF_HOST.certificate,
+                "client_key": "key of the host's replicas",
+            },
+            "ca_certificate": "the host's authority",
+            "identity": "the host's",
+            "credentials": {"orders": "correct horse"},
         }
         return args.name, {**args.inputs, **{key: value for key, value in made.items() if not args.inputs.get(key)}}
 
@@ -150,8 +162,25 @@ def test_the_replica_of_a_pair_is_declared_as_one_that_follows_its_source() -> N
     peer = next(each for each in spec["externalClusters"] if each["name"] == "peer")["connectionParameters"]
     assert (peer["host"], peer["port"], peer["sslmode"]) == ("10.0.0.1", "30432", "verify-full")
     assert peer["application_name"] == "west"
+    assert peer["user"] == "streaming_replica"
     assert mocks["Secret", "west-orders-peer"]["stringData"]["tls.key"] == "key of replicas"
     assert mocks["PostgreSQLPair", "orders-orders"]["members"]["replica"]["name"] == "west"
+
+
+def test_a_cluster_follows_a_host_as_the_role_of_the_host_s_certificate() -> None:
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
+
+    def program() -> None:
+        host = LinuxHostTopology("east", address="10.0.0.1")
+        FailoverTopology[PostgreSQL]("orders", primary=host, replica=site("west")).deploy_postgresql("orders", CONFIG)
+
+    pulumi.runtime.test(program)()
+    clusters = mocks["Cluster", "west-orders"]["spec"]["externalClusters"]
+    peer = next(each for each in clusters if each["name"] == "peer")["connectionParameters"]
+    assert (peer["host"], peer["user"]) == ("10.0.0.1", "harmony_replication")
+    assert mocks["Secret", "west-orders-peer"]["stringData"]["tls.key"] == "key of the host's replicas"
+    assert [home["name"] for home in mocks["PostgreSQLServer", "east-orders"]["peers"]] == ["west"]
 
 
 def test_every_problem_of_the_arguments_is_told_at_once() -> None:

@@ -99,6 +99,11 @@ def make_client(authority: KeyPair, role: str, lifetime_days: int, *, before: st
     return _issued(authority, role, lifetime_days, ExtendedKeyUsageOID.CLIENT_AUTH, None, after=after)
 
 
+def role(certificate: str) -> str:
+    """Return the role that a client logs in as by its certificate: its common name."""
+    return str(_loaded(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+
 def expires(certificate: str) -> datetime:
     """Return when a PEM certificate expires, in UTC."""
     return _loaded(certificate).not_valid_after_utc

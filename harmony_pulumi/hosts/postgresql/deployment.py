@@ -22,9 +22,11 @@ from harmony_pulumi.hosts.connection import Connection, connect
 from harmony_pulumi.hosts.logs import recording
 from harmony_pulumi.hosts.postgresql import adoption, certificates, files, queries, renewal
 from harmony_pulumi.hosts.postgresql.boot import Sites, guard, sites_json
+from harmony_pulumi.hosts.postgresql.elsewhere import handle_of_elsewhere
 from harmony_pulumi.hosts.postgresql.following import Following, is_streaming
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
+    is_on_host,
     listening_ports,
     make_root,
     markers_below,
@@ -171,6 +173,9 @@ class Deployment:
         credentials = self._credentials(server, marker)
         if self._is_to_lead(server):
             self._populate(server, marker, credentials)
+            if self._is_beside_a_cluster():
+                # CloudNativePG's copy waits for a checkpoint that takes its time: minutes, if it has much to write.
+                server.checkpoint(marker.port)
         elif self._source(server):
             self._follow(server, marker, fresh=fresh)
         else:
@@ -203,22 +208,24 @@ class Deployment:
     def _sites(self) -> Sites:
         """Return what the server is to know of itself and its peers when it is started without this program."""
         host, source = self.props["host"], self.props.get("source")
-        peers = [
-            # Where the folder of one elsewhere is, is not asked: by default it is below the same base folder.
-            site_of(
-                {**peer["host"], "machine_id": peer["host"].get("machine_id", host["machine_id"])},
-                peer["owner"],
-                root_of(self.connection, peer),
-            )
-            for peer in self.props.get("peers") or ()
-        ]
+        peers = [self._site_of_peer(peer) for peer in self.props.get("peers") or ()]
         follows = {"host": source["endpoint"]["host"], "port": int(source["endpoint"]["port"])} if source else None
         return {"site": site_of(host, self.props["owner"], self.root), "peers": peers, "source": follows}
+
+    def _site_of_peer(self, peer: Mapping[str, Any]) -> dict[str, Any]:
+        if not is_on_host(peer):
+            return handle_of_elsewhere(peer)
+        machine = peer["host"].get("machine_id", self.props["host"]["machine_id"])
+        # Where the folder of one elsewhere is, is not asked: by default it is below the same base folder.
+        return site_of({**peer["host"], "machine_id": machine}, peer["owner"], root_of(self.connection, peer))
+
+    def _is_beside_a_cluster(self) -> bool:
+        return not all(map(is_on_host, self.props.get("peers") or ()))
 
     def _peers_here(self) -> Generator[tuple[HostPostgreSQL, Marker]]:
         """Iterate over the sites and markers of the other members that are on this machine."""
         here = self.props["host"]["machine_id"]
-        for peer in self.props.get("peers") or ():
+        for peer in filter(is_on_host, self.props.get("peers") or ()):
             if peer["host"].get("machine_id", here) == here:  # Another machine this connection does not reach.
                 root = root_of(self.connection, peer)
                 marker = Marker.read(self.connection, root, self.user)
@@ -486,7 +493,9 @@ class Deployment:
             limits = files.without_settings(there["limits.conf"] or files.HEADER, {name.lower() for name in settings})
         texts = {
             "postgresql.conf": files.main_config(
-                self._managed(layout, marker, there["adopted.conf"]), adopted=there["adopted.conf"] is not None
+                self._managed(layout, marker, there["adopted.conf"]),
+                adopted=there["adopted.conf"] is not None,
+                beside_cluster=self._is_beside_a_cluster(),
             ),
             "settings.conf": files.settings_config(settings),
             "limits.conf": limits,
@@ -496,6 +505,9 @@ class Deployment:
             ),
             "pg_ident.conf": files.ident(self.user, there["adopted_ident.conf"] or ""),
         }
+        own = f"{layout.data}/postgresql.conf"
+        if self._is_beside_a_cluster() and not self.connection.exists(own, self.user):
+            server.write({own: files.FOR_A_CLUSTER})
         if source or there["replication.conf"] is None:
             declared = {name.lower(): value for name, value in settings.items()}
             slot_sync = files.slot_sync(server.binaries.major, declared, files.settings_in(limits))

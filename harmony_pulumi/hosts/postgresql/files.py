@@ -12,6 +12,7 @@ from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS, REPLICATION_ROLE
 from harmony_pulumi.capabilities.postgresql_settings import quantity, setting
+from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.hosts.postgresql.layout import Layout
 
 HEADER = "# Written by harmony; edits are overwritten. Change the Pulumi program instead.\n"
@@ -119,6 +120,11 @@ _DEFAULTS: Mapping[str, object] = {
 }
 
 
+# Its clusters have no slot where they follow; and who follows one needs as many workers.
+_BESIDE_CLUSTER: Mapping[str, object] = {"max_worker_processes": 32, "wal_keep_size": "512MB"}
+"""What CloudNativePG has by default: CloudNativePG, "PostgreSQL Configuration"."""
+
+
 def managed_settings(
     layout: Layout, *, name: str, address: str, port: int, slot_size_bound: str, sockets: Sequence[str] = ()
 ) -> dict[str, object]:
@@ -150,17 +156,19 @@ def managed_settings(
     }
 
 
-def main_config(managed: Mapping[str, object], *, adopted: bool) -> str:
+def main_config(managed: Mapping[str, object], *, adopted: bool, beside_cluster: bool = False) -> str:
     """Return postgresql.conf: defaults, then what the user set, then what harmony sets and what replication sets.
 
     Args:
         managed: what `managed_settings` returns.
         adopted: whether the server was taken over; its own configuration then applies where ours is silent.
+        beside_cluster: whether a peer is a cluster of CloudNativePG, which follows it, or may.
     """
     return "".join(
         (
             HEADER,
             "include 'adopted.conf'\n" if adopted else _lines(_DEFAULTS),
+            _lines(_BESIDE_CLUSTER) if beside_cluster else "",
             "include 'settings.conf'\n",
             "include 'limits.conf'\n",
             _lines(managed),
@@ -168,6 +176,16 @@ def main_config(managed: Mapping[str, object], *, adopted: bool) -> str:
             "include_if_exists 'synchronous.conf'\n",
         )
     )
+
+
+FOR_A_CLUSTER = """# For a copy on Kubernetes, whose operator writes these. This server's own are elsewhere.
+include 'custom.conf'
+include 'override.conf'
+"""
+"""What is in the data directory of a server that a cluster of CloudNativePG copies: it takes what it finds there.
+
+PostgreSQL does not start with it where these files are not: `pg_ctl -D` the data directory is refused as before.
+"""
 
 
 def adopted_config(own: str, settings: Mapping[str, object]) -> str:
@@ -323,7 +341,7 @@ def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str
     words = {
         "host": source["endpoint"]["host"],
         "port": int(source["endpoint"]["port"]),
-        "user": REPLICATION_ROLE,
+        "user": certificates.role(source["certs"]["client_certificate"]),
         "dbname": "postgres",  # For pg_rewind, and for whoever copies slots.
         "sslmode": "verify-full",
         "sslrootcert": f"{layout.tls}/source-ca.crt",
@@ -389,7 +407,7 @@ def scram_verifier(password: str) -> str:
 
 def roles_sql(passwords: Mapping[str, str]) -> str:
     """Return SQL that makes the replication role, and owners with their passwords. May be run again."""
-    statements = [_role_if_missing(REPLICATION_ROLE, "LOGIN REPLICATION"), rewind_sql()]
+    statements = [_role_if_missing(REPLICATION_ROLE, "LOGIN REPLICATION"), *_for_rewinds(REPLICATION_ROLE)]
     for role, password in sorted(passwords.items()):
         statements.append(_role_if_missing(role, "LOGIN"))
         verifier = quote_literal(scram_verifier(password))
@@ -397,15 +415,27 @@ def roles_sql(passwords: Mapping[str, str]) -> str:
     return "\n".join(statements) + "\n"
 
 
-def rewind_sql() -> str:
-    """Return SQL that lets replicas be rewound from here: PostgreSQL, "pg_rewind". They may copy all of it anyway."""
+def follower_role_sql(role: str) -> str:
+    """Return SQL that makes the role that replicas connect as, on a primary that has it not.
+
+    The database may have come from a member of another kind, whose replicas connect as another role.
+    """
+    commands = [f"CREATE ROLE {quote_identifier(role)} LOGIN REPLICATION", *_for_rewinds(role)]
+    missing = f"NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {quote_literal(role)})"
+    # All on one line, each in a column: psql runs them one after another, and asks once.
+    columns = ", ".join(map(quote_literal, commands))
+    return f"SELECT {columns} WHERE NOT pg_is_in_recovery() AND {missing} \\gexec\n"
+
+
+def _for_rewinds(role: str) -> list[str]:
+    """Return what lets replicas be rewound from here: PostgreSQL, "pg_rewind". They may copy all of it anyway."""
     functions = (
         "pg_ls_dir(text, boolean, boolean)",
         "pg_stat_file(text, boolean)",
         "pg_read_binary_file(text)",
         "pg_read_binary_file(text, bigint, bigint, boolean)",
     )
-    return "\n".join(f"GRANT EXECUTE ON FUNCTION pg_catalog.{name} TO {REPLICATION_ROLE};" for name in functions)
+    return [f"GRANT EXECUTE ON FUNCTION pg_catalog.{name} TO {quote_identifier(role)};" for name in functions]
 
 
 def _role_if_missing(role: str, options: str) -> str:

@@ -173,6 +173,7 @@ def leave_a_standby(server: Server, declared: Collection[str]) -> None:
         declared: the names of the settings of the program.
     """
     server.write({server.layout.standby_signal: ""})
+    server.remove_own_config()
     altered = server.connection.read_file(server.layout.altered, server.user) or ""
     names = {*MANAGED, *(name.lower() for name in declared)}
     server.write({server.layout.altered: files.without_settings(altered, names)})

@@ -80,6 +80,11 @@ def base_folder(connection: Connection) -> str:
     return connection.check(["sh", "-c", script]).strip()
 
 
+def is_on_host(home: Mapping[str, Any]) -> bool:
+    """Tell whether a home is a folder of a host, and not something that another kind of topology makes."""
+    return "host" in home
+
+
 def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
     """Return the folder of a server, or where it would be."""
     return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")

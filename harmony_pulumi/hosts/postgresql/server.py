@@ -2,7 +2,7 @@
 
 Thin: what to write is decided in `files`, what to do when in `deployment`. Knows no Pulumi.
 
-The configuration is outside the data directory, and the data directory has no postgresql.conf: a bare
+The configuration is outside the data directory, which has no postgresql.conf, or one with which nothing starts: a bare
 `pg_ctl -D <data> start`, which would go past harmony, is refused by PostgreSQL itself; a base backup and a rewind
 copy no configuration from one member to another.
 """
@@ -42,6 +42,8 @@ SELECT coalesce(json_agg(name ORDER BY name), '[]') FROM pg_settings s WHERE pen
 _LEFT_BEHIND = re.compile('lock file "([^"]+)" (?:already exists|is empty)|pre-existing shared memory block')
 """What PostgreSQL says, untranslated, while there is something left of a server that was killed: its children, say."""
 _LEFT_BEHIND_DEADLINE = 30
+_OWN_CONFIG = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "custom.conf", "override.conf")
+"""What a data directory has beside its data: by initdb; the last two by CloudNativePG."""
 _ANSWERED = "harmony: answered"
 # Of a process that had the pid a moment ago, and may have ended since.
 _SIGNAL = '[ "/proc/$1/cwd" -ef "$2" ] && kill -s "$3" "$1"'
@@ -357,8 +359,8 @@ class Server(Instance[Connection]):
         self.remove_own_config()
 
     def remove_own_config(self) -> None:
-        """Remove the configuration files that initdb wrote into the data directory; ours are elsewhere."""
-        files = [f"{self.layout.data}/{name}" for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf")]
+        """Remove the configuration files in the data directory, those of initdb or of a source; ours are elsewhere."""
+        files = [f"{self.layout.data}/{name}" for name in _OWN_CONFIG]
         self.connection.check(["rm", "-f", "--", *files], user=self.user)
 
     def base_backup(self, conninfo: str, slot: str, *, deadline: float, on_progress: Callable[[str], None]) -> None:
@@ -370,4 +372,3 @@ class Server(Instance[Connection]):
         argv = [self.program("pg_basebackup"), "-D", self.layout.data, "-d", conninfo, "-X", "stream"]
         argv += ["-C", "-S", slot, "-c", "fast", "-P", "-w"]
         self.connection.check(argv, user=self.user, timeout=deadline, on_stderr=on_progress, env={"LC_ALL": "C"})
-        self.remove_own_config()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harmony_pulumi.capabilities.addresses import address
-from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS
+from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS, REPLICATION_ROLE
 from harmony_pulumi.capabilities.site import (
     Beyond,
     Certificates,
@@ -219,9 +219,10 @@ class HostPostgreSQL:
         return self._held[0].roles if self._held else read_roles(server.connection, server.layout.roles, server.user)
 
     def prepare(self, follower: str) -> None:
-        """Keep WAL from here on, by the follower's slot: a standby may have slots, too."""
+        """Keep WAL from here on, by the follower's slot, if it has one: a standby may have slots, too."""
         server, marker = self._both()
-        said = server.sql(f"{files.make_slot_sql(follower)}SELECT pg_is_in_recovery()", port=marker.port)
+        slot = files.make_slot_sql(follower) if follower else ""
+        said = server.sql(f"{slot}SELECT pg_is_in_recovery()", port=marker.port)
         if said.splitlines()[-1] == "t":  # One that leads already is to be asked for nothing that clients wait for.
             for held in self._held:
                 held.session = held.session or held.open.enter_context(server.session(marker.port))
@@ -329,6 +330,7 @@ class HostPostgreSQL:
         if missing := [name for name in names if not texts[name]]:
             msg = f"{server.connection.name}: {server.layout.tls} lacks {', '.join(missing)}; run `pulumi up`"
             raise SiteError(msg)
+        server.sql(files.follower_role_sql(REPLICATION_ROLE), port=marker.port)
         keys = ("ca_certificate", "client_certificate", "client_key")
         return {
             "endpoint": {"host": self.handle["host"]["address"], "port": marker.port},
@@ -401,7 +403,8 @@ class HostPostgreSQL:
     def forget(self, follower: str) -> None:
         """Drop the slot of a member that leads now; as long as it is in use, wait."""
         server, marker = self._both()
-        server.sql(files.drop_slot_sql(follower), port=marker.port)
+        if follower:
+            server.sql(files.drop_slot_sql(follower), port=marker.port)
 
     def remember(self, text: str) -> None:
         """Keep what the pair looked like."""

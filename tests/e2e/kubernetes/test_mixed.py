@@ -1,0 +1,112 @@
+"""A failover pair of a Kubernetes cluster and this host, whichever begins as the primary, with clients that write."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.e2e.conftest import Stack, eventually, stacks
+from tests.e2e.kubernetes.conftest import Cluster
+from tests.e2e.kubernetes.pairs import clients, configure, manifest, status, with_plugin
+from tests.e2e.test_roles_cli import harmony
+
+pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
+
+EXAMPLE = Path(__file__).parents[3] / "examples/mixed_failover/__main__.py"
+CLUSTER, HOST = "montreal", "toronto"
+
+
+def address_towards(there: str) -> str:
+    """Return the address of this machine that another one reaches it by."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((there, 9))
+        return str(probe.getsockname()[0])
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A stack with a pair that is up."""
+
+    stack: Stack
+    first: str
+    """The member that began as the primary."""
+
+    @property
+    def other(self) -> str:
+        return HOST if self.first == CLUSTER else CLUSTER
+
+    def uri(self, name: str) -> str:
+        return str(self.stack.outputs()["primary_uri" if name == self.first else "replica_uri"])
+
+    def ask(self, name: str, query: str) -> object:
+        """Return the one value of a query's answer by a member."""
+        ca = self.stack.folder / "ca.crt"
+        ca.write_text(self.stack.outputs()["ca_certificate"])
+        with psycopg.connect(self.uri(name), sslrootcert=str(ca), connect_timeout=5) as connection:
+            row = connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+    def insist_on_roles(self, primary: str) -> None:
+        found = {name: member["role"] for name, member in status(self.stack).items()}
+        assert found == {name: "primary" if name == primary else "standby" for name in (CLUSTER, HOST)}
+
+
+@pytest.fixture(scope="module", params=[CLUSTER, HOST])
+def pair(
+    request: pytest.FixtureRequest, clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Mixed]:
+    """Return a pair whose cluster, or whose host, begins as the primary."""
+    cluster = clusters[0]
+    with stacks(tmp_path_factory) as make, cluster.namespace() as namespace:
+        stack = with_plugin(make())
+        operator = manifest(cluster, stack.folder)
+        shutil.copy(EXAMPLE, stack.folder)
+        configure(stack, "primary", request.param)
+        configure(stack, f"{HOST}:address", address_towards(cluster.address))
+        configure(stack, f"{CLUSTER}:kubeconfig", cluster.kubeconfig.read_text(), "--secret")
+        for key, value in {
+            "address": cluster.address,
+            "image": cluster.image,
+            "namespace": namespace,
+            "operator-manifest": str(operator),
+            "storage": "1Gi",
+        }.items():
+            configure(stack, f"{CLUSTER}:{key}", value)
+        stack.up()
+        yield Mixed(stack, request.param)
+
+
+def test_the_pair_settles_and_the_primarys_rows_are_on_the_replica(pair: Mixed) -> None:
+    outputs = pair.stack.outputs()
+    ca = pair.stack.folder / "ca.crt"
+    ca.write_text(outputs["ca_certificate"])
+    with psycopg.connect(outputs["uri"], sslrootcert=str(ca)) as connection:
+        connection.execute("CREATE TABLE first AS SELECT generate_series(1, 1000) AS value")
+    eventually(
+        lambda: pair.ask(pair.other, "SELECT to_regclass('first') IS NOT NULL"), "the table to be on the replica"
+    )
+    assert pair.ask(pair.other, "SELECT sum(value) FROM first") == 500_500
+    pair.insist_on_roles(pair.first)
+    pair.stack.up("--expect-no-changes")
+    pair.stack.refresh()
+    pair.stack.up("--expect-no-changes")
+
+
+def test_roles_move_there_and_back_and_nothing_is_lost(pair: Mixed) -> None:
+    with clients(pair.stack) as running:
+        harmony(pair.stack, "switchover", "--to", pair.other, "--yes")
+        running.wait_until_served()
+        pair.insist_on_roles(pair.other)
+        harmony(pair.stack, "revert", "--yes")
+        running.wait_until_served()
+    pair.insist_on_roles(pair.first)
+    found = running.insist(pair.uri(pair.first), pair.uri(pair.other))
+    print(f"history: {found}")
+    pair.stack.up("--expect-no-changes")
