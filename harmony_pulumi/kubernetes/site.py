@@ -62,6 +62,7 @@ FROM pg_control_system()
 """
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
+_POD_DEADLINE = 60
 _PROMOTE_DEADLINE = 120
 _FENCED = "cnpg.io/fencedInstances"
 
@@ -244,7 +245,7 @@ class ClusterPostgreSQL:
     def reinstate(self) -> None:
         """Be the primary again, after a demotion that nobody has taken over from."""
         self._to_lead("reinstated")
-        server = self._serving()
+        server, _ = self._once_it_answers()
         if self._is_fenced(self._there()):
             server.remove(server.standby_signal)
         self._annotate(_FENCED, None)
@@ -298,7 +299,8 @@ class ClusterPostgreSQL:
         """Be a standby of what another site offers, and start."""
         self._insist_on_lock()
         cluster, name = self._there(), self.handle["cluster"]
-        found = self._instance(cluster).control_data()["Database system identifier"]
+        _, control = self._once_it_answers()
+        found = control["Database system identifier"]
         if found != source["system_identifier"]:
             msg = (
                 f"{self.handle['name']}: {self._where} holds database {found}, and is to follow "
@@ -482,10 +484,9 @@ class ClusterPostgreSQL:
         """Wait until the server takes writes, or until it is a standby."""
 
         def is_so() -> bool:
+            cluster = self._there()  # As long as that can be told, a pod that cannot be asked may be on its way.
             try:
-                return self._serving().look(_IN_RECOVERY, port=PORT) is not leads
-            except UnreachableError:
-                raise
+                return self._instance(cluster).look(_IN_RECOVERY, port=PORT) is not leads
             except SiteError:
                 return False
 
@@ -498,6 +499,28 @@ class ClusterPostgreSQL:
             advice=f"See `kubectl describe cluster --namespace {self._namespace} {self.handle['cluster']}`.",
             interval=0.02,
         )
+
+    def _once_it_answers(self) -> tuple[PodInstance, Mapping[str, str]]:
+        """Return the instance that leads, and its control data, once its pod can be asked."""
+
+        def ask() -> tuple[PodInstance, Mapping[str, str]] | str:
+            cluster = self._there()  # A pod that was killed is made anew.
+            try:
+                server = self._instance(cluster)
+                return server, server.control_data()
+            except SiteError as error:
+                return str(error)
+
+        found = wait_for(
+            f"{self.handle['name']}: the pod of {self._where}",
+            ask,
+            lambda found: not isinstance(found, str),
+            deadline=_POD_DEADLINE,
+            words=str,
+            advice=f"See `kubectl get pods --namespace {self._namespace}`, then run this again.",
+        )
+        assert not isinstance(found, str)
+        return found
 
     def _insist_on_lock(self) -> None:
         for lock in self._held:
