@@ -121,6 +121,9 @@ class ClusterPostgreSQL:
             if not self._is_fenced(cluster):
                 seen["state"], seen["detail"] = "unreachable", f"its pod runs and does not answer: {error}"
                 return
+            if not server.connection.exists(server.data):  # It was moved away: by a copy that was cut off, say.
+                seen["left_as"], seen["ended_cleanly"] = "standby", True
+                return
             # What it will be once its fence is lifted; what it is declared to be may be another thing by then.
             seen["left_as"] = "standby" if self._is_standby(server) else self._left_as(cluster)
             control = server.control_data()
@@ -349,8 +352,9 @@ class ClusterPostgreSQL:
 
     def rejoining(self) -> Rejoining:
         """Look at what it takes to have this server follow another one."""
-        past = self._past(self._serving())
-        return {"size_bytes": past.size(), "no_rewind": past.no_rewind()}
+        server = self._serving()
+        past, there = self._past(server), server.connection.exists(server.data)
+        return {"size_bytes": past.size(), "no_rewind": past.no_rewind() if there else f"{server.data} is not there"}
 
     def retire(self) -> None:
         """Stop, as a fenced cluster, and leave a standby; one that crashed recovers first.
