@@ -263,7 +263,7 @@ class ClusterPostgreSQL:
             lambda: server.look(look, port=PORT),
             bool,
             deadline=deadline,
-            advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
+            advice=f"See the log of the pod {self._namespace}/{server.connection.pod}",
             interval=0.01,
         )
         found = server.wal_record(token["timeline"], token["lsn"])
