@@ -365,7 +365,7 @@ class ClusterPostgreSQL:
         state = self._stop(server)["Database cluster state"]
         if state in {"shut down", "shut down in recovery"}:
             server.write({server.standby_signal: ""})
-        elif not self._is_standby(server):
+        elif state not in {"in archive recovery", "starting up"} or not self._is_standby(server):
             server.remove(f"{server.data}/postmaster.pid")  # Nothing runs: a killed server leaves it.
             self._past(server).recover(server.data, lambda recovers: recovers())
         server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
