@@ -71,6 +71,7 @@ _AS = {True: "primary", False: "standby", None: "server"}
 _LOOK = queries.together(seen=queries.LOOK, which=_WHICH)
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
+_POD_DEADLINE = 60
 _PROMOTE_DEADLINE = 120
 _OWN_SLOTS = "_cnpg_"
 """How the names of the slots of an instance's own replicas begin: CloudNativePG, "Replication"."""
@@ -130,6 +131,9 @@ class ClusterPostgreSQL:
         except SiteError as error:
             if not self._is_fenced(cluster):
                 seen["state"], seen["detail"] = "unreachable", f"its pod runs and does not answer: {error}"
+                return
+            if not server.connection.exists(server.data):  # It was moved away: by a copy that was cut off, say.
+                seen["left_as"], seen["ended_cleanly"] = "standby", True
                 return
             # What it will be once its fence is lifted; what it is declared to be may be another thing by then.
             seen["left_as"] = "standby" if self._is_standby(server) else self._left_as(cluster)
@@ -255,7 +259,7 @@ class ClusterPostgreSQL:
     def reinstate(self) -> None:
         """Be the primary again, after a demotion that nobody has taken over from."""
         self._to_lead("reinstated")
-        server = self._serving()
+        server, _ = self._once_it_answers()
         if self._is_fenced(self._there()):
             server.remove(server.standby_signal)
         self._annotate(_FENCED, None)
@@ -271,7 +275,7 @@ class ClusterPostgreSQL:
             lambda: server.look(look, port=PORT),
             bool,
             deadline=deadline,
-            advice=f"See the log of the pod {self._namespace}/{server.connection.pod}.",
+            advice=f"See the log of the pod {self._namespace}/{server.connection.pod}",
             interval=0.01,
         )
         # Clients wait meanwhile, so the server is asked only where the operator has not said it yet.
@@ -310,8 +314,8 @@ class ClusterPostgreSQL:
         """Be a standby of what another site offers, and start."""
         self._insist_on_lock()
         cluster, name = self._there(), self.handle["cluster"]
-        server = self._instance(cluster)
-        found = server.control_data()["Database system identifier"]
+        server, control = self._once_it_answers()
+        found = control["Database system identifier"]
         if found != source["system_identifier"]:
             msg = (
                 f"{self.handle['name']}: {self._where} holds database {found}, and is to follow "
@@ -367,8 +371,9 @@ class ClusterPostgreSQL:
 
     def rejoining(self) -> Rejoining:
         """Look at what it takes to have this server follow another one."""
-        past = self._past(self._serving())
-        return {"size_bytes": past.size(), "no_rewind": past.no_rewind()}
+        server = self._serving()
+        past, there = self._past(server), server.connection.exists(server.data)
+        return {"size_bytes": past.size(), "no_rewind": past.no_rewind() if there else f"{server.data} is not there"}
 
     def retire(self) -> None:
         """Stop, as a fenced cluster, and leave a standby; one that crashed recovers first.
@@ -379,7 +384,7 @@ class ClusterPostgreSQL:
         state = self._stop(server)["Database cluster state"]
         if state in {"shut down", "shut down in recovery"}:
             server.write({server.standby_signal: ""})
-        elif not self._is_standby(server):
+        elif state not in {"in archive recovery", "starting up"} or not self._is_standby(server):
             server.remove(f"{server.data}/postmaster.pid")  # Nothing runs: a killed server leaves it.
             self._past(server).recover(server.data, lambda recovers: recovers())
 
@@ -510,10 +515,9 @@ class ClusterPostgreSQL:
         """Wait until the server takes writes, or until it is a standby; None: until it answers."""
 
         def is_so() -> bool:
+            cluster = self._there()  # As long as that can be told, a pod that cannot be asked may be on its way.
             try:
-                in_recovery: bool = self._serving().look(queries.IN_RECOVERY, port=PORT)
-            except UnreachableError:
-                raise
+                in_recovery: bool = self._instance(cluster).look(queries.IN_RECOVERY, port=PORT)
             except SiteError:
                 return False
             return leads is None or in_recovery is not leads
@@ -527,6 +531,28 @@ class ClusterPostgreSQL:
             advice=f"See `kubectl describe cluster --namespace {self._namespace} {self.handle['cluster']}`.",
             interval=0.02,
         )
+
+    def _once_it_answers(self) -> tuple[PodInstance, Mapping[str, str]]:
+        """Return the instance that leads, and its control data, once its pod can be asked."""
+
+        def ask() -> tuple[PodInstance, Mapping[str, str]] | str:
+            cluster = self._there()  # A pod that was killed is made anew.
+            try:
+                server = self._instance(cluster)
+                return server, server.control_data()
+            except SiteError as error:
+                return str(error)
+
+        found = wait_for(
+            f"{self.handle['name']}: the pod of {self._where}",
+            ask,
+            lambda found: not isinstance(found, str),
+            deadline=_POD_DEADLINE,
+            words=str,
+            advice=f"See `kubectl get pods --namespace {self._namespace}`, then run this again.",
+        )
+        assert not isinstance(found, str)
+        return found
 
     def _insist_on_lock(self) -> None:
         for lock in self._held:
