@@ -196,9 +196,9 @@ class ClusterPostgreSQL:
             self._serving().sql(files.make_slot_sql(follower), port=PORT)
 
     def forget(self, follower: str) -> None:
-        """Drop the slot of a member that leads now, once this standby has started: nobody waited for that."""
+        """Drop the slot of a member, once this server has started: nobody waited for one that was to follow."""
         if follower:
-            self._until(leads=False)
+            self._until(leads=None)
             self._serving().sql(files.drop_slot_sql(follower), port=PORT)
 
     def ease(self) -> None:
@@ -492,19 +492,20 @@ class ClusterPostgreSQL:
             msg = f"{self.handle['name']}: {self._where} is not {what}: it was told that {told}"
             raise SiteError(msg)
 
-    def _until(self, *, leads: bool) -> None:
-        """Wait until the server takes writes, or until it is a standby."""
+    def _until(self, *, leads: bool | None) -> None:
+        """Wait until the server takes writes, or is a standby, or with None, answers."""
 
         def is_so() -> bool:
             try:
-                return self._serving().look(_IN_RECOVERY, port=PORT) is not leads
+                found = self._serving().look(_IN_RECOVERY, port=PORT)
             except UnreachableError:
                 raise
             except SiteError:
                 return False
+            return leads is None or found is not leads
 
         wait_for(
-            f"{self.handle['name']}: the cluster {self._where} as a {'primary' if leads else 'standby'}",
+            f"{self.handle['name']}: the cluster {self._where} as a {'primary' if leads else 'server'}",
             is_so,
             bool,
             deadline=_PROMOTE_DEADLINE,
