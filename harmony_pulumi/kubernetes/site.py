@@ -208,7 +208,7 @@ class ClusterPostgreSQL:
         self._serving().sql(files.make_slot_sql(follower), port=PORT)
 
     def forget(self, follower: str) -> None:
-        """Drop the slot of a member that leads now, once this server answers: nobody waited for its start."""
+        """Drop the slot of a member, once this server has started: nobody waited for one that was to follow."""
         self._until(leads=None)
         self._serving().sql(files.drop_slot_sql(follower), port=PORT)
 

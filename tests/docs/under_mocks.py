@@ -9,11 +9,14 @@ from typing import Any
 
 import pulumi
 
+from harmony_pulumi.hosts.postgresql import certificates
+
+REPLICAS = certificates.make_client(certificates.make_authority("test"), "streaming_replica", 30)
 SERVER = {
     "endpoint": {"host": "localhost", "port": 5432},
     "credentials": {"orders": "a password"},
     "ca_certificate": "PEM",
-    "replication_certs": {"ca_certificate": "PEM", "client_certificate": "PEM", "client_key": "PEM"},
+    "replication_certs": {"ca_certificate": "PEM", "client_certificate": REPLICAS.certificate, "client_key": "PEM"},
     "data_directory": "/data",
     "postgresql_version": "17.0",
     "system_identifier": "1",
@@ -25,7 +28,7 @@ SERVER = {
         "ca": "PEM",
         "server_certificate": "PEM",
         "server_key": "PEM",
-        "replication_certificate": "PEM",
+        "replication_certificate": REPLICAS.certificate,
         "replication_key": "PEM",
         "passwords": {"orders": "a password"},
     },
@@ -55,6 +58,7 @@ CONFIG = {
     "shop:host": "0" * 32,
     "montreal:kubeconfig": "a kubeconfig",
     "toronto:kubeconfig": "a kubeconfig",
+    "toronto:address": "192.0.2.10",
 }
 
 

@@ -174,7 +174,7 @@ class Deployment:
         if self._is_to_lead(server):
             self._populate(server, marker, credentials)
             if self._is_beside_a_cluster():
-                # CloudNativePG's copy waits for a checkpoint that takes its time: minutes, if it has much to write.
+                # CloudNativePG's copy waits for a checkpoint that takes its time: up to minutes, with much to write.
                 server.checkpoint(marker.port)
         elif self._source(server):
             self._follow(server, marker, fresh=fresh)

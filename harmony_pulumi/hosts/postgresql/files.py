@@ -178,7 +178,7 @@ def main_config(managed: Mapping[str, object], *, adopted: bool, beside_cluster:
     )
 
 
-FOR_A_CLUSTER = """# For a copy on Kubernetes, whose operator writes these. This server's own are elsewhere.
+FOR_A_CLUSTER = """# For a copy on Kubernetes, whose operator writes these. This server has its own elsewhere.
 include 'custom.conf'
 include 'override.conf'
 """

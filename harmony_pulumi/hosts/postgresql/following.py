@@ -177,6 +177,8 @@ def leave_a_standby(server: Server, declared: Collection[str]) -> None:
     altered = server.connection.read_file(server.layout.altered, server.user) or ""
     names = {*MANAGED, *(name.lower() for name in declared)}
     server.write({server.layout.altered: files.without_settings(altered, names)})
+    # CloudNativePG leaves it unwritable, and pg_rewind opens every file for writing.
+    server.connection.check(["chmod", "u+w", "--", server.layout.altered], user=server.user)
 
 
 def is_streaming(server: Server, port: int) -> bool:
