@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.e2e.conftest import Stack, eventually, stacks
+from tests.e2e.conftest import Stack, eventually, stacks, stop_postmaster
 from tests.e2e.kubernetes.conftest import Cluster
 from tests.e2e.kubernetes.pairs import clients, configure, manifest, status, with_plugin
 from tests.e2e.test_roles_cli import harmony
@@ -110,3 +111,15 @@ def test_roles_move_there_and_back_and_nothing_is_lost(pair: Mixed) -> None:
     found = running.insist(pair.uri(pair.first), pair.uri(pair.other))
     print(f"history: {found}")
     pair.stack.up("--expect-no-changes")
+
+
+def test_a_host_that_died_is_failed_over_from_and_comes_back_by_a_rewind(pair: Mixed) -> None:
+    if pair.first == CLUSTER:
+        harmony(pair.stack, "switchover", "--to", HOST, "--yes")
+    stop_postmaster(Path(pair.stack.server(HOST)["data_directory"]), signal.SIGKILL)
+    terms = ("--max-data-loss", "1000000", "--accept-unknown-loss")
+    harmony(pair.stack, "failover", "--to", CLUSTER, "--yes", *terms)
+    said = harmony(pair.stack, "rejoin", "--yes")
+    assert f"{HOST} is rewound" in said
+    assert "copied anew" not in said
+    pair.insist_on_roles(CLUSTER)
