@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,7 @@ class Here(Pod):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PodInstance:
     program = tmp_path / "pg_controldata"
-    program.write_text(
-        "#!/bin/sh\n[ ! -e \"$2/postmaster.pid\" ] || exit 1\necho 'Database cluster state:  shut down'\n"
-    )
+    program.write_text("#!/bin/sh\necho 'Database cluster state:  shut down'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(pods, "DATA", str(tmp_path))
@@ -40,17 +40,35 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PodInstance:
     return PodInstance(here)
 
 
-def test_the_end_of_a_server_is_waited_for_by_one_command_that_returns_what_it_left(server: PodInstance) -> None:
-    running = Path(server.data, "postmaster.pid")
-    running.touch()
-    end = threading.Timer(0.3, running.unlink)
+@pytest.fixture
+def running(server: PodInstance) -> Generator[subprocess.Popen[bytes]]:
+    """Return a process that runs in the data directory, as a server does, with its file."""
+    process = subprocess.Popen(["sleep", "60"], cwd=server.data)
+    Path(server.data, "postmaster.pid").write_text(f"{process.pid}\n{server.data}\n")
+    with process:
+        yield process
+        process.kill()
+
+
+def test_the_end_of_a_server_is_waited_for_by_one_command_that_returns_what_it_left(
+    server: PodInstance, running: subprocess.Popen[bytes]
+) -> None:
+    end = threading.Timer(0.3, running.terminate)
     end.start()
     assert server.left_at_its_end() == {"Database cluster state": "shut down"}
+    assert running.wait(10)
     end.join()
     assert getattr(server.connection, "commands") == ["sh"]  # noqa: B009
 
 
-def test_of_a_server_that_goes_on_nothing_is_returned(server: PodInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_server_that_goes_on_nothing_is_returned(
+    server: PodInstance, running: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pods, "_END", getattr(pods, "_END").replace("left=250", "left=3"))  # noqa: B009
-    Path(server.data, "postmaster.pid").touch()
     assert server.left_at_its_end() == {}
+    assert running.poll() is None
+
+
+def test_a_process_elsewhere_with_the_number_of_a_killed_server_is_not_waited_for(server: PodInstance) -> None:
+    Path(server.data, "postmaster.pid").write_text(f"{os.getpid()}\n")
+    assert server.left_at_its_end() == {"Database cluster state": "shut down"}
