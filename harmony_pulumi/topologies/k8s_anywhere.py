@@ -279,9 +279,9 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             port = source.endpoint.apply(lambda known: str(int(known["port"])))
             user = pulumi.Output.unsecret(certs.apply(_role))
             follows = {"host": source.endpoint.apply(itemgetter("host")), "port": port, "user": user}
-            # A role change gives it the certificates of whoever is followed then.
+            # A role change gives it the same: those of its source, which only a deployment renews.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
-            secrets.append(within.declare(objects.peer_secret(*about, texts), silent=["stringData", "data"]))
+            secrets.append(within.declare(objects.peer_secret(*about, texts)))
         image = self._image or (f"{objects.IMAGES}:{config.version}" if config.version else None)
         at_first = objects.roles_at_first(within.cluster, self.name, follows)
         roles = {

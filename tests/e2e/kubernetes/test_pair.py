@@ -27,6 +27,29 @@ def test_the_operator_is_installed_and_the_pair_settles(stack: Stack) -> None:
     stack.up("--expect-no-changes")
 
 
+def test_a_replica_that_connects_anew_does_so_by_the_certificates_that_were_made_meanwhile(
+    stack: Stack, our_clusters: tuple[Cluster, Cluster]
+) -> None:
+    program, before = stack.folder / "__main__.py", stack.outputs()
+    declared = 'PostgreSQLConfig(databases=["orders"]'
+    assert declared in program.read_text()
+    program.write_text(program.read_text().replace(declared, f"{declared}, certificate_generation=1"))
+    stack.up()
+    outputs = stack.outputs()
+    assert outputs["ca_certificate"] != before["ca_certificate"]
+    leader = outputs["site"]["members"]["primary"]
+    where = leader["namespace"], f"{leader['cluster']}-1"
+
+    def ask(sql: str) -> str:
+        status, said = our_clusters[0].execute(*where, "psql", "-XAtqc", sql)
+        assert status == 0, said
+        return said.strip()
+
+    assert ask("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_replication WHERE application_name = 'toronto'")
+    streaming = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'toronto' AND state = 'streaming'"
+    eventually(lambda: ask(streaming) == "1", "the replica to stream by its new certificate", 90)
+
+
 def test_roles_move_there_and_back_and_nothing_is_lost(stack: Stack) -> None:
     with clients(stack) as running:
         harmony(stack, "switchover", "--to", "toronto", "--yes")
