@@ -217,6 +217,7 @@ def cluster(
     first = declared["databases"][0]
     spec: dict[str, Any] = {
         "instances": declared["instances"],
+        **({"resources": declared["resources"]} if declared["resources"] else {}),
         **({"imageName": image} if image else {}),
         "storage": dict(storage),
         # Certain settings need a restart after a promotion, and one instance has nobody to move to.
@@ -231,6 +232,7 @@ def cluster(
         "postgresql": {
             "parameters": parameters(declared["settings"], declared["slot_size_bound"]),
             "pg_hba": hba(declared["networks"]),
+            **_synchronous(declared["synchronous_instances"]),
         },
         "managed": {
             "roles": [
@@ -296,6 +298,11 @@ def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, An
             **({"extensions": extensions} if extensions else {}),  # An empty list is not kept by the API server.
         },
     }
+
+
+def _synchronous(instances: int) -> dict[str, Any]:
+    """Return how many local replicas commits wait for, whichever these are."""
+    return {"synchronous": {"method": "any", "number": instances}} if instances else {}
 
 
 _DEFAULTS: Mapping[str, str] = {"wal_retrieve_retry_interval": "500ms"}

@@ -146,6 +146,7 @@ class ClusterPostgreSQL:
         # Its own instances are this one site: who follows from elsewhere says by what name.
         own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
         seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
+        seen["waits_for"] = ""  # Commits wait for none but these.
         seen["slots"] = [slot for slot in seen["slots"] if not slot["name"].startswith(_OWN_SLOTS)]
         seen["version"], seen["system_identifier"] = found["which"]
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from harmony_pulumi.providers.postgresql_cluster import PostgreSQLClusterResource
 
 _PARTS = ("ca", "server_certificate", "server_key", "replication_certificate", "replication_key")
+_AMOUNT = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+"""Kubernetes, "Quantity": what is written of it."""
 _QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti)")
 
 
@@ -107,6 +109,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         address: str | None = None,
         service_type: Literal["LoadBalancer", "NodePort"] | None = None,
         instances: int = 1,
+        synchronous_instances: int = 0,
+        resources: Mapping[str, Mapping[str, str]] | None = None,
         storage: str = "10Gi",
         storage_class: str | None = None,
         image: str | None = None,
@@ -124,6 +128,10 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 the name that it has in DNS, if it is to be reached by one.
             service_type: how servers are reached from outside; by default what fits the cluster.
             instances: of PostgreSQL, one of which leads; the others are local replicas.
+            synchronous_instances: how many of the local replicas each commit waits for; with fewer that run, commits
+                wait: CloudNativePG, "Synchronous Replication".
+            resources: of each instance, as Kubernetes writes them: `{"requests": {"memory": "2Gi", "cpu": "1"}}`, with
+                `limits` likewise.
             storage: the size of each instance's volume, as Kubernetes writes it: `10Gi`.
             storage_class: of the volumes, if not the cluster's default.
             image: of PostgreSQL, if not the operator's default for the version.
@@ -134,10 +142,18 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         Raises:
             InputError: every problem of the arguments.
         """
-        problems = _problems(name, namespace, instances, storage, address)
+        problems = [
+            *_problems(name, namespace, storage, address),
+            *_problems_of_instances(instances, synchronous_instances, resources or {}),
+        ]
         if problems:
             raise InputError(f"K8sAnywhereTopology {name!r}", problems)
-        self._namespace, self._image, self._instances = namespace, image, instances
+        self._namespace, self._image = namespace, image
+        self._each = {
+            "instances": instances,
+            "synchronous_instances": synchronous_instances,
+            "resources": {kind: dict(amounts) for kind, amounts in (resources or {}).items()},
+        }
         self._storage: dict[str, Any] = {"size": storage}
         if storage_class:
             self._storage["storageClass"] = storage_class
@@ -177,7 +193,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
     ) -> PostgreSQLCluster:
         """Deploy a cluster here: a new database, or a replica cluster of `replication.source`."""
         insist(f"PostgreSQL {name!r} on {self.name!r}", self.plan_postgresql(name, config), config)
-        declared = _declared(config.for_member(self.name), member=self.name, instances=self._instances)
+        declared = {**_declared(config.for_member(self.name), member=self.name), **self._each}
         source = replication.source if replication else None
         followed = (source, replication.certs or source.replication_certs) if replication and source else None
         place = self._place()
@@ -388,7 +404,7 @@ def _certs(made: Mapping[str, str]) -> ReplicationCerts:
     }
 
 
-def _declared(config: PostgreSQLConfig, *, member: str, instances: int) -> dict[str, Any]:
+def _declared(config: PostgreSQLConfig, *, member: str) -> dict[str, Any]:
     """Return a configuration as the objects of a cluster have it."""
     return {
         "databases": [
@@ -398,21 +414,41 @@ def _declared(config: PostgreSQLConfig, *, member: str, instances: int) -> dict[
         "networks": list(config.authentication.networks),
         "slot_size_bound": config.slot_size_bound,
         "locale": config.locale,
-        "instances": instances,
         "member": member,
     }
 
 
-def _problems(name: object, namespace: str, instances: int, storage: str, address: str | None) -> list[Problem]:
+def _problems(name: object, namespace: str, storage: str, address: str | None) -> list[Problem]:
     problems = [
         Problem(path, message)
         for path, value in (("name", name), ("namespace", namespace))
         if (message := objects.name_problem(str(value)))
     ]
-    if instances < 1:
-        problems.append(Problem("instances", f"{instances} is not a number of instances; expected at least 1"))
     if not _QUANTITY.fullmatch(storage):
         problems.append(Problem("storage", f"{storage!r} is not a size; expected for instance '10Gi'"))
     if address is not None and not is_host(address):
         problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
+    return problems
+
+
+def _problems_of_instances(
+    instances: int, synchronous_instances: int, resources: Mapping[str, Mapping[str, str]]
+) -> list[Problem]:
+    problems: list[Problem] = []
+    if instances < 1:
+        problems.append(Problem("instances", f"{instances} is not a number of instances; expected at least 1"))
+    elif not 0 <= synchronous_instances < instances:
+        message = f"{synchronous_instances} of {instances - 1} local replicas; expected from 0 to that"
+        problems.append(Problem("synchronous_instances", message))
+    problems += [
+        Problem(f"resources.{kind}", "no such kind; there are requests and limits")
+        for kind in resources
+        if kind not in {"requests", "limits"}
+    ]
+    problems += [
+        Problem(f"resources.{kind}.{name}", f"{amount!r} is not an amount; expected for instance '2Gi', '500m' or '1'")
+        for kind, amounts in resources.items()
+        for name, amount in amounts.items()
+        if not _AMOUNT.fullmatch(str(amount))
+    ]
     return problems

@@ -97,7 +97,10 @@ def declared(**options: Any) -> tuple[Mocks, dict[str, Any]]:
 
 
 def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_provider() -> None:
-    mocks, known = declared(storage="5Gi", storage_class="fast", instances=3)
+    resources = {"requests": {"memory": "2Gi", "cpu": "500m"}}
+    mocks, known = declared(
+        storage="5Gi", storage_class="fast", instances=3, synchronous_instances=1, resources=resources
+    )
     cluster = mocks["Cluster", "east-orders"]
     assert cluster["metadata"] == {
         "name": "east-orders",
@@ -110,6 +113,8 @@ def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_p
     }
     spec = cluster["spec"]
     assert spec["instances"] == 3
+    assert spec["resources"] == resources
+    assert spec["postgresql"]["synchronous"] == {"method": "any", "number": 1}
     assert spec["imageName"] == "ghcr.io/cloudnative-pg/postgresql:16"
     assert spec["storage"] == {"size": "5Gi", "storageClass": "fast"}
     assert spec["bootstrap"]["initdb"]["database"] == "orders"
@@ -187,7 +192,18 @@ def test_every_problem_of_the_arguments_is_told_at_once() -> None:
     with pytest.raises(InputError) as caught:
         K8sAnywhereTopology("East", kubeconfig="", namespace="a.b", address="a b", instances=0, storage="ten")
     paths = [str(problem).partition(":")[0] for problem in caught.value.problems]
-    assert paths == ["name", "namespace", "instances", "storage", "address"]
+    assert sorted(paths) == ["address", "instances", "name", "namespace", "storage"]
+
+
+def test_what_instances_cannot_be_is_told_by_its_path() -> None:
+    resources = {"requests": {"memory": "much", "cpu": "1.5"}, "guesses": {"memory": "1Gi"}}
+    with pytest.raises(InputError) as caught:
+        K8sAnywhereTopology("east", kubeconfig="", instances=2, synchronous_instances=2, resources=resources)
+    assert [str(problem) for problem in caught.value.problems] == [
+        "synchronous_instances: 2 of 1 local replicas; expected from 0 to that",
+        "resources.guesses: no such kind; there are requests and limits",
+        "resources.requests.memory: 'much' is not an amount; expected for instance '2Gi', '500m' or '1'",
+    ]
 
 
 def test_what_has_no_meaning_on_kubernetes_is_refused_before_anything_is_declared() -> None:
