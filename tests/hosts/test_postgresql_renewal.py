@@ -6,8 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -15,7 +14,6 @@ from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.hosts.postgresql.renewal import distrust, last_rotation, renew, settle, write_begun
-from harmony_pulumi.hosts.postgresql.server import Server
 from tests.orchestration.sites import Killed
 
 TLS, ADDRESS, DAYS = "/srv/orders/tls", "db.example", 90
@@ -35,33 +33,27 @@ BEFORE = {
 
 @dataclass
 class Folder:
-    """What renewal needs of a server: its files. A run is cut off before one of the writes of a file."""
+    """The files of a server. A run is cut off before one of the writes of a file."""
 
     files: dict[str, str] = field(default_factory=lambda: dict(BEFORE))
     writes: int = 0
     cut_at: int = 0
-    layout: Any = field(default_factory=lambda: SimpleNamespace(tls=TLS))
-    connection: Any = field(default_factory=lambda: SimpleNamespace(name="montreal"))
+    name: str = "montreal"
+    folder: str = TLS
 
-    def read(self, folder: str, names: Sequence[str]) -> dict[str, str | None]:
-        assert folder == TLS
+    def read(self, names: Sequence[str]) -> dict[str, str | None]:
         return {name: self.files.get(name) for name in names}
 
     def write(self, texts: Mapping[str, str]) -> list[str]:
         changed: list[str] = []
-        for path, text in texts.items():
-            name = path.removeprefix(f"{TLS}/")
+        for name, text in texts.items():
             if self.files.get(name) != text:
                 self.writes += 1
                 if self.writes == self.cut_at:
                     raise Killed
                 self.files[name] = text
-                changed.append(path)
+                changed.append(name)
         return changed
-
-    @property
-    def server(self) -> Server:
-        return cast("Server", self)
 
     @property
     def serials(self) -> tuple[str, ...]:
@@ -102,37 +94,37 @@ def cut_off(folder: Folder, wanted: Rotation, at: int, **options: int) -> None:
     """Renew, and be cut off before this write from now on."""
     folder.cut_at = folder.writes + at
     with pytest.raises(Killed):
-        renew(folder.server, wanted, ADDRESS, **options)
+        renew(folder, wanted, ADDRESS, **options)
     folder.cut_at = 0
 
 
 def writes_of(wanted: Rotation) -> int:
     whole = Folder()
-    renew(whole.server, wanted, ADDRESS)
+    renew(whole, wanted, ADDRESS)
     return whole.writes
 
 
 @pytest.mark.parametrize("authority", [False, True])
 def test_new_certificates_last_as_long_and_count_once_they_are_settled(authority: bool) -> None:
     folder = Folder()
-    assert last_rotation(folder.server) == (None, False)
-    renew(folder.server, rotation(authority=authority), ADDRESS)
+    assert last_rotation(folder) == (None, False)
+    renew(folder, rotation(authority=authority), ADDRESS)
     made = folder.serials
     assert not set(made) & {certificates.serial(SHOWN.certificate), certificates.serial(ISSUED.certificate)}
     assert (made[0] != certificates.serial(AUTHORITY.certificate)) is authority
     assert certificates.lifetime_days(folder.files["server.crt"]) == DAYS
     folder.insist_on_whole(trusts=1 + authority)
-    assert last_rotation(folder.server) == (rotation(authority=authority), False)
-    settle(folder.server)
-    assert last_rotation(folder.server) == (rotation(authority=authority), True)
+    assert last_rotation(folder) == (rotation(authority=authority), False)
+    settle(folder)
+    assert last_rotation(folder) == (rotation(authority=authority), True)
     assert "PRIVATE KEY" not in folder.files["rotation.json"]
-    renew(folder.server, rotation(authority=authority), ADDRESS)
-    settle(folder.server)
-    assert (folder.serials, last_rotation(folder.server)) == (made, (rotation(authority=authority), True))
-    distrust(folder.server)
+    renew(folder, rotation(authority=authority), ADDRESS)
+    settle(folder)
+    assert (folder.serials, last_rotation(folder)) == (made, (rotation(authority=authority), True))
+    distrust(folder)
     folder.insist_on_whole(trusts=1)
-    assert last_rotation(folder.server) == ({**rotation(authority=authority), "ended": True}, True)
-    renew(folder.server, rotation("two"), ADDRESS, days=7)
+    assert last_rotation(folder) == ({**rotation(authority=authority), "ended": True}, True)
+    renew(folder, rotation("two"), ADDRESS, days=7)
     assert folder.serials[1:] != made[1:]
     assert certificates.lifetime_days(folder.files["server.crt"]) == 7
 
@@ -142,16 +134,16 @@ def test_cut_off_at_any_write_and_run_again_nothing_is_decided_twice(authority: 
     for number in range(1, writes_of(rotation(authority=authority)) + 1):
         folder = Folder()
         cut_off(folder, rotation(authority=authority), number)
-        known, in_use = last_rotation(folder.server)
+        known, in_use = last_rotation(folder)
         assert known == (rotation(authority=authority) if number > 1 else None), "the first is the decision"
         assert not in_use
         decided = folder.files.get("rotation.json")
-        for again in (write_begun, lambda server: renew(server, rotation(authority=authority), ADDRESS)):
-            again(folder.server)
+        for again in (write_begun, lambda kept: renew(kept, rotation(authority=authority), ADDRESS)):
+            again(folder)
             assert decided in (None, folder.files.get("rotation.json"))
         folder.insist_on_whole(trusts=1 + authority)
-        settle(folder.server)
-        assert last_rotation(folder.server)[1]
+        settle(folder)
+        assert last_rotation(folder)[1]
 
 
 @pytest.mark.parametrize("authority", [False, True])
@@ -162,13 +154,13 @@ def test_what_takes_the_place_of_one_that_was_cut_off_trusts_what_that_did_and_r
     for number in range(2, writes_of(rotation(authority=authority)) + 1):
         folder = Folder()
         cut_off(folder, rotation(authority=authority), number)
-        renew(folder.server, rotation("two", authority=then), ADDRESS)
+        renew(folder, rotation("two", authority=then), ADDRESS)
         folder.insist_on_whole(trusts=1 + authority + then)
-        assert last_rotation(folder.server) == (rotation("two", authority=authority or then), False)
-        settle(folder.server)
-        distrust(folder.server)
-        renew(folder.server, rotation("three"), ADDRESS)
-        assert last_rotation(folder.server) == (rotation("three"), False), "that has ended"
+        assert last_rotation(folder) == (rotation("two", authority=authority or then), False)
+        settle(folder)
+        distrust(folder)
+        renew(folder, rotation("three"), ADDRESS)
+        assert last_rotation(folder) == (rotation("three"), False), "that has ended"
 
 
 def test_what_was_decided_long_ago_is_decided_anew() -> None:
@@ -177,18 +169,18 @@ def test_what_was_decided_long_ago_is_decided_anew() -> None:
         with days_ago(days):
             cut_off(folder, rotation(authority=True), 3)
         decided = folder.files["rotation.json"]
-        renew(folder.server, rotation(authority=True), ADDRESS)
+        renew(folder, rotation(authority=True), ADDRESS)
         assert (folder.files["rotation.json"] == decided) is is_kept
         folder.insist_on_whole(trusts=2 if is_kept else 3)
         shown = certificates.KeyPair(folder.files["server.crt"], folder.files["server.key"])
         assert certificates.serves(shown, ADDRESS)
-        assert last_rotation(folder.server) == (rotation(authority=True), False)
+        assert last_rotation(folder) == (rotation(authority=True), False)
 
 
 def test_what_was_decided_for_another_address_is_decided_anew() -> None:
     folder = Folder()
     cut_off(folder, rotation(), 3)
-    renew(folder.server, rotation(), "new.example")
+    renew(folder, rotation(), "new.example")
     folder.insist_on_whole(trusts=1)
     shown = certificates.KeyPair(folder.files["server.crt"], folder.files["server.key"])
     assert certificates.serves(shown, "new.example")
@@ -199,26 +191,26 @@ def test_what_is_missing_or_expired_is_said_and_nothing_is_touched() -> None:
     del folder.files["ca.key"]
     folder.files["replication.crt"] = ""
     with pytest.raises(SiteError, match=rf"montreal: {TLS} lacks ca.key, replication.crt; run `pulumi up`"):
-        renew(folder.server, rotation(), ADDRESS)
+        renew(folder, rotation(), ADDRESS)
     with days_ago(10 * 366):
         old = certificates.make_authority("harmony shop/prod/orders")
     folder = Folder({**BEFORE, "ca.crt": old.certificate, "ca.key": old.key, "trusted.crt": old.certificate})
     with pytest.raises(SiteError, match=r"expired \d{4}-\d\d-\d\d, so it can sign none; rotate it, too: `harmony rot"):
-        renew(folder.server, rotation(), ADDRESS)
+        renew(folder, rotation(), ADDRESS)
     assert folder.writes == 0
-    renew(folder.server, rotation(authority=True), ADDRESS)
+    renew(folder, rotation(authority=True), ADDRESS)
     folder.insist_on_whole(trusts=1)
 
 
 def test_without_a_rotation_there_is_nothing_to_settle_and_what_is_trusted_is_the_authority() -> None:
     folder = Folder()
     for act in (write_begun, settle):
-        act(folder.server)
+        act(folder)
     assert folder.writes == 0
     other = certificates.make_authority("another")
     folder.files["trusted.crt"] += other.certificate
-    distrust(folder.server)
+    distrust(folder)
     assert (folder.trusts, folder.writes) == (1, 1)
     folder.files = {}
-    distrust(folder.server)
+    distrust(folder)
     assert folder.files == {}

@@ -17,8 +17,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
-
 _AUTHORITY_LIFETIME = timedelta(days=3650)
 _CLOCK_SKEW = timedelta(days=2)
 """A certificate is valid from so long before it is made: the clocks of members, clients and its maker may be wrong."""
@@ -184,7 +182,7 @@ def renewed(there: Mapping[str, str], address: str, days: int, *, authority: boo
         signer, cross = succeed(signer)
     server, replication = (
         make_server(signer, address, days),
-        make_client(signer, REPLICATION_ROLE, days, before=there["replication.crt"]),
+        make_client(signer, role(there["replication.crt"]), days, before=there["replication.crt"]),
     )
     return {
         "trusted.crt": trusting(signer.certificate, there["trusted.crt"]),

@@ -376,7 +376,7 @@ class Deployment:
 
     def _certificates(self, server: Server) -> None:
         """Make what is missing: the site's authority, the server's certificate, the replicas' certificate."""
-        renewal.write_begun(server)
+        renewal.write_begun(renewal.FilesOnHost(server))
         days, address = int(self.props["certificate_lifetime_days"]), self.props["host"]["address"]
         there = self._key_pairs(server)
         shown = there["server"].certificate if "server" in there else ""
@@ -421,16 +421,18 @@ class Deployment:
         what = "a new authority and new certificates" if rotation["authority"] else "new certificates"
         with self.journal.step("renew", f"making {what}"):
             address, days = str(self.props["host"]["address"]), int(self.props["certificate_lifetime_days"])
-            renewal.renew(server, rotation, address, days)
+            renewal.renew(renewal.FilesOnHost(server), rotation, address, days)
         return True
 
     def _use_certificates(self, server: Server, marker: Marker, *, renewed: bool) -> None:
         """Have new certificates count, now that the server, which runs, is certain to use them."""
-        rotation, in_use = renewal.last_rotation(server)
+        rotation, in_use = renewal.last_rotation(renewal.FilesOnHost(server))
         if rotation and not in_use:  # They may have been written by a run that was cut off before.
             renewal.use(server, str(self.props["host"]["address"]), marker.port)
         if renewed and not self.props.get("peers") and not self.props.get("source"):
-            renewal.distrust(server)  # No other member has a certificate of the authority of before.
+            renewal.distrust(
+                renewal.FilesOnHost(server)
+            )  # No other member has a certificate of the authority of before.
             server.take_over_files(marker.port)
 
     def _key_pairs(self, server: Server) -> dict[str, certificates.KeyPair]:

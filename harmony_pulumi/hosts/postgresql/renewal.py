@@ -1,14 +1,17 @@
 """New certificates for one server while it runs: made once for each rotation, wherever that is cut off. Thin.
 
+Wherever these are kept: on a host in files, on Kubernetes in secrets, by the same names.
+
 All texts are decided first and kept in one file; only then the server's own files are written, from that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.capabilities.site import Rotation
@@ -23,11 +26,58 @@ _FILES = ("ca.crt", "ca.key", "server.crt", "server.key", "replication.crt", "re
 _DEADLINE = 30
 
 
-def renew(server: Server, rotation: Rotation, address: str, days: int | None = None) -> None:
+class Files(Protocol):
+    """The files of a server's certificates, wherever they are kept."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the site."""
+        ...
+
+    @property
+    def folder(self) -> str:
+        """What messages call the place."""
+        ...
+
+    def read(self, names: Sequence[str]) -> dict[str, str | None]:
+        """Return the texts of files, by their names; None for those that are not there."""
+        ...
+
+    def write(self, texts: Mapping[str, str]) -> object:
+        """Write the files whose texts differ, by their names, in this order."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilesOnHost:
+    """The files of a server on a host."""
+
+    server: Server
+
+    @property
+    def name(self) -> str:
+        """What messages call the host."""
+        return self.server.connection.name
+
+    @property
+    def folder(self) -> str:
+        """The folder in which they are."""
+        return self.server.layout.tls
+
+    def read(self, names: Sequence[str]) -> dict[str, str | None]:
+        """Return the texts of files."""
+        return self.server.read(self.folder, names)
+
+    def write(self, texts: Mapping[str, str]) -> object:
+        """Write files."""
+        return self.server.write({f"{self.folder}/{name}": text for name, text in texts.items()})
+
+
+def renew(kept: Files, rotation: Rotation, address: str, days: int | None = None) -> None:
     """Write new certificates, unless this rotation did so before; then have the server `use` them.
 
     Args:
-        server: whose they are.
+        kept: the certificates of before.
         rotation: which one it is.
         address: that clients connect to.
         days: for which they are valid; by default as long as those that they replace.
@@ -35,22 +85,22 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     Raises:
         SiteError: files are missing, or the authority has expired and is to stay.
     """
-    record = _record(server)
+    record = _record(kept)
     begun: dict[str, str] | None = record.get("texts")
     if record.get("id") == rotation["id"]:
         if begun is None:
             return
         if _is_new(begun, address):  # Decided by a run that was cut off.
-            _write(server, begun)
+            kept.write(begun)
             return
-    write_begun(server)
-    there = {name: text for name, text in server.read(server.layout.tls, _FILES).items() if text}
+    write_begun(kept)
+    there = {name: text for name, text in kept.read(_FILES).items() if text}
     if missing := [name for name in _FILES if name not in there]:
-        msg = f"{server.connection.name}: {server.layout.tls} lacks {', '.join(missing)}; run `pulumi up`"
+        msg = f"{kept.name}: {kept.folder} lacks {', '.join(missing)}; run `pulumi up`"
         raise SiteError(msg)
     if not rotation["authority"] and (when := certificates.expires(there["ca.crt"])) <= datetime.now(UTC):
         msg = (
-            f"{server.connection.name}: the authority in {server.layout.tls} expired {when:%Y-%m-%d}, so it can "
+            f"{kept.name}: the authority in {kept.folder} expired {when:%Y-%m-%d}, so it can "
             f"sign none; rotate it, too: `harmony rotate-certificates --authority`, or a raised authority_generation"
         )
         raise SiteError(msg)
@@ -58,8 +108,8 @@ def renew(server: Server, rotation: Rotation, address: str, days: int | None = N
     texts = certificates.renewed(there, address, days, authority=rotation["authority"])
     # In whose place this comes may have replaced the authority, and not have ended: others may have that of before.
     replaced = bool(record) and not record["ended"] and record["authority"]
-    _write_record(server, {**rotation, "authority": rotation["authority"] or replaced, "texts": texts})
-    _write(server, texts)
+    _write_record(kept, {**rotation, "authority": rotation["authority"] or replaced, "texts": texts})
+    kept.write(texts)
 
 
 def _is_new(texts: Mapping[str, str], address: str) -> bool:
@@ -71,39 +121,35 @@ def _is_new(texts: Mapping[str, str], address: str) -> bool:
     return abs(datetime.now(UTC) - made) < timedelta(days=1)
 
 
-def write_begun(server: Server) -> None:
+def write_begun(kept: Files) -> None:
     """Write what was decided and may not have been written, as a run was cut off; the server may use it or not."""
-    if texts := _record(server).get("texts"):
-        _write(server, texts)
+    if texts := _record(kept).get("texts"):
+        kept.write(texts)
 
 
-def _write(server: Server, texts: Mapping[str, str]) -> None:
-    server.write({f"{server.layout.tls}/{name}": text for name, text in texts.items()})
-
-
-def settle(server: Server) -> None:
+def settle(kept: Files) -> None:
     """Have what was decided, and written, count as used, now that the server does."""
-    record = _record(server)
+    record = _record(kept)
     if "texts" in record:
-        _write_record(server, {key: value for key, value in record.items() if key != "texts"})
+        _write_record(kept, {key: value for key, value in record.items() if key != "texts"})
 
 
-def last_rotation(server: Server) -> tuple[Rotation | None, bool]:
+def last_rotation(kept: Files) -> tuple[Rotation | None, bool]:
     """Return the last rotation that the server was given certificates by, and whether it uses them."""
-    record = _record(server)
+    record = _record(kept)
     if not record:
         return None, False
     known = Rotation(id=record["id"], authority=record["authority"], operator=record["operator"], ended=record["ended"])
     return known, "texts" not in record
 
 
-def distrust(server: Server) -> None:
+def distrust(kept: Files) -> None:
     """Trust the authority of now alone. The server, which uses what was decided, must then reload."""
-    authority = server.read(server.layout.tls, ["ca.crt"])["ca.crt"]
+    authority = kept.read(["ca.crt"])["ca.crt"]
     if authority:
-        server.write({f"{server.layout.tls}/trusted.crt": authority})
-    if record := _record(server):
-        _write_record(server, {**record, "ended": True})
+        kept.write({"trusted.crt": authority})
+    if record := _record(kept):
+        _write_record(kept, {**record, "ended": True})
 
 
 def use(server: Server, address: str, port: int) -> None:
@@ -114,7 +160,7 @@ def use(server: Server, address: str, port: int) -> None:
     """
     server.take_over_files(port)
     _insist_on_use(server, address, port)
-    settle(server)
+    settle(FilesOnHost(server))
 
 
 def _insist_on_use(server: Server, address: str, port: int) -> None:
@@ -144,10 +190,10 @@ def _insist_on_use(server: Server, address: str, port: int) -> None:
     )
 
 
-def _record(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(server.read(server.layout.tls, ["rotation.json"])["rotation.json"] or "{}")
+def _record(kept: Files) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(kept.read(["rotation.json"])["rotation.json"] or "{}")
     return found
 
 
-def _write_record(server: Server, record: Mapping[str, Any]) -> None:
-    server.write({f"{server.layout.tls}/rotation.json": json.dumps(record, indent=1) + "\n"})
+def _write_record(kept: Files, record: Mapping[str, Any]) -> None:
+    kept.write({"rotation.json": json.dumps(record, indent=1) + "\n"})

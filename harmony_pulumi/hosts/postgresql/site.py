@@ -535,14 +535,14 @@ class HostPostgreSQL:
         texts = server.read(server.layout.tls, ("replication.crt", "source-client.crt"))
         issued, held = (certificates.serial(text) if text else "" for text in texts.values())
         used: dict[str, str] = server.look(queries.USED, port=marker.port)
-        rotation, in_use = renewal.last_rotation(server)
+        rotation, in_use = renewal.last_rotation(renewal.FilesOnHost(server))
         return {"rotation": rotation, "in_use": in_use, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         """Have new certificates, and use them."""
         server, marker = self._both()
         address = str(self.handle["host"]["address"])
-        renewal.renew(server, rotation, address)
+        renewal.renew(renewal.FilesOnHost(server), rotation, address)
         renewal.use(server, address, marker.port)
 
     def reconnect(self, follower: str) -> None:
@@ -553,5 +553,5 @@ class HostPostgreSQL:
     def distrust(self) -> None:
         """Trust the authority of now alone."""
         server, marker = self._both()
-        renewal.distrust(server)
+        renewal.distrust(renewal.FilesOnHost(server))
         server.take_over_files(marker.port)
