@@ -16,7 +16,8 @@ V = TypeVar("V")
 
 def sampled(items: Sequence[V], count: int) -> list[V]:
     """Return so many of the items, by the seed, in their order; all of them if all are to be visited."""
+    # By nothing but their number: items such as functions are not told alike by all workers.
     if ALL or count >= len(items):
         return list(items)
-    chosen = random.Random(f"{SEED} {items}").sample(range(len(items)), count)
+    chosen = random.Random(f"{SEED} {len(items)}").sample(range(len(items)), count)
     return [items[index] for index in sorted(chosen)]
