@@ -1,4 +1,4 @@
-"""What is made for a PostgreSQL cluster before it is there: its certificates, which name its address, and passwords."""
+"""What a PostgreSQL cluster needs before it is there: the address that its certificates name, and passwords."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.kubernetes import found, objects
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.waiting import path_of
@@ -57,28 +56,6 @@ def standing(props: Mapping[str, Any]) -> dict[str, Any]:
         )
         raise SiteError(msg)
     return objects.roles_of(cluster)
-
-
-def make(address: str, days: int, cluster: str) -> dict[str, str]:
-    """Make the certificates of a cluster. The authority's key is kept nowhere.
-
-    So each renewal is a new authority.
-
-    Args:
-        address: that clients connect to, a host name or an IP.
-        days: for which the certificates are valid.
-        cluster: its name, for the authority's.
-    """
-    authority = certificates.make_authority(f"{cluster} PostgreSQL")
-    server = certificates.make_server(authority, address, days)
-    replication = certificates.make_client(authority, objects.STREAMING_ROLE, days)
-    return {
-        "ca": authority.certificate,
-        "server_certificate": server.certificate,
-        "server_key": server.key,
-        "replication_certificate": replication.certificate,
-        "replication_key": replication.key,
-    }
 
 
 def passwords(roles: Sequence[str], *known: Mapping[str, str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def name_problem(name: str) -> str | None:
 
 def secret_names(cluster: str) -> dict[str, str]:
     """Return what the secrets of a cluster are called, by what they hold."""
-    kinds = ("server-ca", "server", "client-ca", "replication", PEER)
+    kinds = ("authority", "server-ca", "server", "client-ca", "replication", PEER)
     return {kind: f"{cluster}-{kind}" for kind in kinds}
 
 
@@ -80,7 +80,7 @@ def secrets(cluster: str, namespace: str, owner: str, made: Mapping[str, Any]) -
         cluster: its name.
         namespace: where it is.
         owner: whose it is.
-        made: PEM texts: `ca`, `server_certificate`, `server_key`, `replication_certificate`, `replication_key`.
+        made: PEM texts: `trusted`, `server_certificate`, `server_key`, `replication_certificate`, `replication_key`.
     """
     names = secret_names(cluster)
     # With this label an instance takes a change over by itself: CloudNativePG, "Certificates".
@@ -99,8 +99,8 @@ def secrets(cluster: str, namespace: str, owner: str, made: Mapping[str, Any]) -
         return secret(kind, **{"tls.crt": made[f"{which}_certificate"], "tls.key": made[f"{which}_key"]})
 
     return [
-        secret("server-ca", **{"ca.crt": made["ca"]}),
-        secret("client-ca", **{"ca.crt": made["ca"]}),
+        secret("server-ca", **{"ca.crt": made["trusted"]}),
+        secret("client-ca", **{"ca.crt": made["trusted"]}),
         pair("server", "server"),
         pair("replication", "replication"),
     ]

@@ -26,11 +26,11 @@ from harmony_pulumi.capabilities.site import (
     unseen,
 )
 from harmony_pulumi.errors import SiteError, UnreachableError
-from harmony_pulumi.hosts.postgresql import certificates, files, queries, wal
+from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
 from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
-from harmony_pulumi.kubernetes import lease, objects, slots
+from harmony_pulumi.kubernetes import lease, objects, slots, tls
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
@@ -94,6 +94,10 @@ class ClusterPostgreSQL:
     def api(self) -> Api:
         """The API of its Kubernetes cluster."""
         return api_of(self.handle)
+
+    @property
+    def _files(self) -> tls.ClusterFiles:
+        return tls.ClusterFiles(self.api, self._namespace, str(self.handle["cluster"]), str(self.handle["owner"]))
 
     def observe(self) -> Observation:
         """Look at the cluster, and at the instance that leads in it."""
@@ -295,8 +299,8 @@ class ClusterPostgreSQL:
 
     def offer(self) -> Mapping[str, Any]:
         """Return what a standby needs to connect here. Secret."""
-        names = objects.secret_names(self.handle["cluster"])
-        own = self._secret(names["replication"])
+        names = {"ca_certificate": "ca.crt", "client_certificate": "replication.crt", "client_key": "replication.key"}
+        kept = self._files.read([*names.values()])
         server = self._serving()
         # The operator makes it as an instance starts: one that was promoted was a copy of a server on a host, perhaps.
         role = files.follower_role_sql(objects.STREAMING_ROLE)
@@ -304,11 +308,7 @@ class ClusterPostgreSQL:
             "endpoint": self.handle["endpoint"],
             "system_identifier": server.sql(role + _IDENTIFIER, port=PORT),
             "limits": server.limits(PORT),
-            "certs": {
-                "ca_certificate": objects.decoded(self._secret(names["server-ca"]), "ca.crt"),
-                "client_certificate": objects.decoded(own, "tls.crt"),
-                "client_key": objects.decoded(own, "tls.key"),
-            },
+            "certs": {part: kept[name] or "" for part, name in names.items()},
         }
 
     def follow(self, source: Mapping[str, Any]) -> None:
@@ -337,8 +337,11 @@ class ClusterPostgreSQL:
         changed = slots.use(server, self.handle["slot"])
         if self._is_fenced(cluster):
             self._annotate(_FENCED, None)
-        elif changed:
-            server.sql("SELECT pg_reload_conf()", port=PORT)
+        else:
+            if changed:
+                server.sql("SELECT pg_reload_conf()", port=PORT)
+            # It may be had connect anew next, and is to do so with these.
+            tls.insist_on_peer(server, name, source["certs"]["client_certificate"])
 
     def remember(self, text: str) -> None:
         """Keep what the pair looked like."""
@@ -483,11 +486,14 @@ class ClusterPostgreSQL:
             for kind in ("replication", objects.PEER)
         )
         used: dict[str, str] = self._serving().look(queries.USED, port=PORT)
-        return {"rotation": None, "in_use": False, "issued": issued, "held": held, "used": used}
+        rotation, in_use = renewal.last_rotation(self._files)
+        return {"rotation": rotation, "in_use": in_use, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:
         """Have new certificates, and use them."""
-        raise self._not_yet(f"its certificates be rotated ({rotation['id']})")
+        kept = self._files
+        renewal.renew(kept, rotation, str(self.handle["endpoint"]["host"]))
+        tls.use(self._serving(), kept)
 
     def reconnect(self, follower: str) -> None:
         """End the connection of a member that replicates from here."""
@@ -495,12 +501,9 @@ class ClusterPostgreSQL:
 
     def distrust(self) -> None:
         """Trust the authority of now alone."""
-        raise self._not_yet("its certificates be rotated")
-
-    def _not_yet(self, what: str) -> SiteError:
-        return SiteError(
-            f"{self.handle['name']}: a cluster on Kubernetes, which cannot {what} by this version of harmony"
-        )
+        kept = self._files
+        renewal.distrust(kept)
+        tls.take_over(self._serving(), kept)
 
     def _to_lead(self, what: str) -> None:
         """Refuse to have a cluster lead whose site was not told that it is to be active."""
@@ -615,14 +618,18 @@ class ClusterPostgreSQL:
         return (cluster["metadata"].get("annotations") or {}).get(objects.HIBERNATION) == "on"
 
     def _certificates(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return when each certificate expires."""
-        expiries: dict[str, str] = {}
-        for kind in ("server", "replication"):
-            path = f"/api/v1/namespaces/{self._namespace}/secrets/{objects.secret_names(self.handle['cluster'])[kind]}"
-            text = objects.decoded(self.api.get(path), "tls.crt")
-            if certificates.serial(text):
-                expiries[kind] = certificates.expires(text).isoformat()
-        return expiries, {}
+        """Return when each certificate expires, and what else is wrong with one."""
+        names = ("ca.crt", "server.crt", "server.key", "replication.crt", "replication.key", "trusted.crt")
+        there = {name: text or "" for name, text in self._files.read(names).items()}
+        readable = {kind: there[f"{kind}.crt"] for kind in ("ca", "server", "replication")}
+        expiries = {
+            kind: certificates.expires(text).isoformat() for kind, text in readable.items() if certificates.serial(text)
+        }
+        pairs = {
+            kind: certificates.KeyPair(there[f"{kind}.crt"], there[f"{kind}.key"]) for kind in ("server", "replication")
+        }
+        flaws = {kind: certificates.flaw(pair, there["trusted.crt"]) for kind, pair in pairs.items()}
+        return expiries, {kind: flaw for kind, flaw in flaws.items() if flaw}
 
 
 def _conninfo(source: Mapping[str, Any], name: str) -> str:

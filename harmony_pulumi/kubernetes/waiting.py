@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.hosts.postgresql import queries
-from harmony_pulumi.kubernetes import objects, slots
+from harmony_pulumi.hosts.postgresql import queries, renewal
+from harmony_pulumi.kubernetes import objects, slots, tls
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.pods import PORT, Pod, PodInstance
@@ -61,10 +61,23 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
     server = instance(api, namespace, pod)
     if server.look(queries.IN_RECOVERY, port=PORT):
         slots.make_and_use(server, site["slot"])
+    _use_certificates(server, tls.files_of(site), alone=props["alone"])
     return {
         "postgresql_version": server.sql("SHOW server_version", port=PORT).split()[0],
         "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),
     }
+
+
+def _use_certificates(server: PodInstance, kept: tls.ClusterFiles, *, alone: bool) -> None:
+    """Have new certificates count, now that the server, which runs, is certain to use them."""
+    rotation, in_use = renewal.last_rotation(kept)
+    if rotation is None:
+        return
+    if not in_use:
+        tls.use(server, kept)
+    if alone and not rotation["ended"]:  # No other member has a certificate of the authority of before.
+        renewal.distrust(kept)
+        tls.take_over(server, kept)
 
 
 def hibernate(props: Mapping[str, Any], show: Callable[[str], None]) -> None:

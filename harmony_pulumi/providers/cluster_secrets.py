@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pulumi
-from pulumi.dynamic import CreateResult, DiffResult, Resource, UpdateResult
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain
+from harmony_pulumi.errors import UnreachableError
+from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
 _OF_CERTIFICATES = ("address", "certificate_lifetime_days", "certificate_generation", "authority_generation")
 
@@ -26,12 +27,12 @@ class ClusterSecretsProvider(Provider):
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Make everything."""
-        from harmony_pulumi.kubernetes import made
+        from harmony_pulumi.kubernetes import made, tls
 
         props = plain(props)
         endpoint = made.endpoint(props)
         found = {
-            **made.make(endpoint["host"], props["certificate_lifetime_days"], props["cluster"]),
+            **tls.make(tls.files_of(props), endpoint["host"], props["certificate_lifetime_days"]),
             "passwords": made.passwords(props["roles"], props["passwords"]),
         }
         return CreateResult(
@@ -42,14 +43,32 @@ class ClusterSecretsProvider(Provider):
     @clean_errors
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
         """Make what changed: a password that is not declared stays what it is."""
-        from harmony_pulumi.kubernetes import made
+        from harmony_pulumi.kubernetes import made, tls
 
         old, new = plain(_olds), plain(_news)
-        endpoint, kept = made.endpoint(new), old["made"]
+        endpoint, kept = made.endpoint(new), tls.files_of(new)
         if any(old.get(key) != new.get(key) for key in _OF_CERTIFICATES) or old["endpoint"] != endpoint:
-            kept = made.make(endpoint["host"], new["certificate_lifetime_days"], new["cluster"])
-        found = {**kept, "passwords": made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])}
-        return UpdateResult({**old, **new, "endpoint": endpoint, "made": found})
+            tls.renew_as_declared(kept, new, endpoint["host"], authority=_raised(old, new, "authority_generation"))
+        found = {**old["made"], **tls.shown(kept)}
+        passwords = made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])
+        return UpdateResult({**old, **new, "endpoint": endpoint, "made": {**found, "passwords": passwords}})
+
+    @clean_errors
+    def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
+        """See what a rotation by command has made; what cannot be asked stays as it was known."""
+        from harmony_pulumi.kubernetes import tls
+
+        state = plain(props)
+        try:
+            found = tls.shown(tls.files_of(state))
+        except UnreachableError as error:
+            show(f"warning: {state['cluster']}: {error}")
+            found = {}
+        return ReadResult(id_, {**state, "made": {**state["made"], **found}})
+
+
+def _raised(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
+    return (old.get(key) or 0) != (new.get(key) or 0)
 
 
 class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harmony_pulumi.providers.cluster_secrets import ClusterSecrets
     from harmony_pulumi.providers.postgresql_cluster import PostgreSQLClusterResource
 
-_PARTS = ("ca", "server_certificate", "server_key", "replication_certificate", "replication_key")
+_PARTS = ("trusted", "server_certificate", "server_key", "replication_certificate", "replication_key")
 _AMOUNT = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 """Kubernetes, "Quantity": what is written of it."""
 _QUANTITY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti)")
@@ -200,7 +200,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         within = _Within(place, self._cluster(name), self._namespace, self._owner(name), self, config.on_destroy)
         service = within.declare(objects.service(within.cluster, within.namespace, within.owner, place.service_type))
         made = self._secrets(within, config, source, service)
-        serving = self._serving(within, config, declared, made, replication=followed)
+        alone = not (replication and (replication.source or replication.peers))
+        serving = self._serving(within, config, declared, made, replication=followed, alone=alone)
         return self._as_cluster(name, config, within, made, serving)
 
     def _place(self) -> _Place:
@@ -277,6 +278,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         made: ClusterSecrets,
         *,
         replication: tuple[PostgreSQLCluster, pulumi.Output[ReplicationCerts]] | None,
+        alone: bool,
     ) -> PostgreSQLClusterResource:
         """Declare a cluster's objects, and what waits until it serves."""
         from harmony_pulumi.hosts.postgresql.layout import slot_name
@@ -323,6 +325,9 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "site": pulumi.Output.secret(site),
                 "declared": declared,
                 "on_destroy": config.on_destroy,
+                "alone": alone,
+                # New ones are to be used, which is what this waits for, too.
+                "certificates": pulumi.Output.unsecret(made.made.apply(_issued)),
                 "deadline": config.deadlines.start + (config.deadlines.clone if replication else 0),
             },
             pulumi.ResourceOptions(parent=self, depends_on=[cluster, *databases]),
@@ -394,6 +399,13 @@ def _role(certs: ReplicationCerts) -> str:
     from harmony_pulumi.hosts.postgresql.certificates import role
 
     return role(certs["client_certificate"])
+
+
+def _issued(made: Mapping[str, str]) -> str:
+    """Return what tells the certificates of a cluster from others: a serial number, no secret."""
+    from harmony_pulumi.hosts.postgresql.certificates import serial
+
+    return serial(made["server_certificate"])
 
 
 def _certs(made: Mapping[str, str]) -> ReplicationCerts:

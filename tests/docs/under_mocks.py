@@ -26,6 +26,7 @@ SERVER = {
     "found": {"service_type": "NodePort"},
     "made": {
         "ca": "PEM",
+        "trusted": "PEM",
         "server_certificate": "PEM",
         "server_key": "PEM",
         "replication_certificate": REPLICAS.certificate,

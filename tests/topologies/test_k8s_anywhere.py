@@ -29,6 +29,7 @@ REPLICAS = certificates.make_client(certificates.make_authority("test"), "stream
 OF_HOST = certificates.make_client(certificates.make_authority("test"), "harmony_replication", 30)
 MADE = {
     "ca": "the authority",
+    "trusted": "the authority",
     "server_certificate": "of the server",
     "server_key": "key of the server",
     "replication_certificate": REPLICAS.certificate,

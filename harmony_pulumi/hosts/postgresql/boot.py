@@ -311,7 +311,8 @@ class Home:
             if self.server.running_pid() is None:
                 text = f"starting PostgreSQL {self.server.binaries.version} as a {found.start}"
                 with journal.step("start", text):
-                    renewal.write_begun(self.server)  # A certificate without its key would keep it from starting.
+                    # A certificate without its key would keep it from starting.
+                    renewal.write_begun(renewal.FilesOnHost(self.server))
                     self.server.start(_START_DEADLINE)
         return found.start
 

@@ -430,9 +430,8 @@ class Deployment:
         if rotation and not in_use:  # They may have been written by a run that was cut off before.
             renewal.use(server, str(self.props["host"]["address"]), marker.port)
         if renewed and not self.props.get("peers") and not self.props.get("source"):
-            renewal.distrust(
-                renewal.FilesOnHost(server)
-            )  # No other member has a certificate of the authority of before.
+            # No other member has a certificate of the authority of before.
+            renewal.distrust(renewal.FilesOnHost(server))
             server.take_over_files(marker.port)
 
     def _key_pairs(self, server: Server) -> dict[str, certificates.KeyPair]:

@@ -1,0 +1,118 @@
+"""The certificates of a cluster in its secrets: where each text is, and that a rotation that is cut off is finished."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.capabilities.site import Rotation
+from harmony_pulumi.hosts.postgresql import certificates, renewal
+from harmony_pulumi.kubernetes import objects, tls
+from harmony_pulumi.kubernetes.tls import ClusterFiles
+from tests.orchestration.sites import Killed
+
+ADDRESS, DAYS = "192.0.2.10", 90
+PATH = "/api/v1/namespaces/shop/secrets"
+NAMES = objects.secret_names("east-orders")
+ROTATION: Rotation = {"id": "one", "authority": True, "operator": "a test", "ended": False}
+
+
+class Api:
+    """Secrets, as an API server keeps them. It is cut off before one of the writes."""
+
+    name = "east"
+
+    def __init__(self) -> None:
+        self.secrets: dict[str, dict[str, Any]] = {}
+        self.writes = self.cut_at = 0
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        return self.secrets.get(path)
+
+    def create(self, path: str, body: Mapping[str, Any]) -> None:
+        assert path == PATH
+        at = f"{path}/{body['metadata']['name']}"
+        assert at not in self.secrets
+        self.secrets[at] = {"metadata": body["metadata"], "data": {}}
+        self.patch(at, body)
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> None:
+        self.writes += 1
+        if self.writes == self.cut_at:
+            raise Killed
+        for key, text in body["stringData"].items():
+            self.secrets[path]["data"][key] = base64.b64encode(text.encode()).decode()
+
+    def text(self, kind: str, key: str) -> str:
+        return objects.decoded(self.secrets[f"{PATH}/{NAMES[kind]}"], key)
+
+
+def declared(api: Api) -> ClusterFiles:
+    """Have certificates be made, and declared."""
+    kept = ClusterFiles(api, "shop", "east-orders", "shop/dev/east-orders")  # type: ignore[arg-type]
+    made = tls.make(kept, ADDRESS, DAYS)
+    for secret in objects.secrets("east-orders", "shop", "shop/dev/east-orders", made):
+        api.create(PATH, secret)
+    assert tls.shown(kept) == made
+    return kept
+
+
+def insist_on_whole(api: Api, *, trusts: int) -> None:
+    for kind, authority in (("server", "client-ca"), ("replication", "server-ca")):
+        pair = certificates.KeyPair(api.text(kind, "tls.crt"), api.text(kind, "tls.key"))
+        assert certificates.flaw(pair, api.text(authority, "ca.crt")) == ""
+        assert certificates.flaw(pair, api.text("authority", "ca.crt")) == ""
+        assert api.text(authority, "ca.crt").count("BEGIN CERTIFICATE") == trusts
+    assert certificates.role(api.text("replication", "tls.crt")) == objects.STREAMING_ROLE
+    for key, secret in api.secrets.items():
+        assert ("ca.key" in secret["data"]) == key.endswith("-authority"), "no key of an authority is anywhere else"
+
+
+def test_a_cluster_that_is_declared_again_keeps_its_authority() -> None:
+    api = Api()
+    kept = declared(api)
+    insist_on_whole(api, trusts=1)
+    before = tls.shown(kept)
+    again = tls.make(kept, ADDRESS, DAYS)
+    assert again["ca"] == before["ca"]
+    assert again["server_certificate"] != before["server_certificate"]
+
+
+@pytest.mark.parametrize("authority", [False, True])
+def test_a_rotation_that_is_cut_off_at_any_write_is_finished_and_trusts_what_was_trusted(authority: bool) -> None:
+    rotation: Rotation = {**ROTATION, "authority": authority}
+    whole = Api()
+    kept = declared(whole)
+    first = whole.writes
+    renewal.renew(kept, rotation, ADDRESS)
+    for number in range(1, whole.writes - first + 1):
+        api = Api()
+        kept = declared(api)
+        api.cut_at = api.writes + number
+        with pytest.raises(Killed):
+            renewal.renew(kept, rotation, ADDRESS)
+        renewal.renew(kept, rotation, ADDRESS)
+        insist_on_whole(api, trusts=1 + authority)
+        assert renewal.last_rotation(kept) == (rotation, False)
+        renewal.settle(kept)
+        assert renewal.last_rotation(kept) == (rotation, True)
+        renewal.distrust(kept)
+        insist_on_whole(api, trusts=1)
+        assert renewal.last_rotation(kept) == ({**rotation, "ended": True}, True)
+
+
+def test_what_is_declared_anew_is_renewed_once_and_again_for_another_address() -> None:
+    api = Api()
+    kept = declared(api)
+    props = {"certificate_lifetime_days": DAYS, "certificate_generation": 1, "authority_generation": None}
+    tls.renew_as_declared(kept, props, ADDRESS, authority=False)
+    renewal.settle(kept)
+    made = tls.shown(kept)
+    tls.renew_as_declared(kept, props, ADDRESS, authority=False)
+    assert tls.shown(kept) == made
+    tls.renew_as_declared(kept, props, "db.example", authority=False)
+    shown = certificates.KeyPair(api.text("server", "tls.crt"), api.text("server", "tls.key"))
+    assert certificates.serves(shown, "db.example")
