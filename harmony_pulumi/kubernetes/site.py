@@ -107,7 +107,9 @@ class ClusterPostgreSQL:
         except SiteError as error:
             return unseen(name, "unreachable", str(error))
         if cluster is None:
-            return unseen(name, "absent", f"there is no cluster {self._where} at {self.api.address}")
+            # Its pods may run on: an object is deleted without them, or the address is another API server's by now.
+            why = f"there is no cluster {self._where} at {self.api.address}, so whether its pods run cannot be told"
+            return unseen(name, "unreachable", why)
         seen = unseen(name, "stopped", in_words(cluster))
         seen["endpoint"] = address(self.handle["endpoint"]["host"], self.handle["endpoint"]["port"])
         try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import psycopg
 import pytest
 
+from harmony_pulumi.capabilities.site import Certificates
+from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, eventually
 from tests.e2e.kubernetes.conftest import Cluster
 from tests.e2e.kubernetes.pairs import clients, insist, status
@@ -27,27 +31,45 @@ def test_the_operator_is_installed_and_the_pair_settles(stack: Stack) -> None:
     stack.up("--expect-no-changes")
 
 
-def test_a_replica_that_connects_anew_does_so_by_the_certificates_that_were_made_meanwhile(
-    stack: Stack, our_clusters: tuple[Cluster, Cluster]
-) -> None:
-    program, before = stack.folder / "__main__.py", stack.outputs()
-    declared = 'PostgreSQLConfig(databases=["orders"]'
-    assert declared in program.read_text()
-    program.write_text(program.read_text().replace(declared, f"{declared}, certificate_generation=1"))
-    stack.up()
-    outputs = stack.outputs()
-    assert outputs["ca_certificate"] != before["ca_certificate"]
-    leader = outputs["site"]["members"]["primary"]
-    where = leader["namespace"], f"{leader['cluster']}-1"
+def test_certificates_are_rotated_by_command_and_by_input_while_clients_write(stack: Stack) -> None:
+    handle = stack.outputs()["site"]
 
-    def ask(sql: str) -> str:
-        status, said = our_clusters[0].execute(*where, "psql", "-XAtqc", sql)
-        assert status == 0, said
-        return said.strip()
+    def seen() -> dict[str, Certificates]:
+        return {role: member.movable.certificates() for role, member in pair_of(handle).members.items()}
 
-    assert ask("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_replication WHERE application_name = 'toronto'")
-    streaming = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'toronto' AND state = 'streaming'"
-    eventually(lambda: ask(streaming) == "1", "the replica to stream by its new certificate", 90)
+    def rotated(before: Mapping[str, Certificates]) -> dict[str, Certificates]:
+        """Return what is seen, once it is all new, and used."""
+        found = seen()
+        issued = found["primary"]["issued"]
+        assert not {issued} & {certificates["issued"] for certificates in before.values()}
+        assert (found["primary"]["used"]["toronto"], found["replica"]["held"]) == (issued, issued)
+        for certificates in found.values():
+            assert certificates["rotation"]
+            assert certificates["rotation"]["ended"]
+            assert certificates["in_use"]
+        return found
+
+    before = stack.outputs()["ca_certificate"]
+    with clients(stack) as running:
+        found = seen()
+        harmony(stack, "rotate-certificates", "--yes")
+        found = rotated(found)
+        harmony(stack, "rotate-certificates", "--authority", "--yes")
+        found = rotated(found)
+        program = stack.folder / "__main__.py"
+        declared = 'PostgreSQLConfig(databases=["orders"]'
+        assert declared in program.read_text()
+        program.write_text(program.read_text().replace(declared, f"{declared}, certificate_generation=1"))
+        stack.up()
+        rotated(found)
+        running.wait_until_served()
+        running.stop()
+        assert not running.errors
+    insist(stack, running, "primary")
+    assert stack.outputs()["ca_certificate"] != before
+    stack.up("--expect-no-changes")
+    stack.refresh()
+    stack.up("--expect-no-changes")
 
 
 def test_roles_move_there_and_back_and_nothing_is_lost(stack: Stack) -> None:
