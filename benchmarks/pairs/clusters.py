@@ -16,12 +16,14 @@ from benchmarks import common
 from benchmarks.pairs.base import Switched, wait_for
 from benchmarks.pairs.ours import harmony, keep_site
 from harmony_pulumi import PostgreSQLConfig
-from harmony_pulumi.kubernetes import found, made, objects
+from harmony_pulumi.hosts.postgresql import certificates
+from harmony_pulumi.kubernetes import found, objects, tls
 from harmony_pulumi.kubernetes.api import Api, Paths
-from harmony_pulumi.kubernetes.waiting import is_ready, path_of
+from harmony_pulumi.kubernetes.objects import path_of
+from harmony_pulumi.kubernetes.waiting import is_ready
 from tests.e2e.kubernetes.conftest import NAMES, Cluster
 
-_STORAGE = "1Gi"
+_STORAGE = "20Gi"
 _DATABASE = "orders"
 _PLUGIN = "pulumi-resource-kubernetes"
 _PLUGINS = common.REPOSITORY / "tests/plugins"
@@ -161,20 +163,21 @@ class ByHand(OnClusters):
         for name in self.members:
             self._apply(name, objects.service(*self._about(name), "NodePort"))
             self.endpoints[name] = self._endpoint(name)
-        certificates = {
-            name: made.make(str(self.endpoints[name]["host"]), 30, self.cluster_names[name]) for name in self.members
+        made = {
+            name: tls.issued(certificates.make_authority(name), str(self.endpoints[name]["host"]), 30)
+            for name in self.members
         }
-        authorities = "".join(certificates[name]["ca"] for name in self.members)
+        authorities = "".join(made[name]["ca"] for name in self.members)
         self.authority.write_text(authorities, encoding="utf-8")
         for name, other in (self.members, self.members[::-1]):
-            theirs = certificates[other]
+            theirs = made[other]
             peer = {
                 "ca_certificate": theirs["ca"],
                 "client_certificate": theirs["replication_certificate"],
                 "client_key": theirs["replication_key"],
             }
             for secret in (
-                *objects.secrets(*self._about(name), certificates[name]),
+                *objects.secrets(*self._about(name), made[name]),
                 objects.peer_secret(*self._about(name), peer),
                 objects.login_secret(*self._about(name), _DATABASE, secrets.token_hex(16)),
             ):

@@ -10,7 +10,7 @@ montreal = K8sAnywhereTopology(
     kubeconfig=config.require_secret("kubeconfig"),
     address=config.get("address"),
     namespace=config.get("namespace") or "postgresql",
-    storage=config.get("storage") or "10Gi",
+    storage=config.get("storage") or "20Gi",
     image=config.get("image"),
     operator_manifest=config.get("operator-manifest"),
 )

@@ -15,7 +15,7 @@ def api_of(props: Mapping[str, Any]) -> Api:
 
 
 def of(props: Mapping[str, Any]) -> dict[str, Any]:
-    """Look at a cluster: `platform`, `version`, `service_type`, `operator` (its release), `problems`.
+    """Look at a cluster: `uid`, `platform`, `version`, `service_type`, `operator` (its release), `problems`.
 
     Raises:
         UnreachableError: the API server does not answer.
@@ -28,7 +28,10 @@ def of(props: Mapping[str, Any]) -> dict[str, Any]:
     what = found.platform(version, groups)
     releases = [operator.version_of(each) for each in operator.deployments(api)]
     problems = [problem for release in releases if (problem := operator.problem(release))]
+    # Each cluster has this namespace from its beginning to its end, so its id is the cluster's.
+    itself = api.get("/api/v1/namespaces/kube-system") or {"metadata": {}}
     return {
+        "uid": str(itself["metadata"].get("uid") or ""),
         "platform": what,
         "version": version,
         "service_type": found.service_type(what, groups, [node["spec"].get("providerID", "") for node in nodes]),
@@ -41,6 +44,7 @@ def with_operator(props: Mapping[str, Any], show: Callable[[str], None]) -> dict
     """Install the operator if there is none, and wait until it is at work; return what was found of it."""
     api = api_of(props)
     if not operator.deployments(api):
+        operator.insist_on_none(api)
         operator.install(api, operator.read_manifest(props["operator_manifest"]), props["owner"], show)
     operator.wait_until_ready(api)
     return {}

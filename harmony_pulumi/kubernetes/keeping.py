@@ -80,4 +80,8 @@ class Keeping:
 
     def _bare(self) -> Mapping[str, Any]:
         about = objects.metadata(self._name, self.namespace, self.owner)
+        # It goes with its cluster, whose successor of that name would take what it was told for its own.
+        cluster = self.api.get(objects.path_of(self.namespace, self.cluster))
+        if cluster is not None:
+            about["ownerReferences"] = [objects.reference(cluster)]
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about}

@@ -6,6 +6,8 @@ CloudNativePG 1.27, "API Reference", "Certificates" and "Replica clusters".
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +26,7 @@ IMAGES = "ghcr.io/cloudnative-pg/postgresql"
 OWNER = "harmony-pulumi.dev/owner"
 """The annotation that says whose an object is: `<project>/<stack>/<resource>`."""
 HIBERNATION = "cnpg.io/hibernation"
+FENCED = "cnpg.io/fencedInstances"
 STREAMING_ROLE = "streaming_replica"
 """The role that replicas connect as, by certificate alone: CloudNativePG, "Replication"."""
 PEER = "peer"
@@ -46,6 +49,11 @@ def name_problem(name: str) -> str | None:
     return f"{name!r} is not taken; expected up to 40 lower-case letters, digits and '-', the first one a letter"
 
 
+def path_of(namespace: str, name: str) -> str:
+    """Return where a cluster is in the API."""
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}/{name}"
+
+
 def secret_names(cluster: str) -> dict[str, str]:
     """Return what the secrets of a cluster are called, by what they hold."""
     kinds = ("authority", "server-ca", "server", "client-ca", "replication", PEER)
@@ -54,9 +62,13 @@ def secret_names(cluster: str) -> dict[str, str]:
 
 def login_name(cluster: str, role: str) -> str:
     """Return what the secret with a role's password is called. A role may have signs that no object's name may."""
-    plain = re.sub(r"[^a-z0-9]+", "-", role.lower()).strip("-")
-    mark = "" if plain == role else f"-{role.encode().hex()[:12]}"
-    return f"{cluster}-login-{plain}{mark}"[:253]
+    return f"{cluster}-login-{_plain(role)}"
+
+
+def _plain(name: str) -> str:
+    """Return a name with nothing but what an object's name may have; another one for each."""
+    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return found if found == name else f"{found}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def metadata(name: str, namespace: str, owner: str, **more: Any) -> dict[str, Any]:
@@ -184,6 +196,18 @@ def following(cluster: str, *, leads: bool) -> dict[str, Any]:
     return {"self": cluster, "primary": cluster if leads else PEER, "source": PEER}
 
 
+def told(cluster: str, clusters: Sequence[Mapping[str, Any]], *, leads: bool) -> dict[str, Any]:
+    """Return what orchestration applies to a cluster: whom it follows, and nothing else."""
+    spec = {"replica": following(cluster, leads=leads), "externalClusters": list(clusters)}
+    return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": {"name": cluster}, "spec": spec}
+
+
+def follows_as(cluster: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
+    """Tell whether a cluster knows its source by this endpoint: `host`, `port` and `user`."""
+    known = {each["name"]: each.get("connectionParameters") or {} for each in cluster["spec"]["externalClusters"]}
+    return all(known[PEER].get(key) == value for key, value in source.items())
+
+
 def external_clusters(cluster: str, name_of_member: str, source: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return both members of a pair, as one knows them. It must list itself, too, and never connects there."""
     itself = {"name": cluster, "connectionParameters": {"host": f"{cluster}-rw"}}
@@ -264,6 +288,14 @@ def cluster(
     return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": about, "spec": spec}
 
 
+def is_fenced(cluster: Mapping[str, Any] | None) -> bool:
+    """Tell whether the instance that leads in a cluster is to be stopped: CloudNativePG, "Fencing"."""
+    if cluster is None:
+        return False
+    fenced = json.loads((cluster["metadata"].get("annotations") or {}).get(FENCED) or "[]")
+    return "*" in fenced or (cluster.get("status") or {}).get("currentPrimary") in fenced
+
+
 def roles_at_first(name: str, member: str, source: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what says whom a cluster follows as it is made: its source, if it has one.
 
@@ -284,12 +316,11 @@ def roles_of(cluster: Mapping[str, Any]) -> dict[str, Any]:
 
 def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, Any]) -> dict[str, Any]:
     """Return a database of a cluster, with its extensions. Left out later, it stays in PostgreSQL."""
-    plain = re.sub(r"[^a-z0-9]+", "-", str(declared["name"]).lower()).strip("-")
     extensions = [{"name": extension, "ensure": "present"} for extension in declared["extensions"]]
     return {
         "apiVersion": API_VERSION,
         "kind": "Database",
-        "metadata": metadata(f"{cluster}-{plain}", namespace, owner),
+        "metadata": metadata(f"{cluster}-{_plain(str(declared['name']))}", namespace, owner),
         "spec": {
             "cluster": {"name": cluster},
             "name": declared["name"],

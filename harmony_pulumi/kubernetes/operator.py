@@ -43,9 +43,19 @@ def problem(found: str) -> str | None:
     return f"has CloudNativePG {found}; expected {'.'.join(map(str, OLDEST))} or newer: upgrade it, then run this again"
 
 
-def serves_clusters(api: Api) -> bool:
-    """Tell whether the cluster knows the kind that the operator works on."""
-    return api.get(f"/apis/{objects.API_VERSION}") is not None
+def insist_on_none(api: Api) -> None:
+    """Insist that there is no operator, of which no deployment was found.
+
+    Raises:
+        SiteError: the cluster knows the kind that it works on, so there is one by other labels, or there was one.
+    """
+    if api.get(f"/apis/{objects.API_VERSION}") is not None:
+        msg = (
+            f"{api.name}: {objects.API_VERSION} is known there, and no deployment with the label "
+            f"app.kubernetes.io/name=cloudnative-pg is; expected both, or neither: give the operator's deployment that "
+            f"label, or, where it is gone, install it again"
+        )
+        raise SiteError(msg)
 
 
 def read_manifest(source: str) -> list[dict[str, Any]]:
@@ -110,10 +120,3 @@ def wait_until_ready(api: Api) -> None:
         words=lambda _: "no deployment of it is ready",
         advice="See its pods: `kubectl get pods --all-namespaces -l app.kubernetes.io/name=cloudnative-pg`.",
     )
-
-
-def clusters_left(api: Api) -> list[str]:
-    """Return the clusters that there are, in any namespace: their data would go with their kind."""
-    found = api.get(f"/apis/{objects.API_VERSION}/{objects.PLURAL}")
-    items = [] if found is None else found["items"]
-    return [f"{each['metadata']['namespace']}/{each['metadata']['name']}" for each in items]

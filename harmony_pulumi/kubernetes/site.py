@@ -25,7 +25,7 @@ from harmony_pulumi.capabilities.site import (
     Token,
     unseen,
 )
-from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
 from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
@@ -35,12 +35,13 @@ from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import PORT, PodInstance
-from harmony_pulumi.kubernetes.waiting import in_words, instance, path_of
+from harmony_pulumi.kubernetes.waiting import in_words, instance
 from harmony_pulumi.orchestration.roles import leads
 from harmony_pulumi.orchestration.wait import wait_for
 
 _KEPT = "/var/lib/postgresql/data/harmony"
 """On the volume of the instance, beside its data directory."""
+_ALONE = ("flock", "--nonblock", f"{_KEPT}/rewind.lock")
 _SOURCE = "/controller/harmony-source"
 _CERTS = {"ca.crt": "ca_certificate", "tls.crt": "client_certificate", "tls.key": "client_key"}
 """The certificates of a source, by the end of the file's name that they are written to for as long as they are used."""
@@ -75,7 +76,6 @@ _POD_DEADLINE = 60
 _PROMOTE_DEADLINE = 120
 _OWN_SLOTS = "_cnpg_"
 """How the names of the slots of an instance's own replicas begin: CloudNativePG, "Replication"."""
-_FENCED = "cnpg.io/fencedInstances"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class ClusterPostgreSQL:
         except UnreachableError:
             raise
         except SiteError as error:
-            if not self._is_fenced(cluster):
+            if not objects.is_fenced(cluster):
                 seen["state"], seen["detail"] = "unreachable", f"its pod runs and does not answer: {error}"
                 return
             if not server.connection.exists(server.data):  # It was moved away: by a copy that was cut off, say.
@@ -182,9 +182,16 @@ class ClusterPostgreSQL:
     def survey(self) -> Survey:
         """Look at what decides whether this server can take another's place, or follow it."""
         # What a role change begins with: nothing is to be stopped where the operator would not take it.
-        cluster = path_of(self._namespace, self.handle["cluster"])
-        self.api.patch(cluster, {"metadata": {"annotations": {_FENCED: None}}}, dry_run=True)
-        return survey(self._serving(), PORT)
+        cluster = objects.path_of(self._namespace, self.handle["cluster"])
+        self.api.patch(cluster, {"metadata": {"annotations": {objects.FENCED: None}}}, dry_run=True)
+        there = self._there()
+        status = there["status"]
+        if (target := status.get("targetPrimary")) not in {None, status.get("currentPrimary")}:
+            msg = (
+                f"{self.handle['name']}: {self._where} is moving to its instance {target}; once it has, run this again"
+            )
+            raise SiteError(msg)
+        return survey(self._instance(there), PORT)
 
     def echo(self, follower: str, *, deadline: float) -> str:
         """Write a restore point, and wait until a standby has it on disk."""
@@ -227,7 +234,7 @@ class ClusterPostgreSQL:
         """Stop cleanly, as a fenced cluster, and leave a standby: it waits until standbys have every record."""
         cluster = self._there()
         server = self._instance(cluster)
-        if not self._is_fenced(cluster) and (
+        if not objects.is_fenced(cluster) and (
             self._left_as(cluster) != "primary" or server.look(queries.IN_RECOVERY, port=PORT)
         ):
             msg = f"{self.handle['name']}: the cluster {self._where} is a standby, and cannot step down"
@@ -252,9 +259,25 @@ class ClusterPostgreSQL:
     def _stop(self, server: PodInstance) -> Mapping[str, str]:
         """Fence every instance, and wait until this one has ended; return what it left."""
         self._insist_on_lock()
-        self._annotate(_FENCED, '["*"]')
+        self._annotate(objects.FENCED, '["*"]')
+        others = [name for name in self._there()["status"].get("instanceNames") or () if name != server.connection.pod]
+        left = self._end_of(server)
+        for name in others:  # The operator may have been about to have another lead.
+            self._end_of(instance(self.api, self._namespace, name))
+        status = self._there()["status"]
+        leading = {status.get("currentPrimary"), status.get("targetPrimary") or status.get("currentPrimary")}
+        if leading != {server.connection.pod}:
+            msg = (
+                f"{self.handle['name']}: {self._where} was moving to another instance as it was stopped (from "
+                f"{server.connection.pod} to {' or '.join(sorted(map(str, leading - {server.connection.pod})))}); once "
+                f"that has ended, run this again"
+            )
+            raise SiteError(msg)
+        return left
+
+    def _end_of(self, server: PodInstance) -> Mapping[str, str]:
         return wait_for(
-            f"{self.handle['name']}: the end of the server of {self._where}",
+            f"{self.handle['name']}: the end of the server in the pod {self._namespace}/{server.connection.pod}",
             server.left_at_its_end,
             bool,
             deadline=_STOP_DEADLINE,
@@ -267,9 +290,9 @@ class ClusterPostgreSQL:
         """Be the primary again, after a demotion that nobody has taken over from."""
         self._to_lead("reinstated")
         server, _ = self._once_it_answers()
-        if self._is_fenced(self._there()):
+        if objects.is_fenced(self._there()):
             server.remove(server.standby_signal)
-        self._annotate(_FENCED, None)
+        self._annotate(objects.FENCED, None)
         self._until(leads=True)
 
     def verify(self, token: Token, *, deadline: float) -> None:
@@ -295,8 +318,8 @@ class ClusterPostgreSQL:
         cluster = self._there()
         if self._left_as(cluster) != "primary":
             self._apply(cluster["spec"]["externalClusters"], leads=True)
-        if self._is_fenced(cluster):  # It starts as the standby that it was left as, and is promoted then.
-            self._annotate(_FENCED, None)
+        if objects.is_fenced(cluster):  # It starts as the standby that it was left as, and is promoted then.
+            self._annotate(objects.FENCED, None)
         self._until(leads=True)
 
     def offer(self) -> Mapping[str, Any]:
@@ -318,6 +341,7 @@ class ClusterPostgreSQL:
         self._insist_on_lock()
         cluster, name = self._there(), self.handle["cluster"]
         server, control = self._once_it_answers()
+        self._insist_on_no_rewind(server)
         found = control["Database system identifier"]
         if found != source["system_identifier"]:
             msg = (
@@ -336,11 +360,12 @@ class ClusterPostgreSQL:
         }
         clusters = objects.external_clusters(name, self.handle["name"], known)
         self._apply(clusters, leads=False)
-        changed = slots.use(server, self.handle["slot"])
-        if self._is_fenced(cluster):
-            self._annotate(_FENCED, None)
+        pods = cluster["status"].get("instanceNames") or [server.connection.pod]
+        changed = [slots.use(instance(self.api, self._namespace, pod), self.handle["slot"]) for pod in pods]
+        if objects.is_fenced(cluster):
+            self._annotate(objects.FENCED, None)
         else:
-            if changed:
+            if any(changed):
                 server.sql("SELECT pg_reload_conf()", port=PORT)
             # It may be had connect anew next, and is to do so with these.
             tls.insist_on_peer(server, name, source["certs"]["client_certificate"])
@@ -364,7 +389,7 @@ class ClusterPostgreSQL:
         """Return the timelines that this server went through."""
         cluster = self._there()
         server = self._instance(cluster)
-        if self._is_fenced(cluster):
+        if objects.is_fenced(cluster):
             return self._past(server).history()
         found = server.look(queries.HISTORY, port=PORT)
         return wal.history(found["timeline"], found["text"] or "")
@@ -407,11 +432,12 @@ class ClusterPostgreSQL:
         server = self._serving()
         past = self._past(server)
         options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
+        self._insist_on_no_rewind(server)
         with past.may_pass("be rewound"):
             if why := past.no_rewind():
                 return why
             conninfo = self._conninfo(server, source)
-            argv = ["pg_rewind", "-D", server.data, "--source-server", conninfo, "--no-ensure-shutdown"]
+            argv = [*_ALONE, "pg_rewind", "-D", server.data, "--source-server", conninfo, "--no-ensure-shutdown"]
             dry = server.connection.run([*argv, "--dry-run"], **options)
             said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
             if dry.status and (CANNOT_CONNECT.search(said) or not CANNOT_BE_REWOUND.search(said)):
@@ -428,6 +454,16 @@ class ClusterPostgreSQL:
         server.write({server.standby_signal: ""})
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
         return ""
+
+    def _insist_on_no_rewind(self, server: PodInstance) -> None:
+        """Refuse where a rewind runs: what was begun in a pod runs on there as its connection is cut off."""
+        server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
+        if server.connection.run([*_ALONE, "true"]).status:
+            msg = (
+                f"{self.handle['name']}: a rewind that was begun before still runs in the pod {self._namespace}/"
+                f"{server.connection.pod}; wait until it has ended, then run this again"
+            )
+            raise PassingError(msg)
 
     def _copy_config(self, server: PodInstance, folder: str, to: str) -> None:
         """Copy the operator's configuration files, as far as they are there, from one folder to another."""
@@ -452,6 +488,7 @@ class ClusterPostgreSQL:
             SiteError: it could not be done; what was there is in its place.
         """
         server = self._serving()
+        self._insist_on_no_rewind(server)
         # A copy that was cut off may still be written by what was left in the pod: so each has a name of its own.
         making = f"{server.data}-{secrets.token_hex(4)}"
         server.connection.check(["sh", "-c", 'rm -rf -- "$1"-*', "sh", server.data])
@@ -565,14 +602,12 @@ class ClusterPostgreSQL:
             lock.insist()
 
     def _change(self, body: Mapping[str, Any]) -> None:
-        self.api.patch(path_of(self._namespace, self.handle["cluster"]), body)
+        self.api.patch(objects.path_of(self._namespace, self.handle["cluster"]), body)
 
     def _apply(self, clusters: list[dict[str, Any]], *, leads: bool) -> None:
         """Change whom the cluster follows, and own all that says so: about what others own, no declaration speaks."""
-        name = self.handle["cluster"]
-        spec = {"replica": objects.following(name, leads=leads), "externalClusters": clusters}
-        thing = {"apiVersion": objects.API_VERSION, "kind": "Cluster", "metadata": {"name": name}, "spec": spec}
-        self.api.apply(path_of(self._namespace, name), thing, manager=objects.MANAGER)
+        thing = objects.told(self.handle["cluster"], clusters, leads=leads)
+        self.api.apply(objects.path_of(self._namespace, self.handle["cluster"]), thing, manager=objects.MANAGER)
 
     def _annotate(self, name: str, value: str | None) -> None:
         self._change({"metadata": {"annotations": {name: value}}})
@@ -604,7 +639,7 @@ class ClusterPostgreSQL:
         return f"{self._namespace}/{self.handle['cluster']}"
 
     def _cluster(self) -> dict[str, Any] | None:
-        return self.api.get(path_of(self._namespace, self.handle["cluster"]))
+        return self.api.get(objects.path_of(self._namespace, self.handle["cluster"]))
 
     def _keeping(self, what: str) -> Keeping:
         return Keeping(self.api, self._namespace, self.handle["cluster"], self.handle["owner"], what)
@@ -612,9 +647,6 @@ class ClusterPostgreSQL:
     def _left_as(self, cluster: Mapping[str, Any]) -> str:
         replica = cluster["spec"].get("replica")
         return "primary" if replica is None or replica["primary"] == replica["self"] else "standby"
-
-    def _is_fenced(self, cluster: Mapping[str, Any]) -> bool:
-        return bool(json.loads((cluster["metadata"].get("annotations") or {}).get(_FENCED) or "[]"))
 
     def _is_asleep(self, cluster: Mapping[str, Any]) -> bool:
         return (cluster["metadata"].get("annotations") or {}).get(objects.HIBERNATION) == "on"

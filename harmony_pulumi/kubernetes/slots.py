@@ -34,12 +34,10 @@ def use(server: PodInstance, slot: str) -> bool:
     return server.write({f"{server.data}/{_NAME}": with_slot(config, slot)})
 
 
-def make_and_use(server: PodInstance, slot: str) -> None:
-    """Make the slot at the source that a running standby follows, unless it is there, and stream by it.
+def make(server: PodInstance, slot: str) -> None:
+    """Make the slot at the source that a running standby follows, unless it is there.
 
     Raises:
         SiteError: the source does not make it.
     """
     server.make_slot_at(server.look(_CONNINFO, port=PORT), slot)
-    if use(server, slot):
-        server.sql("SELECT pg_reload_conf()", port=PORT)

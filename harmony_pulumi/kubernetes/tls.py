@@ -206,6 +206,11 @@ def make(kept: ClusterFiles, address: str, days: int) -> dict[str, str]:
     else:
         authority = certificates.make_authority(f"{kept.cluster} PostgreSQL")
         kept.write({"ca.crt": authority.certificate, "ca.key": authority.key})
+    return issued(authority, address, days)
+
+
+def issued(authority: certificates.KeyPair, address: str, days: int) -> dict[str, str]:
+    """Return the certificates of a cluster, by an authority that is trusted alone."""
     server = certificates.make_server(authority, address, days)
     replication = certificates.make_client(authority, objects.STREAMING_ROLE, days)
     return {

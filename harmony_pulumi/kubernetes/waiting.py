@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import queries, renewal
+from harmony_pulumi.hosts.postgresql.roles import roles_from
 from harmony_pulumi.kubernetes import objects, slots, tls
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import PORT, Pod, PodInstance
+from harmony_pulumi.orchestration.roles import last_epoch
 from harmony_pulumi.orchestration.wait import wait_for
-
-
-def path_of(namespace: str, name: str) -> str:
-    """Return where a cluster is in the API."""
-    return f"/apis/{objects.API_VERSION}/namespaces/{namespace}/{objects.PLURAL}/{name}"
 
 
 def in_words(cluster: Mapping[str, Any] | None) -> str:
@@ -45,27 +44,59 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
     """
     site = props["site"]
     api, namespace, name = api_of(site), site["namespace"], site["cluster"]
-    api.patch(path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: None}}})
+    api.patch(objects.path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: None}}})
     show(f"{api.name}: waiting until the cluster {namespace}/{name} serves")
     cluster = wait_for(
         f"{api.name}: the cluster {namespace}/{name}",
-        lambda: api.get(path_of(namespace, name)),
-        is_ready,
+        lambda: api.get(objects.path_of(namespace, name)),
+        lambda cluster: is_ready(cluster) or objects.is_fenced(cluster),
         deadline=props["deadline"],
         words=in_words,
         advice=f"See `kubectl describe cluster --namespace {namespace} {name}`, and the pods there.",
     )
     if cluster is None:
         raise SiteError(f"{api.name}: the cluster {namespace}/{name} is gone")
-    pod = cluster["status"]["currentPrimary"]
-    server = instance(api, namespace, pod)
+    server = instance(api, namespace, cluster["status"]["currentPrimary"])
+    if objects.is_fenced(cluster):
+        show(f"{api.name}: {namespace}/{name} is fenced, as a role change left it: see `harmony status`")
+        control = server.control_data()
+        version = server.connection.check([server.program("postgres"), "--version"]).split()[2]
+        return {"postgresql_version": version, "system_identifier": control["Database system identifier"]}
     if server.look(queries.IN_RECOVERY, port=PORT):
-        slots.make_and_use(server, site["slot"])
+        if props["source"]:
+            _follow_as_declared(api, cluster, site, props["source"])
+        _use_slot(server, cluster, api, site, show)
     _use_certificates(server, tls.files_of(site), alone=props["alone"])
     return {
         "postgresql_version": server.sql("SHOW server_version", port=PORT).split()[0],
         "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),
     }
+
+
+def _follow_as_declared(
+    api: Api, cluster: Mapping[str, Any], site: Mapping[str, Any], source: Mapping[str, Any]
+) -> None:
+    """Have a cluster know where its source is now; once roles have moved, that is orchestration's matter."""
+    namespace, name = site["namespace"], site["cluster"]
+    told = Keeping(api, namespace, name, site["owner"], "roles").read("roles")
+    moved = told is not None and last_epoch(roles_from(json.loads(told)))
+    if not (moved or objects.follows_as(cluster, source)):
+        clusters = objects.external_clusters(name, site["name"], source)
+        api.apply(objects.path_of(namespace, name), objects.told(name, clusters, leads=False), manager=objects.MANAGER)
+
+
+def _use_slot(
+    server: PodInstance, cluster: Mapping[str, Any], api: Api, site: Mapping[str, Any], show: Callable[[str], None]
+) -> None:
+    """Have a cluster that follows stream by its slot, whichever of its instances leads in it."""
+    try:
+        slots.make(server, site["slot"])
+    except SiteError as error:  # Its source may wake up after it. The pair has the slot made, too.
+        show(f"warning: {error}")
+        return
+    for pod in cluster["status"].get("instanceNames") or [server.connection.pod]:
+        slots.use(instance(api, site["namespace"], pod), site["slot"])
+    server.sql("SELECT pg_reload_conf()", port=PORT)
 
 
 def _use_certificates(server: PodInstance, kept: tls.ClusterFiles, *, alone: bool) -> None:
@@ -88,13 +119,14 @@ def hibernate(props: Mapping[str, Any], show: Callable[[str], None]) -> None:
     """
     site = props["site"]
     api, namespace, name = api_of(site), site["namespace"], site["cluster"]
-    if api.get(path_of(namespace, name)) is None:
+    if api.get(objects.path_of(namespace, name)) is None:
         return
-    api.patch(path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: "on"}}})
+    api.patch(objects.path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: "on"}}})
     wait_for(
         f"{api.name}: the cluster {namespace}/{name}, stopping",
-        lambda: api.get(path_of(namespace, name)),
-        lambda cluster: cluster is None or _hibernates(cluster),
+        lambda: api.get(objects.path_of(namespace, name)),
+        # Of one that is fenced nothing runs, and the operator waits for it for ever.
+        lambda cluster: cluster is None or _hibernates(cluster) or objects.is_fenced(cluster),
         deadline=props["deadline"],
         words=in_words,
         advice=f"See `kubectl describe cluster --namespace {namespace} {name}`.",

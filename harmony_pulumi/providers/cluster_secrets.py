@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pulumi
-from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from harmony_pulumi.errors import UnreachableError
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
@@ -16,6 +16,22 @@ _OF_CERTIFICATES = ("address", "certificate_lifetime_days", "certificate_generat
 
 class ClusterSecretsProvider(Provider):
     """Waits for the address of a cluster's service, and makes the certificates that name it, and passwords."""
+
+    @clean_errors
+    def check(self, _olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
+        """Find what would make an empty database in the place of one that was there, or stop both members."""
+        from harmony_pulumi.kubernetes import made
+
+        old, new = plain(_olds), plain(news)
+        if not is_known([new.get(key) for key in ("kubeconfig", "namespace", "cluster", "image")]):
+            return CheckResult({**new, "seen": old.get("seen")}, [])
+        try:
+            cluster = made.look(new)
+        except UnreachableError as error:
+            show(f"warning: {new['cluster']}: not checked at its API server: {error}")
+            return CheckResult({**new, "seen": old.get("seen")}, [])
+        failures = [CheckFailure(path, message) for path, message in made.problems(old, new, cluster)]
+        return CheckResult({**new, "seen": made.uid(cluster) or old.get("seen")}, failures)
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
@@ -85,6 +101,6 @@ class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
         super().__init__(
             ClusterSecretsProvider(),
             name,
-            {"endpoint": None, "made": None, "standing": None, **props},
+            {"endpoint": None, "made": None, "standing": None, "seen": None, **props},
             pulumi.ResourceOptions.merge(hidden, opts),
         )

@@ -69,12 +69,23 @@ def _checked(
     """Return the inputs with what was found, and what is wrong."""
     failures = [CheckFailure("operator", problem) for problem in found["problems"]]
     before = old.get("found") or {}
+    if before.get("uid") not in {None, found["uid"]}:
+        message = (
+            f"leads to another Kubernetes cluster (its id is {found['uid']}) than everything was deployed to "
+            f"({before['uid']}); give the one of that cluster, or another topology a name of its own"
+        )
+        failures.append(CheckFailure("kubeconfig", message))
     # Once settled it stays, or the service would be made anew.
     reached = new.get("service_type") or before.get("service_type") or found["service_type"]
     if reached == "NodePort" and not new.get("address"):
         message = "is missing, and nothing makes load balancers there; give the address of a node, a host name or an IP"
         failures.append(CheckFailure("address", message))
-    kept = {"platform": found["platform"], "version": found["version"], "operator": found["operator"]}
+    kept = {
+        "uid": found["uid"],
+        "platform": found["platform"],
+        "version": found["version"],
+        "operator": found["operator"],
+    }
     # What it was as it was first looked at: its upgrades are nobody's changes here.
     return {**new, "found": {**kept, **before, "service_type": reached}}, failures
 

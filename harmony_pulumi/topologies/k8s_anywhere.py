@@ -23,6 +23,7 @@ from harmony_pulumi.capabilities.postgresql import (
     insist,
     uri,
 )
+from harmony_pulumi.capabilities.postgresql_settings import quantity
 from harmony_pulumi.input_errors import InputError, Problem
 from harmony_pulumi.kubernetes import objects
 from harmony_pulumi.topologies.base import Topology
@@ -59,7 +60,12 @@ class _Within:
     on_destroy: str
 
     def declare(
-        self, thing: Mapping[str, Any], *, silent: Sequence[str] = (), after: Sequence[pulumi.Resource] = ()
+        self,
+        thing: Mapping[str, Any],
+        *,
+        silent: Sequence[str] = (),
+        after: Sequence[pulumi.Resource] = (),
+        gone_with: pulumi.Resource | None = None,
     ) -> pulumi.Resource:
         """Declare an object.
 
@@ -67,6 +73,7 @@ class _Within:
             thing: as the API takes it; its values may be outputs.
             silent: the fields that the declaration says nothing of once the object is there.
             after: what must be there before.
+            gone_with: what it is gone with by itself: the operator deletes nothing of a standby.
         """
         import pulumi_kubernetes as kubernetes
 
@@ -77,6 +84,7 @@ class _Within:
             depends_on=[*self.place.after, *after],
             ignore_changes=list(silent),
             retain_on_delete=self.on_destroy == "keep",
+            deleted_with=gone_with,
         )
         about = thing["metadata"]
         match thing["kind"]:
@@ -111,7 +119,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         instances: int = 1,
         synchronous_instances: int = 0,
         resources: Mapping[str, Mapping[str, str]] | None = None,
-        storage: str = "10Gi",
+        storage: str = "20Gi",
         storage_class: str | None = None,
         image: str | None = None,
         operator_manifest: str | None = None,
@@ -132,7 +140,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 wait: CloudNativePG, "Synchronous Replication".
             resources: of each instance, as Kubernetes writes them: `{"requests": {"memory": "2Gi", "cpu": "1"}}`, with
                 `limits` likewise.
-            storage: the size of each instance's volume, as Kubernetes writes it: `10Gi`.
+            storage: the size of each instance's volume, as Kubernetes writes it: `20Gi`; at least twice
+                what a slot may keep (`slot_size_bound`), so that a replica that is away fills none.
             storage_class: of the volumes, if not the cluster's default.
             image: of PostgreSQL, if not the operator's default for the version.
             operator_manifest: a file or an address with the manifest of CloudNativePG, for a cluster that has none; by
@@ -178,6 +187,12 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             for path, value in (("port", placement.port), ("directory", placement.directory), ("adopt", config.adopt))
             if value is not None
         ]
+        if 2 * (quantity("max_slot_wal_keep_size", config.slot_size_bound) or 0) > _megabytes(self._storage["size"]):
+            message = (
+                f"{config.slot_size_bound} for a replica that is away may fill a volume of {self._storage['size']} "
+                f"(`storage` of {self.name!r}); expected at most half of it"
+            )
+            problems.append(Problem("slot_size_bound", message))
         if config.replication == "synchronous":
             message = (
                 "'synchronous' is not offered between clusters on Kubernetes, where commits would have to wait for "
@@ -226,6 +241,10 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 self.name,
                 kubeconfig=self._reached["kubeconfig"],
                 context=self._reached["context"],
+                # Else another address of the same API server would have everything replaced, and data deleted.
+                cluster_identifier=cluster.found.apply(itemgetter("uid")),
+                # Else a secret is deleted before it is made anew, and a pod that starts meanwhile finds none.
+                enable_secret_mutable=True,
                 # What `destroy` kept is taken over by the next `up`: only what is ours, which is looked at before.
                 upsert_existing_objects=True,
                 opts=child,
@@ -260,6 +279,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "cluster": within.cluster,
                 "owner": within.owner,
                 "service_type": within.place.service_type,
+                "image": self._image_of(config),
                 "roles": list(owners),
                 "passwords": pulumi.Output.secret(given),
                 "certificate_lifetime_days": config.certificate_lifetime_days,
@@ -300,7 +320,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             # A role change gives it the same: those of its source, which only a deployment renews.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts)))
-        image = self._image or (f"{objects.IMAGES}:{config.version}" if config.version else None)
+        image = self._image_of(config)
         at_first = objects.roles_at_first(within.cluster, self.name, follows)
         roles = {
             key: pulumi.Output.all(made.standing, at_first.get(key)).apply(partial(_as_it_stands, key))
@@ -309,7 +329,10 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         thing = objects.cluster(*about, declared, image=image, storage=self._storage, source=follows, roles=roles)
         after = [*secrets, *([replication[0].resource] if replication else [])]
         cluster = within.declare(thing, silent=objects.MOVED, after=after)
-        databases = [within.declare(objects.database(*about, each), after=[cluster]) for each in declared["databases"]]
+        databases = [
+            within.declare(objects.database(*about, each), after=[cluster], gone_with=cluster)
+            for each in declared["databases"]
+        ]
         site = {
             "kind": "harmony_pulumi.kubernetes.site:ClusterPostgreSQL",
             **self._reached,
@@ -326,6 +349,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "declared": declared,
                 "on_destroy": config.on_destroy,
                 "alone": alone,
+                "source": follows,
                 # New ones are to be used, which is what this waits for, too.
                 "certificates": pulumi.Output.unsecret(made.made.apply(_issued)),
                 "deadline": config.deadlines.start + (config.deadlines.clone if replication else 0),
@@ -375,6 +399,9 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
     def get_ca_certificate(self, cluster: PostgreSQLCluster) -> pulumi.Output[str]:
         """Return the authority of the cluster, PEM."""
         return cluster.ca_certificate
+
+    def _image_of(self, config: PostgreSQLConfig) -> str | None:
+        return self._image or (f"{objects.IMAGES}:{config.version}" if config.version else None)
 
     def _cluster(self, name: str) -> str:
         return f"{self.name}-{name}"
@@ -441,6 +468,11 @@ def _problems(name: object, namespace: str, storage: str, address: str | None) -
     if address is not None and not is_host(address):
         problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
     return problems
+
+
+def _megabytes(size: str) -> int:
+    """Return what a volume has, of 2^20 bytes each, as PostgreSQL counts, too."""
+    return int(size[:-2]) * {"Mi": 1, "Gi": 2**10, "Ti": 2**20}[size[-2:]]
 
 
 def _problems_of_instances(

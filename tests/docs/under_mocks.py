@@ -23,7 +23,7 @@ SERVER = {
     "identity": "identity",
     "event_log": "/events.jsonl",
     "site": {"kind": "none"},
-    "found": {"service_type": "NodePort"},
+    "found": {"service_type": "NodePort", "uid": "a-b-c"},
     "made": {
         "ca": "PEM",
         "trusted": "PEM",

@@ -55,7 +55,7 @@ class Mocks(pulumi.runtime.Mocks):
         assert args.name is not None
         self.registered[args.typ.rpartition(":")[2], args.name] = args
         made = {
-            "found": {"service_type": "NodePort"},
+            "found": {"service_type": "NodePort", "uid": "a-b-c"},
             "endpoint": {"host": "10.0.0.1", "port": 30432},
             "made": MADE,
             "postgresql_version": "16.4",
@@ -100,7 +100,7 @@ def declared(**options: Any) -> tuple[Mocks, dict[str, Any]]:
 def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_provider() -> None:
     resources = {"requests": {"memory": "2Gi", "cpu": "500m"}}
     mocks, known = declared(
-        storage="5Gi", storage_class="fast", instances=3, synchronous_instances=1, resources=resources
+        storage="50Gi", storage_class="fast", instances=3, synchronous_instances=1, resources=resources
     )
     cluster = mocks["Cluster", "east-orders"]
     assert cluster["metadata"] == {
@@ -117,14 +117,15 @@ def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_p
     assert spec["resources"] == resources
     assert spec["postgresql"]["synchronous"] == {"method": "any", "number": 1}
     assert spec["imageName"] == "ghcr.io/cloudnative-pg/postgresql:16"
-    assert spec["storage"] == {"size": "5Gi", "storageClass": "fast"}
+    assert spec["storage"] == {"size": "50Gi", "storageClass": "fast"}
     assert spec["bootstrap"]["initdb"]["database"] == "orders"
     assert spec["postgresql"]["parameters"]["work_mem"] == "8MB"
     assert spec["postgresql"]["parameters"]["jit"] == "off"
     assert spec["postgresql"]["pg_hba"][-1] == "host all all all reject"
     assert "replica" not in spec
     assert mocks["Database", "east-orders-orders"]["spec"]["extensions"] == [{"name": "pg_trgm", "ensure": "present"}]
-    assert mocks["Database", "east-orders-stock"]["spec"]["owner"] == "orders"
+    [stock] = [name for kind, name in mocks.registered if kind == "Database" and name.startswith("east-orders-stock-")]
+    assert mocks["Database", stock]["spec"]["owner"] == "orders"
     assert mocks["Service", "east-orders-outside"]["spec"]["type"] == "NodePort"
     assert mocks["Namespace", "east-postgresql"]["metadata"]["name"] == "postgresql"
     of_kubernetes = [args for args in mocks.registered.values() if args.typ.startswith("kubernetes:")]

@@ -54,7 +54,7 @@ def deploy(stack: Stack, clusters: Sequence[Cluster], namespace: str, program: s
             "image": cluster.image,
             "namespace": namespace,
             "operator-manifest": str(operator),
-            "storage": "1Gi",
+            "storage": "20Gi",
         }.items():
             configure(stack, f"{name}:{key}", value)
     stack.up()

@@ -21,8 +21,8 @@ import pytest
 from harmony_pulumi.capabilities.site import Observation, Roles
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
+from harmony_pulumi.kubernetes.objects import path_of
 from harmony_pulumi.kubernetes.pods import DATA
-from harmony_pulumi.kubernetes.waiting import path_of
 from harmony_pulumi.orchestration.members import look, told
 from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.switchover import ANSWERING

@@ -77,7 +77,7 @@ def pair(
             "image": cluster.image,
             "namespace": namespace,
             "operator-manifest": str(operator),
-            "storage": "1Gi",
+            "storage": "20Gi",
         }.items():
             configure(stack, f"{CLUSTER}:{key}", value)
         stack.up()

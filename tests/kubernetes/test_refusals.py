@@ -1,0 +1,105 @@
+"""What a cluster refuses before anything is declared, and what its objects are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harmony_pulumi.errors import SiteError
+from harmony_pulumi.kubernetes import facts, made, objects, operator, slots
+from harmony_pulumi.providers import kubernetes_cluster
+
+INPUTS = {"namespace": "shop", "cluster": "east-orders", "image": "registry.example/postgresql:16"}
+SEEN = {**INPUTS, "seen": "a-b-c"}
+THERE = {"metadata": {"uid": "a-b-c"}, "spec": {"imageName": "registry.example/postgresql:16.4-bookworm"}}
+
+
+def problems(old: dict[str, Any], new: dict[str, Any], cluster: dict[str, Any] | None) -> list[str]:
+    return [path for path, _ in made.problems(old, new, cluster)]
+
+
+def test_one_that_was_there_is_not_made_anew_and_empty() -> None:
+    assert problems({}, INPUTS, None) == []
+    assert problems(INPUTS, SEEN, None) == [], "it was never seen: a run that made it was cut off"
+    assert problems(SEEN, INPUTS, THERE) == []
+    assert problems(SEEN, INPUTS, None) == ["cluster"]
+    assert problems(SEEN, {**INPUTS, "namespace": "other"}, None) == ["namespace", "cluster"]
+    assert (made.uid(None), made.uid(THERE)) == ("", "a-b-c")
+
+
+@pytest.mark.parametrize(
+    ("declared", "found"),
+    [
+        ("registry.example/postgresql:16.6", []),
+        ("registry.example/postgresql:17", ["version"]),
+        ("registry.example:5000/postgresql@sha256:0123", []),
+        (None, []),
+    ],
+)
+def test_another_major_version_is_refused(declared: str | None, found: list[str]) -> None:
+    assert problems(SEEN, {**INPUTS, "image": declared}, THERE) == found
+
+
+def test_a_configuration_has_its_slot_once_and_first() -> None:
+    first = slots.with_slot("port = 5432\ninclude 'custom.conf'\n", "harmony_one")
+    assert first == "primary_slot_name = 'harmony_one'\nport = 5432\ninclude 'custom.conf'\n"
+    assert slots.with_slot(first, "harmony_one") == first
+    assert slots.with_slot(first, "harmony_other").splitlines()[:2] == [
+        "primary_slot_name = 'harmony_other'",
+        "port = 5432",
+    ]
+
+
+def test_each_name_has_an_object_of_its_own() -> None:
+    roles = ["stock", "Stock", "stock_one", "Stock_one", "Stock_One", "stock-one", "größe", "_"]
+    names = [objects.login_name("east-orders", role) for role in roles]
+    assert len(set(names)) == len(roles)
+    assert names[0] == "east-orders-login-stock"
+    assert all(name.isascii() and name == name.lower() and not name.endswith("-") for name in names)
+    declared = [{"name": name, "owner": "app", "extensions": []} for name in ("a_b", "a-b", "A-b")]
+    made_of = [objects.database("east", "shop", "o", each)["metadata"]["name"] for each in declared]
+    assert len(set(made_of)) == 3
+
+
+@pytest.mark.parametrize(
+    ("annotation", "found"), [(None, False), ("[]", False), ('["x-2"]', False), ('["x-1"]', True), ('["*"]', True)]
+)
+def test_a_cluster_is_fenced_if_the_instance_that_leads_is(annotation: str | None, found: bool) -> None:
+    about = {} if annotation is None else {"annotations": {objects.FENCED: annotation}}
+    assert objects.is_fenced({"metadata": about, "status": {"currentPrimary": "x-1"}}) is found
+    assert not objects.is_fenced(None)
+
+
+class Api:
+    """What an API server answers, by path; and nothing else is there."""
+
+    name, address = "east", "https://east"
+
+    def __init__(self, **there: Any) -> None:
+        self.there = there
+
+    def get(self, path: str) -> Any:
+        return next((answer for end, answer in self.there.items() if path.endswith(end)), None)
+
+
+def test_an_operator_that_is_not_found_and_whose_kind_is_known_is_not_installed_over() -> None:
+    operator.insist_on_none(Api())  # type: ignore[arg-type]
+    with pytest.raises(SiteError, match=r"is known there, and no deployment with the label"):
+        operator.insist_on_none(Api(v1={"resources": []}))  # type: ignore[arg-type]
+
+
+def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {"platform": "k3s", "version": "v1.31", "operator": "", "problems": [], "service_type": "LoadBalancer"}
+    provider = kubernetes_cluster.KubernetesClusterProvider()
+    props = {"name": "east", "kubeconfig": "k", "address": None, "service_type": None}
+    monkeypatch.setattr(facts, "of", lambda _: {**seen, "uid": "one"})
+    first = provider.check({}, props)
+    assert not first.failures
+    assert first.inputs["found"]["uid"] == "one"
+    assert not provider.check(first.inputs, props).failures
+    monkeypatch.setattr(facts, "of", lambda _: {**seen, "uid": "other"})
+    [failure] = provider.check(first.inputs, props).failures
+    assert failure.property == "kubeconfig"
+    assert "other" in failure.reason
+    assert "one" in failure.reason
