@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import random
 import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,14 @@ class Stack:
                 os.kill(pid, signal.SIGKILL)
         stop_servers_below(base_folder() / self.project, self.folder)
         shutil.rmtree(base_folder() / self.project, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens. None that connections are given: whoever is about to listen has it."""
+    for port in random.sample(range(15_000, 30_000), 100):
+        with suppress(OSError), closing(socket.create_server(("127.0.0.1", port))):
+            return port
+    raise AssertionError("of 100 ports none is free")
 
 
 def markers_below(*folders: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from tests.e2e.conftest import (
     connection,
     eventually,
     found_postgresql,
+    free_port,
     os_user,
     postmaster,
     stop_postmaster,
@@ -63,8 +62,7 @@ def old(stack: Stack) -> Generator[Old]:
     folder = stack.folder / "old"
     folder.mkdir()
     shutil.chown(folder, os_user())
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = Old(folder / "data", port, found_postgresql())
     server.run("initdb", "-D", str(server.data), "-U", "postgres", "--auth=trust")
     with (server.data / "postgresql.conf").open("a") as conf:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-import socket
 import subprocess
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, changed
-from tests.e2e.conftest import Stack, base_folder, needs_root, stop_postmaster, with_machine
+from tests.e2e.conftest import Stack, base_folder, free_port, needs_root, stop_postmaster, with_machine
 
 pytestmark = pytest.mark.e2e
 SITE_PAGES = [page for page in PAGES if page.is_relative_to(ROOT / "docs")]
@@ -128,8 +126,7 @@ def test_a_page_does_what_it_says(page: Path, stack: Stack) -> None:
     blocks = blocks_of(page)
     if any(command.startswith("runuser ") for b in blocks if b.is_run for command, _ in b.commands()):
         needs_root(f"{page.name} has commands that are root's")
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        session = Session(stack, free.getsockname()[1])
+    session = Session(stack, free_port())
     try:
         for block in blocks:
             session.take(block)

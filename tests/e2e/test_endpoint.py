@@ -28,6 +28,7 @@ from tests.e2e.conftest import (
     as_os_user,
     base_folder,
     eventually,
+    free_port,
     needs_root,
     parent_of,
     port_of,
@@ -405,8 +406,7 @@ def test_what_only_the_host_can_tell_is_found_before_anything_is_done(stack: Sta
     stack.up()
 
     # A change of the port is one of PgBouncer's process.
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     pair(stack, endpoints=ONE.format(more=f", pool_size=7, port={port}"))
     stack.up()
     outputs = stack.outputs()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
-from contextlib import closing
 
 import pytest
 
-from tests.e2e.conftest import Stack, eventually, port_of, postmaster
+from tests.e2e.conftest import Stack, eventually, free_port, port_of, postmaster
 from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_switchover import NAMES, active, ask, clients, home, insist, processes, streams
 
@@ -118,8 +116,7 @@ def test_a_leader_whose_port_and_certificates_change_is_still_followed(stack: St
     stack.up()
     put_row(stack, 1)
     eventually(lambda: streams(stack, leader), "the standby to stream")
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     place = f'members={{"{NAMES[leader]}": MemberPlacement(port={port})}}'
     stack.pair(f"{place}, certificate_lifetime_days=99", active=roles)
     stack.up()

@@ -6,11 +6,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.hosts.postgresql import certificates
-from tests.e2e.conftest import Stack, connection, eventually, postmaster, stop_postmaster
+from tests.e2e.conftest import Stack, connection, eventually, free_port, postmaster, stop_postmaster
 from tests.e2e.driver import Act
 from tests.e2e.history import Clients
 from tests.e2e.rotation_driver import RotationPlan
@@ -202,8 +201,7 @@ def test_an_up_that_does_not_know_of_a_rotation_puts_nothing_old_back(stack: Sta
     before = held_by_all(stack)
     harmony(stack, "rotate-certificates", "--authority", "--yes")
     now = held_by_all(stack)
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     placed = f'members={{"toronto": MemberPlacement(port={port})}}'
     stack.pair(placed)
     stack.up()
