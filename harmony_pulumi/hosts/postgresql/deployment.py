@@ -27,6 +27,7 @@ from harmony_pulumi.hosts.postgresql.following import Following, is_streaming
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
     is_on_host,
+    is_on_machine,
     listening_ports,
     make_root,
     markers_below,
@@ -225,8 +226,8 @@ class Deployment:
     def _peers_here(self) -> Generator[tuple[HostPostgreSQL, Marker]]:
         """Iterate over the sites and markers of the other members that are on this machine."""
         here = self.props["host"]["machine_id"]
-        for peer in filter(is_on_host, self.props.get("peers") or ()):
-            if peer["host"].get("machine_id", here) == here:  # Another machine this connection does not reach.
+        for peer in self.props.get("peers") or ():
+            if is_on_machine(peer, here):  # Another machine this connection does not reach.
                 root = root_of(self.connection, peer)
                 marker = Marker.read(self.connection, root, self.user)
                 if marker is not None and marker.owner == peer["owner"]:

@@ -85,6 +85,11 @@ def is_on_host(home: Mapping[str, Any]) -> bool:
     return "host" in home
 
 
+def is_on_machine(home: Mapping[str, Any], machine: str) -> bool:
+    """Tell whether a home is on this machine. A host that does not say on which it is, is on that of who asks."""
+    return is_on_host(home) and home["host"].get("machine_id", machine) == machine
+
+
 def root_of(connection: Connection, home: Mapping[str, Any]) -> str:
     """Return the folder of a server, or where it would be."""
     return str(home.get("directory") or f"{base_folder(connection)}/{home['owner']}")

@@ -16,7 +16,7 @@ from harmony_pulumi.hosts.postgresql import adoption, files, renewal
 from harmony_pulumi.hosts.postgresql.following import has_lost_its_source
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
-    is_on_host,
+    is_on_machine,
     listening_ports,
     mount_of,
     nearest,
@@ -158,9 +158,7 @@ def _adoption_problems(connection: Connection, user: str, new: Mapping[str, Any]
         return [("adopt", str(error))]
     findings: list[Finding] = []
     machine = new["host"]["machine_id"]
-    if existing.tablespaces and any(
-        peer["host"].get("machine_id", machine) == machine for peer in filter(is_on_host, new["peers"] or ())
-    ):
+    if existing.tablespaces and any(is_on_machine(peer, machine) for peer in new["peers"] or ()):
         message = (
             f"{connection.name}: {existing.data} has tablespaces in {', '.join(existing.tablespaces)}, and a replica "
             f"on the same machine would have its own in the same folders. Move what is in them (ALTER TABLE ... SET "

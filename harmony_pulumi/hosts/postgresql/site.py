@@ -219,10 +219,9 @@ class HostPostgreSQL:
         return self._held[0].roles if self._held else read_roles(server.connection, server.layout.roles, server.user)
 
     def prepare(self, follower: str) -> None:
-        """Keep WAL from here on, by the follower's slot, if it has one: a standby may have slots, too."""
+        """Keep WAL from here on, by the follower's slot: a standby may have slots, too."""
         server, marker = self._both()
-        slot = files.make_slot_sql(follower) if follower else ""
-        said = server.sql(f"{slot}SELECT pg_is_in_recovery()", port=marker.port)
+        said = server.sql(f"{files.make_slot_sql(follower)}SELECT pg_is_in_recovery()", port=marker.port)
         if said.splitlines()[-1] == "t":  # One that leads already is to be asked for nothing that clients wait for.
             for held in self._held:
                 held.session = held.session or held.open.enter_context(server.session(marker.port))
@@ -403,8 +402,7 @@ class HostPostgreSQL:
     def forget(self, follower: str) -> None:
         """Drop the slot of a member that leads now; as long as it is in use, wait."""
         server, marker = self._both()
-        if follower:
-            server.sql(files.drop_slot_sql(follower), port=marker.port)
+        server.sql(files.drop_slot_sql(follower), port=marker.port)
 
     def remember(self, text: str) -> None:
         """Keep what the pair looked like."""

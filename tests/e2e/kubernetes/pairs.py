@@ -42,21 +42,26 @@ def manifest(cluster: Cluster, folder: Path) -> Path:
     return path
 
 
+def configure_cluster(stack: Stack, name: str, cluster: Cluster, namespace: str, operator: Path) -> None:
+    """Set what an example takes of a cluster; `operator` is the file of its operator's manifest."""
+    configure(stack, f"{name}:kubeconfig", cluster.kubeconfig.read_text(), "--secret")
+    for key, value in {
+        "address": cluster.address,
+        "image": cluster.image,
+        "namespace": namespace,
+        "operator-manifest": str(operator),
+        "storage": "20Gi",
+    }.items():
+        configure(stack, f"{name}:{key}", value)
+
+
 def deploy(stack: Stack, clusters: Sequence[Cluster], namespace: str, program: str = EXAMPLE.read_text()) -> None:
     """Deploy a program, by default the example, on two clusters."""
     with_plugin(stack)
     operator = manifest(clusters[0], stack.folder)
     (stack.folder / "__main__.py").write_text(program + EXPORT)
     for name, cluster in zip(NAMES.values(), clusters, strict=True):
-        configure(stack, f"{name}:kubeconfig", cluster.kubeconfig.read_text(), "--secret")
-        for key, value in {
-            "address": cluster.address,
-            "image": cluster.image,
-            "namespace": namespace,
-            "operator-manifest": str(operator),
-            "storage": "20Gi",
-        }.items():
-            configure(stack, f"{name}:{key}", value)
+        configure_cluster(stack, name, cluster, namespace, operator)
     stack.up()
 
 

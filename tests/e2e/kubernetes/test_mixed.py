@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import Stack, eventually, stacks, stop_postmaster
 from tests.e2e.kubernetes.conftest import Cluster
-from tests.e2e.kubernetes.pairs import clients, configure, manifest, status, with_plugin
+from tests.e2e.kubernetes.pairs import clients, configure, configure_cluster, manifest, status, with_plugin
 from tests.e2e.test_roles_cli import harmony
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
@@ -67,19 +67,10 @@ def pair(
     cluster = clusters[0]
     with stacks(tmp_path_factory) as make, cluster.namespace() as namespace:
         stack = with_plugin(make())
-        operator = manifest(cluster, stack.folder)
         shutil.copy(EXAMPLE, stack.folder)
         configure(stack, "primary", request.param)
         configure(stack, f"{HOST}:address", address_towards(cluster.address))
-        configure(stack, f"{CLUSTER}:kubeconfig", cluster.kubeconfig.read_text(), "--secret")
-        for key, value in {
-            "address": cluster.address,
-            "image": cluster.image,
-            "namespace": namespace,
-            "operator-manifest": str(operator),
-            "storage": "20Gi",
-        }.items():
-            configure(stack, f"{CLUSTER}:{key}", value)
+        configure_cluster(stack, CLUSTER, cluster, namespace, manifest(cluster, stack.folder))
         stack.up()
         yield Mixed(stack, request.param)
 
