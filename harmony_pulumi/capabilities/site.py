@@ -254,7 +254,10 @@ class Transaction(TypedDict):
     lsn: str
     """Of its commit record."""
     changes: Mapping[str, int]
-    """How many rows it inserted, updated and deleted, by `<what> <tablespace>/<database>/<relfilenode>`."""
+    """How many rows it inserted, updated and deleted, by `<what> <tablespace>/<database>/<relfilenode>`.
+
+    As far as that WAL was read: what it had done before is not counted.
+    """
 
 
 class Beyond(TypedDict):

@@ -189,6 +189,10 @@ class Clients:
         """Stop them."""
         self.stop()
 
+    def __len__(self) -> int:
+        """Return how many they are."""
+        return len(self._threads)
+
     def stop(self) -> None:
         """Have them end what they are at, and wait for that."""
         self._stopped.set()

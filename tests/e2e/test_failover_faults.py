@@ -18,12 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
-from harmony_pulumi.capabilities.site import Terms
+from harmony_pulumi.capabilities.site import Terms, Transaction
 from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import as_os_user, eventually, found_postgresql, stacks, stop_postmaster, superuser
 from tests.e2e.driver import REFUSED, Act, Kind, processes_in
@@ -73,11 +72,12 @@ class Pair(Mover):
         stop_postmaster(self.data(role), signal.SIGKILL)
         eventually(lambda: not processes_in(self.data(role)), f"the last process of {role}'s server to end")
 
-    def lose(self, role: str, clients: Clients) -> None:
+    def lose(self, role: str, clients: Clients, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Kill the primary while its clients write what its standby receives no more."""
         sender = int(self.ask(role, "SELECT pid FROM pg_stat_replication"))
         os.kill(sender, signal.SIGSTOP)
         try:
+            meanwhile()
             if self.ask(role, "SHOW synchronous_standby_names"):
                 waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
                 eventually(lambda: int(self.ask(role, waiting)), "commits that wait for the standby")
@@ -123,35 +123,41 @@ class Pair(Mover):
         found = clients.insist(self.outputs[f"{leader}_uri"], self.outputs[f"{follower}_uri"], lossless=False)
         lost = {attempt.xid for attempt in found.missing if attempt.outcome == "acknowledged"}
         unknown = [attempt for attempt in found.missing if attempt.outcome == "unknown"]
-        archived = self.archived()
-        print(f"{found}; lost: {len(lost)}, {len(unknown)} unknown, archived: {len(archived)}")
-        assert lost <= archived, sorted(lost - archived)
+        where, archived = self.where(), self.archived()
+        inserts = {t["xid"] for t in archived if changed(t, where)}
+        print(f"{found}; lost: {len(lost)}, {len(unknown)} unknown, archived: {len(inserts)}")
+        assert lost <= {t["xid"] for t in archived}, sorted(lost - {t["xid"] for t in archived})
+        # Of a transaction that was open where the histories part, both have the insert, and its commit was put aside.
+        assert len(lost - inserts) <= len(clients), sorted(lost - inserts)
         # What was committed as its client's connection broke, nobody acknowledged.
-        assert len(archived - lost) <= len(unknown), sorted(archived - lost)
+        assert len(inserts - lost) <= len(unknown), sorted(inserts - lost)
         return found
 
-    def archived(self) -> set[int]:
-        """Return the inserts into the history that were put aside, and take away what is kept."""
+    def where(self) -> str:
+        """Return where the rows of the history are, as a list of changes names it."""
         with psycopg.connect(self.outputs[f"{self.leader}_uri"], sslrootcert=str(self.ca)) as connection:
-            where = connection.execute(
+            found = connection.execute(
                 "SELECT format('%s/%s', oid, pg_relation_filenode('history')) FROM pg_database "
                 "WHERE datname = current_database()"
             ).fetchone()
-        assert where is not None
-        inserts: list[set[int]] = []
+        assert found is not None
+        return str(found[0])
+
+    def archived(self) -> list[Transaction]:
+        """Return the transactions that were put aside, and take away what is kept."""
+        found: list[list[Transaction]] = []
         for role in ("primary", "replica"):
             for lists in self.kept(role, "diverged-*/transactions.json"):
-                transactions = json.loads(lists.read_text())["transactions"]
-                inserts.append({t["xid"] for t in transactions if changed(t, where[0])})
+                found.append(json.loads(lists.read_text())["transactions"])
                 assert list(lists.parent.glob("pg_wal/0*")), f"no WAL beside {lists}"
             for folder in self.kept(role, "*-*Z"):
                 shutil.rmtree(folder)
         # Put aside a second time if the first time was cut off after that: the same.
-        assert all(found == inserts[0] for found in inserts), [sorted(found ^ inserts[0]) for found in inserts]
-        return inserts[0] if inserts else set()
+        assert all(transactions == found[0] for transactions in found), found
+        return found[0] if found else []
 
 
-def changed(transaction: dict[str, Any], where: str) -> bool:
+def changed(transaction: Transaction, where: str) -> bool:
     return any(c.startswith("INSERT ") and c.endswith(f"/{where}") for c in transaction["changes"])
 
 
@@ -234,6 +240,29 @@ def test_the_boundaries_are_those_that_are_visited(
         assert list(dict.fromkeys(told)) == expected_told
         found = pair.account(clients, target)
     assert [a for a in found.missing if a.outcome == "acknowledged"], "nothing was lost, so no account was checked"
+
+
+def test_a_transaction_that_was_open_where_the_histories_part_is_put_aside(pair: Pair) -> None:
+    source = pair.leader
+    target = other_than(source)
+    with pair.clients() as clients:
+        with psycopg.connect(pair.outputs[f"{source}_uri"], sslrootcert=str(pair.ca)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS open (x int)")
+            connection.commit()
+            xid = connection.execute("INSERT INTO open VALUES (1) RETURNING pg_current_xact_id()::text").fetchone()
+            written = pair.ask(source, "SELECT pg_current_wal_insert_lsn()")
+            has = f"SELECT pg_last_wal_replay_lsn() >= '{written}'"
+            eventually(lambda: pair.ask(target, has) == "t", "the insert to be replayed")
+            pair.lose(source, clients, connection.commit)
+        pair.killed_and_again("failover", target)
+        clients.wait_until_served()
+        pair.killed_and_again("rejoin", target)
+        (lists,) = pair.kept(source, "diverged-*/transactions.json")
+        (told,) = [t for t in json.loads(lists.read_text())["transactions"] if [str(t["xid"])] == list(xid or ())]
+        pair.account(clients, target)
+    assert told["changes"] == {}, told
+    with psycopg.connect(pair.outputs[f"{target}_uri"], sslrootcert=str(pair.ca)) as connection:
+        assert connection.execute("SELECT count(*) FROM open").fetchone() == (0,)
 
 
 def in_step(failover: Sequence[str], rejoin: Sequence[str]) -> list[tuple[str, str]]:
