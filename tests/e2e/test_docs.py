@@ -13,6 +13,7 @@ import pytest
 
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, changed
 from tests.e2e.conftest import Stack, base_folder, free_port, needs_root, stop_postmaster, with_machine
+from tests.e2e.sampling import sampled
 
 pytestmark = pytest.mark.e2e
 SITE_PAGES = [page for page in PAGES if page.is_relative_to(ROOT / "docs")]
@@ -121,7 +122,7 @@ def test_other_numbers_may_differ() -> None:
     assert_shown("copying 12 MB from port 5432", "copying 13 MB  from port 40111", "here")
 
 
-@pytest.mark.parametrize("page", SESSIONS, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", sampled(SESSIONS, 7), ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page: Path, stack: Stack) -> None:
     blocks = blocks_of(page)
     if any(command.startswith("runuser ") for b in blocks if b.is_run for command, _ in b.commands()):

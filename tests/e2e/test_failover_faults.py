@@ -271,7 +271,7 @@ def in_step(failover: Sequence[str], rejoin: Sequence[str]) -> list[tuple[str, s
 
 
 @pytest.mark.parametrize(
-    ("failover", "rejoin"), sampled(in_step([*FAILOVER, *FAILOVER_TOLD], [*REWIND, *REWIND_TOLD]), 4)
+    ("failover", "rejoin"), sampled(in_step([*FAILOVER, *FAILOVER_TOLD], [*REWIND, *REWIND_TOLD]), 3)
 )
 def test_whoever_fails_over_or_rewinds_is_killed_between_two_steps(pair: Pair, failover: str, rejoin: str) -> None:
     lose_and_get_back(pair, [failover], [rejoin])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import PAIR, Stack, eventually, stop_postmaster, superuser
+from tests.e2e.sampling import sampled
 from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover import NAMES, active, ask, clients, home
 from tests.e2e.test_versions import KEPT, SCRIPT
@@ -60,7 +61,7 @@ def subscribe(stack: Stack) -> None:
     at_subscriber(stack, f"CREATE SUBSCRIPTION feed {connection} PUBLICATION feed")
 
 
-@pytest.mark.parametrize("replication", ["asynchronous", "synchronous"])
+@pytest.mark.parametrize("replication", sampled(["asynchronous", "synchronous"], 1))
 def test_a_subscriber_goes_on_after_switchovers_there_and_back(stack: Stack, binaries: Path, replication: str) -> None:
     stack.env["PATH"] = f"{binaries}:{stack.env['PATH']}"
     deploy(stack, replication)

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import Stack, eventually, free_port, port_of, postmaster
+from tests.e2e.sampling import sampled
 from tests.e2e.test_lifecycle import put_row, rows
 from tests.e2e.test_switchover import NAMES, active, ask, clients, home, insist, processes, streams
 
@@ -38,7 +39,7 @@ def limits_of(stack: Stack, role: str) -> dict[str, int]:
     return {name: int(ask(stack, role, f"SHOW {name}")) for name in LIMITS}
 
 
-@pytest.mark.parametrize("leader", ["primary", "replica"])
+@pytest.mark.parametrize("leader", sampled(["primary", "replica"], 1))
 def test_limits_are_raised_on_the_standby_first_and_lowered_on_the_primary_first(stack: Stack, leader: str) -> None:
     follower = next(role for role in NAMES if role != leader)
     roles = "None" if leader == "primary" else active(leader, 1)
@@ -64,7 +65,7 @@ def test_limits_are_raised_on_the_standby_first_and_lowered_on_the_primary_first
     insist(stack, running, leader)
 
 
-@pytest.mark.parametrize("leader", ["primary", "replica"])
+@pytest.mark.parametrize("leader", sampled(["primary", "replica"], 1))
 def test_a_setting_that_no_server_starts_with_interrupts_no_client(stack: Stack, leader: str) -> None:
     roles = "None" if leader == "primary" else active(leader, 1)
     stack.pair(active=roles)
@@ -109,7 +110,7 @@ def test_an_up_that_is_killed_between_the_members_is_finished_by_the_next(stack:
     insist(stack, running, "primary")
 
 
-@pytest.mark.parametrize("leader", ["primary", "replica"])
+@pytest.mark.parametrize("leader", sampled(["primary", "replica"], 1))
 def test_a_leader_whose_port_and_certificates_change_is_still_followed(stack: Stack, leader: str) -> None:
     roles = "None" if leader == "primary" else active(leader, 1)
     stack.pair(active=roles)

@@ -29,6 +29,7 @@ from tests.e2e.conftest import (
     with_machine,
 )
 from tests.e2e.history import Clients
+from tests.e2e.sampling import sampled
 from tests.e2e.test_lifecycle import ELSEWHERE, data, put_row, rows, show
 from tests.e2e.test_repair import server_program
 
@@ -146,7 +147,7 @@ def test_a_changed_input_moves_the_roles_there_and_back_and_nothing_is_lost(stac
     assert rows(stack) == [1]
 
 
-@pytest.mark.parametrize("replication", ["asynchronous", "synchronous"])
+@pytest.mark.parametrize("replication", sampled(["asynchronous", "synchronous"], 1))
 def test_the_stack_s_configuration_moves_the_roles_too(stack: Stack, replication: str) -> None:
     stack.pair(f'replication="{replication}"')
     stack.up()

@@ -236,7 +236,7 @@ def test_the_boundaries_are_those_that_are_visited(mover: Mover) -> None:
     assert [at for at in done.boundaries if at.endswith(":told")] == [at for at in told for _ in range(2)]
 
 
-@pytest.mark.parametrize("at", sampled([*STEPS, *LAST_STEPS], 6))
+@pytest.mark.parametrize("at", sampled([*STEPS, *LAST_STEPS], 4))
 def test_whoever_moves_roles_is_killed_between_two_steps(mover: Mover, at: str) -> None:
     kill_and_run_again(mover, [act(at)])
 
@@ -334,7 +334,7 @@ def test_an_old_primary_that_dies_as_a_standby_is_started_and_follows(mover: Mov
 GIVING_UP = [f"{step}:{state}" for step in ("withdraw", "reinstate", "close") for state in STATES]
 
 
-@pytest.mark.parametrize("at", sampled([*GIVING_UP, "withdraw:told", "close:told", "give-up:told"], 3))
+@pytest.mark.parametrize("at", sampled([*GIVING_UP, "withdraw:told", "close:told", "give-up:told"], 2))
 def test_whoever_gives_up_is_killed_and_the_next_run_ends_it(mover: Mover, at: str) -> None:
     source = mover.leader
     target, epoch = other_than(source), mover.epoch + 1

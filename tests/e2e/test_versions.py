@@ -32,7 +32,7 @@ def versions() -> Path:
     return KEPT
 
 
-@pytest.mark.parametrize("major", [MAJORS[0], *sampled(MAJORS[1:-1], 1), MAJORS[-1]])
+@pytest.mark.parametrize("major", [MAJORS[0], *sampled(MAJORS[1:-1], 0), MAJORS[-1]])
 def test_a_pair_of_any_supported_version_deploys_changes_and_comes_back(
     stack: Stack, request: pytest.FixtureRequest, major: str
 ) -> None:
