@@ -92,22 +92,24 @@ def _by_secret(texts: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]
     yield from found.items()
 
 
-def renew_as_declared(kept: ClusterFiles, props: Mapping[str, Any], address: str, *, authority: bool) -> None:
+def renew_as_declared(
+    kept: ClusterFiles, props: Mapping[str, Any], address: str, *, moved: bool, authority: bool
+) -> None:
     """Write new certificates, as inputs ask for them; once, also where a run was cut off.
 
     Args:
         kept: the certificates of before.
         props: the inputs.
-        address: that clients connect to, which may be what has changed.
+        address: that clients connect to.
+        moved: whether that has changed, too.
         authority: whether the authority is to be another, too.
 
     Raises:
         SiteError: certificates are missing, or the authority has expired and is to stay.
     """
-    inputs = [f"{key}={int(props.get(key) or 0)}" for key in renewal.INPUTS]
-    rotation = Rotation(
-        id=" ".join([*inputs, f"address={address}"]), authority=authority, operator=operator("`pulumi up`"), ended=False
-    )
+    # By the same inputs every member of a pair has the same rotation, which is finished for all as one.
+    inputs = [f"{key}={int(props.get(key) or 0)}" for key in renewal.INPUTS] + [f"address={address}"] * moved
+    rotation = Rotation(id=" ".join(inputs), authority=authority, operator=operator("`pulumi up`"), ended=False)
     renewal.renew(kept, rotation, address, int(props["certificate_lifetime_days"]))
 
 

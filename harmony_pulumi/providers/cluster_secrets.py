@@ -63,8 +63,10 @@ class ClusterSecretsProvider(Provider):
 
         old, new = plain(_olds), plain(_news)
         endpoint, kept = made.endpoint(new), tls.files_of(new)
-        if any(old.get(key) != new.get(key) for key in _OF_CERTIFICATES) or old["endpoint"] != endpoint:
-            tls.renew_as_declared(kept, new, endpoint["host"], authority=_raised(old, new, "authority_generation"))
+        moved = old["endpoint"]["host"] != endpoint["host"]
+        if moved or any(_raised(old, new, key) for key in _OF_CERTIFICATES):
+            authority = _raised(old, new, "authority_generation")
+            tls.renew_as_declared(kept, new, endpoint["host"], moved=moved, authority=authority)
         found = {**old["made"], **tls.shown(kept)}
         passwords = made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])
         return UpdateResult({**old, **new, "endpoint": endpoint, "made": {**found, "passwords": passwords}})

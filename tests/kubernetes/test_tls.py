@@ -108,11 +108,15 @@ def test_what_is_declared_anew_is_renewed_once_and_again_for_another_address() -
     api = Api()
     kept = declared(api)
     props = {"certificate_lifetime_days": DAYS, "certificate_generation": 1, "authority_generation": None}
-    tls.renew_as_declared(kept, props, ADDRESS, authority=False)
+    tls.renew_as_declared(kept, props, ADDRESS, moved=False, authority=False)
     renewal.settle(kept)
     made = tls.shown(kept)
-    tls.renew_as_declared(kept, props, ADDRESS, authority=False)
+    tls.renew_as_declared(kept, props, ADDRESS, moved=False, authority=False)
     assert tls.shown(kept) == made
-    tls.renew_as_declared(kept, props, "db.example", authority=False)
+    # The pair's other member has the same one, else each would be renewed for both.
+    elsewhere = declared(Api())
+    tls.renew_as_declared(elsewhere, props, "elsewhere.example", moved=False, authority=False)
+    assert renewal.last_rotation(elsewhere)[0] == renewal.last_rotation(kept)[0]
+    tls.renew_as_declared(kept, props, "db.example", moved=True, authority=False)
     shown = certificates.KeyPair(api.text("server", "tls.crt"), api.text("server", "tls.key"))
     assert certificates.serves(shown, "db.example")

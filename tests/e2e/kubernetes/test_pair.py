@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
 
 from harmony_pulumi.capabilities.site import Certificates
+from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.kubernetes.objects import path_of
 from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, eventually
 from tests.e2e.kubernetes.conftest import Cluster
@@ -106,6 +109,40 @@ def test_a_cluster_that_is_cut_off_is_failed_over_from_and_comes_back_by_a_rewin
         harmony(stack, "revert", "--yes")
         running.wait_until_served()
     insist(stack, running, "primary")
+
+
+def test_a_cluster_that_moves_its_own_leader_meanwhile_loses_nothing(stack: Stack) -> None:
+    program = stack.folder / "__main__.py"
+    assert "        address=config" in program.read_text()
+    two = '        instances=2 if name == "montreal" else 1,\n        address=config'
+    program.write_text(program.read_text().replace("        address=config", two))
+    stack.up()
+    site = stack.outputs()["site"]["members"]["primary"]
+    path = path_of(site["namespace"], site["cluster"])
+
+    def leading() -> tuple[str, str]:
+        there = api_of(site).get(path) or {}
+        return there["status"]["currentPrimary"], there["status"]["targetPrimary"]
+
+    first = leading()[0]
+    (second,) = {f"{site['cluster']}-1", f"{site['cluster']}-2"} - {first}
+    with clients(stack) as running:
+        # As `kubectl cnpg promote` does.
+        moving = {"targetPrimary": second, "phase": "Switchover in progress", "phaseReason": "a test asked for it"}
+        moving["targetPrimaryTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        api_of(site).patch(f"{path}/status", {"status": moving})
+        said = harmony(stack, "switchover", "--to", "toronto", "--yes", expect=None)
+        print(said)
+        if status(stack)["toronto"]["role"] != "primary":
+            assert "run this again" in said
+            eventually(lambda: leading() == (second, second), "the other instance to lead", 120)
+            running.wait_until_served()
+            harmony(stack, "switchover", "--to", "toronto", "--yes")
+        running.wait_until_served()
+        harmony(stack, "switchover", "--to", "montreal", "--yes")
+        running.wait_until_served()
+    insist(stack, running, "primary")
+    assert leading() == (second, second)
 
 
 def test_destroy_keeps_the_data_and_the_next_up_takes_it_over(stack: Stack) -> None:
