@@ -16,6 +16,7 @@ from harmony_pulumi.hosts.postgresql import adoption, files, renewal
 from harmony_pulumi.hosts.postgresql.following import has_lost_its_source
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
+    is_on_host,
     is_on_machine,
     listening_ports,
     mount_of,
@@ -384,6 +385,15 @@ def status(state: Mapping[str, Any]) -> str:
             mounted = mount_of(connection, state["root"])
             if mounted != state.get("mount", mounted):
                 return f"unreachable: {state['root']} was on the disk at {state['mount']}, which is not mounted"
+            # Gone from the stack, it would be made anew: as an empty database, where nobody here has a copy of it.
+            if not state.get("source") and (
+                elsewhere := [str(peer["name"]) for peer in state.get("peers") or () if not is_on_host(peer)]
+            ):
+                return (
+                    f"unreachable: {state['root']} is gone; {' or '.join(elsewhere)}, which this host cannot ask, may "
+                    f"hold this database, so none is made in its place. Fail over to that one if it is not active, and "
+                    f"have this folder back from a backup"
+                )
             return "absent"
         return _status_in(connection, state, user)
     except SiteError as error:
