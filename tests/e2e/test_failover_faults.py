@@ -277,18 +277,18 @@ def test_whoever_fails_over_or_rewinds_is_killed_between_two_steps(pair: Pair, f
     lose_and_get_back(pair, [failover], [rejoin])
 
 
-@pytest.mark.parametrize("rejoin", sampled([*boundaries("clone", "follow"), "clone:told"], 2))
+@pytest.mark.parametrize("rejoin", sampled([*boundaries("clone", "follow"), "clone:told"], 1))
 def test_whoever_copies_anew_is_killed_between_two_steps(unchecked: Pair, rejoin: str) -> None:
     lose_and_get_back(unchecked, [], [rejoin])
 
 
-@pytest.mark.parametrize("failover", sampled(FAILOVER, 2))
+@pytest.mark.parametrize("failover", sampled(FAILOVER, 1))
 def test_a_synchronous_pair_loses_nothing_that_was_acknowledged(synchronous: Pair, failover: str) -> None:
     found = lose_and_get_back(synchronous, [failover])
     assert not [attempt for attempt in found.missing if attempt.outcome == "acknowledged"]
 
 
-@pytest.mark.parametrize("at", sampled([*REVERT, *REVERT_TOLD], 2))
+@pytest.mark.parametrize("at", sampled([*REVERT, *REVERT_TOLD], 1))
 def test_whoever_reverts_is_killed_between_two_steps(pair: Pair, at: str) -> None:
     if pair.leader != "primary":
         pair.killed_and_again("switchover", "primary")
@@ -338,7 +338,7 @@ def test_a_standby_that_dies_as_it_is_to_take_over_is_started_and_promoted(pair:
         pair.account(clients, target)
 
 
-@pytest.mark.parametrize("word", ["--write-recovery-conf", "--single"])
+@pytest.mark.parametrize("word", sampled(["--write-recovery-conf", "--single"], 1))
 def test_a_new_primary_that_dies_while_the_old_one_comes_back_is_started_and_followed(pair: Pair, word: str) -> None:
     source = pair.leader
     target = other_than(source)

@@ -110,7 +110,7 @@ KINDS: list[Kind] = ["failover", "rejoin"]
 WHOSE = ["the same user", "another user"]
 
 
-@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("whose", sampled(WHOSE, 1))
 def test_a_process_with_the_pid_of_a_killed_primary_is_neither_taken_for_it_nor_in_its_way(
     pair: Pair, whose: str
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_process_with_the_pid_of_a_killed_primary_is_neither_taken_for_it_nor_
         pair.account(clients, target)
 
 
-@pytest.mark.parametrize("whose", WHOSE)
+@pytest.mark.parametrize("whose", sampled(WHOSE, 1))
 def test_servers_whose_pids_are_used_again_are_started_at_a_boot(pair: Pair, whose: str) -> None:
     leader = pair.leader
     follower = other_than(leader)
@@ -274,7 +274,7 @@ def test_a_primary_that_could_not_start_again_does_not_step_down(pair: Pair) -> 
         pair.insist(clients, target)
 
 
-@pytest.mark.parametrize("how", [expired, of_another_authority])
+@pytest.mark.parametrize("how", sampled([expired, of_another_authority], 1))
 def test_certificates_that_go_bad_during_a_switchover_are_rotated_and_the_same_again_ends_it(
     pair: Pair, how: Spoil
 ) -> None:

@@ -320,7 +320,7 @@ def outer(four: Four) -> Outer:
     return Outer(four.stack, {**outputs["site"], "deadline": 60}, outputs, Path())
 
 
-@pytest.mark.parametrize("at", sampled([*STEPS, *LAST_STEPS], 2))
+@pytest.mark.parametrize("at", sampled([*STEPS, *LAST_STEPS], 1))
 def test_a_switchover_that_is_killed_is_finished_by_the_same_again(four: Four, outer: Outer, at: str) -> None:
     target = other_than(outer.leader)
     with four.clients() as clients:

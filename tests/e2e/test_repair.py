@@ -24,6 +24,7 @@ from tests.e2e.conftest import (
     stop_postmaster,
     with_machine,
 )
+from tests.e2e.sampling import sampled
 from tests.e2e.test_lifecycle import data, kept_folders, logs, marker_of, put_row, rows, show, superuser
 
 pytestmark = pytest.mark.e2e
@@ -87,7 +88,7 @@ def test_a_setting_that_the_server_does_not_start_with_is_taken_back(stack: Stac
     assert marker_of(data(stack, "montreal").parent)["state"] == "ready"
 
 
-@pytest.mark.parametrize("moment", ["reloading the configuration", "restarting, as"])
+@pytest.mark.parametrize("moment", sampled(["reloading the configuration", "restarting, as"], 1))
 def test_a_change_that_was_cut_off_is_seen_and_finished(stack: Stack, moment: str) -> None:
     stack.pair()
     stack.up()

@@ -142,7 +142,7 @@ def served_with(stack: Stack, ca: str) -> None:
 WAYS = list(product(["asynchronous", "synchronous"], [False, True]))
 
 
-@pytest.mark.parametrize(("replication", "authority"), sampled(WAYS, 2))
+@pytest.mark.parametrize(("replication", "authority"), sampled(WAYS, 1))
 def test_a_rotation_by_command_disconnects_nobody_and_interrupts_the_stream_once(
     stack: Stack, replication: str, authority: bool
 ) -> None:
