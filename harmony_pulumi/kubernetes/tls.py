@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Rotation
@@ -35,7 +36,7 @@ _IN_POD = {"server.crt": "server.crt", "trusted.crt": "client-ca.crt", "replicat
 _FOLDER = "/controller/certificates"
 _PEER_FOLDER = "/controller/external"
 _DEADLINE = 180
-"""Seconds. The operator looks at secrets that change at once; an instance, at least once a minute."""
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def take_over(server: PodInstance, kept: ClusterFiles) -> None:
         SiteError: it has not, in time.
     """
     wanted = kept.read([*_IN_POD])
-    _until_there(server, {f"{_FOLDER}/{_IN_POD[name]}": text or "" for name, text in wanted.items()})
+    _until_there(server, kept.cluster, {f"{_FOLDER}/{_IN_POD[name]}": text or "" for name, text in wanted.items()})
     server.sql("SELECT pg_reload_conf()", port=PORT)
 
 
@@ -160,14 +161,17 @@ def insist_on_peer(server: PodInstance, cluster: str, certificate: str) -> None:
         SiteError: it would not, in time.
     """
     secret = objects.secret_names(cluster)[objects.PEER]
-    _until_there(server, {f"{_PEER_FOLDER}/{objects.PEER}/{secret}_tls.crt": certificate})
+    _until_there(server, cluster, {f"{_PEER_FOLDER}/{objects.PEER}/{secret}_tls.crt": certificate})
 
 
-def _until_there(server: PodInstance, wanted: Mapping[str, str]) -> None:
+def _until_there(server: PodInstance, cluster: str, wanted: Mapping[str, str]) -> None:
     def differing() -> list[str]:
         there = server.connection.read_files([*wanted], server.user)
         return [path for path, text in wanted.items() if (there[path] or "").strip() != text.strip()]
 
+    # An instance looks at the secrets when its cluster changes, and for one of another cluster's nothing there does.
+    now = {"metadata": {"annotations": {objects.LOOK_AGAIN: datetime.now(UTC).isoformat()}}}
+    server.connection.api.patch(objects.path_of(server.connection.namespace, cluster), now)
     wait_for(
         f"{server.connection.name}: new certificates",
         differing,

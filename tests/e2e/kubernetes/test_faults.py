@@ -285,7 +285,7 @@ WHILE_IT_MOVES = ["demote:started", "demote:done", "verify:done", "promote:done"
 WHOSE = list(itertools.product(["source", "target"], WHILE_IT_MOVES))
 
 
-@pytest.mark.parametrize(("who", "at"), sampled(WHOSE, 2))
+@pytest.mark.parametrize(("who", "at"), sampled(WHOSE, 1))
 def test_a_pod_is_killed_while_roles_move(pair: Pair, who: str, at: str) -> None:
     source = pair.leader
     target = other_than(source)

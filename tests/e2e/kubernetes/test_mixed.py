@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.conftest import Stack, eventually, stacks, stop_postmaster
 from tests.e2e.kubernetes.conftest import Cluster
 from tests.e2e.kubernetes.pairs import clients, configure, configure_cluster, manifest, status, with_plugin
+from tests.e2e.sampling import sampled
 from tests.e2e.test_roles_cli import harmony
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
@@ -59,7 +60,7 @@ class Mixed:
         assert found == {name: "primary" if name == primary else "standby" for name in (CLUSTER, HOST)}
 
 
-@pytest.fixture(scope="module", params=[CLUSTER, HOST])
+@pytest.fixture(scope="module", params=sampled([CLUSTER, HOST], 1))
 def pair(
     request: pytest.FixtureRequest, clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[Mixed]:
