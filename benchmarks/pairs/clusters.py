@@ -187,7 +187,11 @@ class ByHand(OnClusters):
 
     def _make(self, name: str, other: str) -> None:
         config = PostgreSQLConfig(databases=[_DATABASE])
-        endpoint = {"host": self.endpoints[other]["host"], "port": str(self.endpoints[other]["port"])}
+        endpoint = {
+            "host": self.endpoints[other]["host"],
+            "port": str(self.endpoints[other]["port"]),
+            "user": objects.STREAMING_ROLE,
+        }
         cluster, leads = self.cluster_names[name], name == self.leader
         thing = objects.cluster(
             *self._about(name),
@@ -197,6 +201,8 @@ class ByHand(OnClusters):
                 "networks": config.authentication.networks,
                 "slot_size_bound": config.slot_size_bound,
                 "instances": 1,
+                "synchronous_instances": 0,
+                "resources": {},
                 "locale": config.locale,
             },
             image=self.clusters[name].image,
