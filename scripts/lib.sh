@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Set-up shared by scripts/test and scripts/demo: `source` it, then call setup_python, setup_postgresql, setup_pulumi,
-# setup_redis, setup_pgbouncer, setup_network_tools, setup_faketime, setup_kubernetes as needed. Each does nothing where
-# nothing is missing.
+# setup_redis, setup_pgbouncer, setup_haproxy, setup_network_tools, setup_faketime, setup_kubernetes as needed. Each
+# does nothing where nothing is missing.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -286,6 +286,16 @@ setup_pgbouncer() {
 	command -v pgbouncer /usr/sbin/pgbouncer >/dev/null && return
 	can_apt || fail "no pgbouncer was found: $PGBOUNCER_HINT"
 	step 'Install PgBouncer with apt-get' 600 "$PGBOUNCER_HINT" apt_install pgbouncer
+}
+
+# --- HAProxy, which is what OpenShift's router is, for the test of routes ----------------------------
+
+HAPROXY_HINT='install HAProxy (Debian, Ubuntu: apt-get install haproxy)'
+
+setup_haproxy() {
+	command -v haproxy /usr/sbin/haproxy >/dev/null && return
+	can_apt || fail "no haproxy was found: $HAPROXY_HINT"
+	step 'Install HAProxy with apt-get' 600 "$HAPROXY_HINT" apt_install haproxy
 }
 
 # --- networks between hosts that can be cut, for the tests of faults --------------------------------

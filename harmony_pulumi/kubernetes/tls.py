@@ -6,9 +6,10 @@ state of Pulumi's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import eq
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Rotation
@@ -161,13 +162,17 @@ def insist_on_peer(server: PodInstance, cluster: str, certificate: str) -> None:
         SiteError: it would not, in time.
     """
     secret = objects.secret_names(cluster)[objects.PEER]
-    _until_there(server, cluster, {f"{_PEER_FOLDER}/{objects.PEER}/{secret}_tls.crt": certificate})
+    path = f"{_PEER_FOLDER}/{objects.PEER}/{secret}_tls.crt"
+    # CloudNativePG 1.27 writes over the file of before: where that was longer, its end stays, which PostgreSQL ignores.
+    _until_there(server, cluster, {path: certificate}, is_there=str.startswith)
 
 
-def _until_there(server: PodInstance, cluster: str, wanted: Mapping[str, str]) -> None:
+def _until_there(
+    server: PodInstance, cluster: str, wanted: Mapping[str, str], *, is_there: Callable[[str, str], bool] = eq
+) -> None:
     def differing() -> list[str]:
         there = server.connection.read_files([*wanted], server.user)
-        return [path for path, text in wanted.items() if (there[path] or "").strip() != text.strip()]
+        return [path for path, text in wanted.items() if not is_there((there[path] or "").strip(), text.strip())]
 
     # An instance looks at the secrets when its cluster changes, and for one of another cluster's nothing there does.
     now = {"metadata": {"annotations": {objects.LOOK_AGAIN: datetime.now(UTC).isoformat()}}}

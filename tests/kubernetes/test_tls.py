@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,3 +121,24 @@ def test_what_is_declared_anew_is_renewed_once_and_again_for_another_address() -
     tls.renew_as_declared(kept, props, "db.example", moved=True, authority=False)
     shown = certificates.KeyPair(api.text("server", "tls.crt"), api.text("server", "tls.key"))
     assert certificates.serves(shown, "db.example")
+
+
+@pytest.mark.parametrize("rest", ["", "---\n", "\nMIIB\n-----END CERTIFICATE-----\n"])
+def test_what_the_operator_leaves_of_a_longer_certificate_is_not_waited_to_go(rest: str) -> None:
+    certificate = certificates.make_authority("east").certificate
+    path = f"/controller/external/peer/{NAMES[objects.PEER]}_tls.crt"
+    texts: list[str | None] = [None, certificate.replace("M", "N"), certificate + rest]
+    looked: list[str] = []
+
+    def patch(where: str, _: Mapping[str, Any]) -> None:
+        looked.append(where)
+
+    def read(paths: list[str], _: str) -> dict[str, str | None]:
+        assert paths == [path]
+        return {path: texts.pop(0)}
+
+    connection = SimpleNamespace(name="a pod", namespace="shop", api=SimpleNamespace(patch=patch), read_files=read)
+    server: Any = SimpleNamespace(connection=connection, user="postgres")
+    tls.insist_on_peer(server, "east-orders", certificate)
+    assert not texts
+    assert looked == ["/apis/postgresql.cnpg.io/v1/namespaces/shop/clusters/east-orders"]
