@@ -146,13 +146,15 @@ def login_secret(cluster: str, namespace: str, owner: str, role: str, password: 
     }
 
 
-def service(cluster: str, namespace: str, owner: str, service_type: Any) -> dict[str, Any]:
+def service(
+    cluster: str, namespace: str, owner: str, service_type: Any, annotations: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the service by which clients and members outside of Kubernetes reach the instance that leads.
 
     It is there before the cluster is, whose certificate must name its address: nobody is to wait for its pods.
     """
     about = metadata(f"{cluster}-{OUTSIDE}", namespace, owner)
-    about["annotations"]["pulumi.com/skipAwait"] = "true"
+    about["annotations"] = {**(annotations or {}), **about["annotations"], "pulumi.com/skipAwait": "true"}
     return {
         "apiVersion": "v1",
         "kind": "Service",

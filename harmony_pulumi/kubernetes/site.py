@@ -317,6 +317,9 @@ class ClusterPostgreSQL:
         self._to_lead("promoted")
         cluster = self._there()
         if self._left_as(cluster) != "primary":
+            # The operator would wait for what a token of somebody's promotion by hand speaks of.
+            if (cluster["spec"].get("replica") or {}).get("promotionToken"):
+                self._change({"spec": {"replica": {"promotionToken": None}}})
             self._apply(cluster["spec"]["externalClusters"], leads=True)
         if objects.is_fenced(cluster):  # It starts as the standby that it was left as, and is promoted then.
             self._annotate(objects.FENCED, None)

@@ -116,6 +116,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         namespace: str = "postgresql",
         address: str | None = None,
         service_type: Literal["LoadBalancer", "NodePort"] | None = None,
+        service_annotations: Mapping[str, str] | None = None,
         instances: int = 1,
         synchronous_instances: int = 0,
         resources: Mapping[str, Mapping[str, str]] | None = None,
@@ -135,6 +136,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             address: the host name or IP by which nodes are reached from outside, for node ports; with a load balancer,
                 the name that it has in DNS, if it is to be reached by one.
             service_type: how servers are reached from outside; by default what fits the cluster.
+            service_annotations: of that service, for what makes its load balancer: to have an inner one, say.
             instances: of PostgreSQL, one of which leads; the others are local replicas.
             synchronous_instances: how many of the local replicas each commit waits for; with fewer that run, commits
                 wait: CloudNativePG, "Synchronous Replication".
@@ -173,7 +175,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             "address": address,
         }
         self._operator_manifest = operator_manifest or objects.MANIFEST
-        self._service_type = service_type
+        self._service_type, self._service_annotations = service_type, dict(service_annotations or {})
         self._shared: _Place | None = None
         super().__init__(name, opts)
 
@@ -213,7 +215,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         followed = (source, replication.certs or source.replication_certs) if replication and source else None
         place = self._place()
         within = _Within(place, self._cluster(name), self._namespace, self._owner(name), self, config.on_destroy)
-        service = within.declare(objects.service(within.cluster, within.namespace, within.owner, place.service_type))
+        about = (within.cluster, within.namespace, within.owner)
+        service = within.declare(objects.service(*about, place.service_type, self._service_annotations))
         made = self._secrets(within, config, source, service)
         alone = not (replication and (replication.source or replication.peers))
         serving = self._serving(within, config, declared, made, replication=followed, alone=alone)

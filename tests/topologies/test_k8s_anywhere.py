@@ -100,7 +100,12 @@ def declared(**options: Any) -> tuple[Mocks, dict[str, Any]]:
 def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_provider() -> None:
     resources = {"requests": {"memory": "2Gi", "cpu": "500m"}}
     mocks, known = declared(
-        storage="50Gi", storage_class="fast", instances=3, synchronous_instances=1, resources=resources
+        storage="50Gi",
+        storage_class="fast",
+        instances=3,
+        synchronous_instances=1,
+        resources=resources,
+        service_annotations={"networking.gke.io/load-balancer-type": "Internal"},
     )
     cluster = mocks["Cluster", "east-orders"]
     assert cluster["metadata"] == {
@@ -126,7 +131,14 @@ def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_p
     assert mocks["Database", "east-orders-orders"]["spec"]["extensions"] == [{"name": "pg_trgm", "ensure": "present"}]
     [stock] = [name for kind, name in mocks.registered if kind == "Database" and name.startswith("east-orders-stock-")]
     assert mocks["Database", stock]["spec"]["owner"] == "orders"
-    assert mocks["Service", "east-orders-outside"]["spec"]["type"] == "NodePort"
+    service = mocks["Service", "east-orders-outside"]
+    assert service["spec"]["type"] == "NodePort"
+    assert service["metadata"]["annotations"] == {
+        "networking.gke.io/load-balancer-type": "Internal",
+        "harmony-pulumi.dev/owner": "shop/dev/east-orders",
+        "pulumi.com/patchForce": "true",
+        "pulumi.com/skipAwait": "true",
+    }
     assert mocks["Namespace", "east-postgresql"]["metadata"]["name"] == "postgresql"
     of_kubernetes = [args for args in mocks.registered.values() if args.typ.startswith("kubernetes:")]
     assert {args.provider.rpartition("::")[0].rpartition("::")[2] for args in of_kubernetes} == {"east"}

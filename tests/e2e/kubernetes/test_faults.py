@@ -336,6 +336,16 @@ def test_a_token_of_before_is_refused(pair: Pair) -> None:
     switchovers.refuses_another_token(pair, "replayed")
 
 
+def test_a_promotion_token_that_was_left_over_hinders_nothing(pair: Pair) -> None:
+    target = other_than(pair.leader)
+    site = pair.handle["members"][target]
+    api_of(site).patch(path_of(site["namespace"], site["cluster"]), {"spec": {"replica": {"promotionToken": "b2xk"}}})
+    with pair.clients() as clients:
+        done = pair.drive(target, pair.epoch + 1)
+        assert done.status == 0, done.said
+        pair.insist(clients, target)
+
+
 def test_roles_move_three_times_in_a_row(pair: Pair) -> None:
     with pair.clients() as clients:
         for _ in range(3):
