@@ -13,6 +13,9 @@ FIRST_WITH_FAILOVER_SLOTS = 17
 REPLICATION_ROLE = "harmony_replication"
 """The role that replicas connect as, by certificate alone."""
 
+OPERATOR_ROLE = "streaming_replica"
+"""The role that replicas of a cluster on Kubernetes connect as, likewise: CloudNativePG, "Replication"."""
+
 MANAGED: Mapping[str, str] = {
     "allow_alter_system": "leave it to PostgreSQL's default",
     "cluster_name": "it is the member's name, which replication uses",

@@ -40,11 +40,10 @@ def of(props: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_operator(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[str, Any]:
-    """Install the operator if there is none, and wait until it is at work; return what was found of it."""
+def have_operator(props: Mapping[str, Any], show: Callable[[str], None]) -> None:
+    """Install the operator if there is none, and wait until it is at work."""
     api = api_of(props)
     if not operator.deployments(api):
-        operator.insist_on_none(api)
+        operator.insist_on_none(api, props["owner"])
         operator.install(api, operator.read_manifest(props["operator_manifest"]), props["owner"], show)
     operator.wait_until_ready(api)
-    return {}

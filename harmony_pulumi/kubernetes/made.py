@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.kubernetes import found, objects
+from harmony_pulumi.kubernetes import found, objects, tls
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -43,13 +43,8 @@ def look(props: Mapping[str, Any]) -> dict[str, Any] | None:
     return api_of(props).get(objects.path_of(props["namespace"], props["cluster"]))
 
 
-def uid(cluster: Mapping[str, Any] | None) -> str:
-    """Return what tells a cluster from every other one; empty if there is none."""
-    return "" if cluster is None else str(cluster["metadata"]["uid"])
-
-
 def problems(
-    old: Mapping[str, Any], new: Mapping[str, Any], cluster: Mapping[str, Any] | None
+    old: Mapping[str, Any], new: Mapping[str, Any], cluster: Mapping[str, Any] | None, served: str
 ) -> Iterator[tuple[str, str]]:
     """Iterate over what is wrong with inputs, and the paths of that.
 
@@ -57,18 +52,30 @@ def problems(
         old: the inputs of before; empty for a cluster that is new to the stack.
         new: those of now.
         cluster: as it is; None if there is none.
+        served: which one of that name has served before; empty if none has.
     """
     where = f"{new['namespace']}/{new['cluster']}"
     for key in ("namespace", "cluster"):
         if old.get(key) not in {None, new[key]}:
             yield key, f"was {old[key]!r} and would be {new[key]!r}, where an empty database would be made; leave it"
-    if cluster is None and old.get("seen"):
+    owner = ((cluster or {"metadata": {}})["metadata"].get("annotations") or {}).get(objects.OWNER)
+    if cluster is not None and owner != new["owner"]:
         message = (
-            f"{where} was there, and is gone: another one would be empty, at the address that clients know. If its "
-            f"pair lives on, `harmony failover` to the other member, and keep this one out of the program; else have "
-            f"its object and volumes back from a backup, or `pulumi destroy` what is left of it"
+            f"{where} is {f'that of {owner}' if owner else 'none of ours'}, and would be that of {new['owner']}: "
+            f"choose another name, or namespace"
         )
         yield "cluster", message
+    if cluster is None and served:
+        message = (
+            f"{where} has served, and is gone. If the other member of its pair lives: `harmony failover` to that one, "
+            f"unless it is active, and take this one out of the program. To have another one made in its place, which "
+            f"copies its source, or is EMPTY if it has none: `kubectl annotate secret --namespace {new['namespace']} "
+            f"{objects.secret_names(new['cluster'])['authority']} {objects.SERVED}-`, then `pulumi up --refresh`"
+        )
+        yield "cluster", message
+    if cluster is not None and old.get("image") and not new.get("image"):
+        message = f"was declared (by {old['image']}) and is not: the operator would choose one by itself; leave it in"
+        yield "version", message
     found, wanted = _major((cluster or {"spec": {}})["spec"].get("imageName")), _major(new.get("image"))
     if found and wanted and found != wanted:
         message = (
@@ -88,20 +95,12 @@ def standing(props: Mapping[str, Any]) -> dict[str, Any]:
     """Return whom a cluster that is there already follows; nothing if there is none.
 
     Raises:
-        SiteError: it is somebody else's.
+        SiteError: none may be made there, or it is somebody else's.
     """
-    api = api_of(props)
     cluster = look(props)
-    if cluster is None:
-        return {}
-    owner = (cluster["metadata"].get("annotations") or {}).get(objects.OWNER)
-    if owner != props["owner"]:
-        msg = (
-            f"{api.name}: expected no cluster {props['namespace']}/{props['cluster']}, or that of {props['owner']}; "
-            f"found one of {owner or 'somebody else'}: choose another name, or namespace"
-        )
-        raise SiteError(msg)
-    return objects.roles_of(cluster)
+    if found := [message for _, message in problems({}, props, cluster, tls.files_of(props).served())]:
+        raise SiteError(f"{props['name']}: {'; '.join(found)}")
+    return {} if cluster is None else objects.roles_of(cluster)
 
 
 def passwords(roles: Sequence[str], *known: Mapping[str, str]) -> dict[str, str]:

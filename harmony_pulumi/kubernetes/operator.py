@@ -18,6 +18,7 @@ from harmony_pulumi.orchestration.wait import wait_for
 OLDEST = (1, 25)
 """The first release whose clusters are known to step down, and to be promoted, by tokens, as is needed here."""
 _DEPLOYMENT = "cnpg-controller-manager"
+_KIND = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/clusters.postgresql.cnpg.io"
 _READY_SECONDS = 300
 
 
@@ -43,13 +44,19 @@ def problem(found: str) -> str | None:
     return f"has CloudNativePG {found}; expected {'.'.join(map(str, OLDEST))} or newer: upgrade it, then run this again"
 
 
-def insist_on_none(api: Api) -> None:
+def insist_on_none(api: Api, owner: str) -> None:
     """Insist that there is no operator, of which no deployment was found.
+
+    Args:
+        api: of the cluster.
+        owner: who installs it, and may have begun to.
 
     Raises:
         SiteError: the cluster knows the kind that it works on, so there is one by other labels, or there was one.
     """
-    if api.get(f"/apis/{objects.API_VERSION}") is not None:
+    kind = api.get(_KIND)
+    ours = kind is not None and (kind["metadata"].get("annotations") or {}).get(objects.OWNER) == owner
+    if api.get(f"/apis/{objects.API_VERSION}") is not None and not ours:
         msg = (
             f"{api.name}: {objects.API_VERSION} is known there, and no deployment with the label "
             f"app.kubernetes.io/name=cloudnative-pg is; expected both, or neither: give the operator's deployment that "

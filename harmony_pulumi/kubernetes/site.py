@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from harmony_pulumi.capabilities.addresses import address
+from harmony_pulumi.capabilities.postgresql_facts import OPERATOR_ROLE
 from harmony_pulumi.capabilities.site import (
     Beyond,
     Certificates,
@@ -185,7 +186,14 @@ class ClusterPostgreSQL:
         cluster = objects.path_of(self._namespace, self.handle["cluster"])
         self.api.patch(cluster, {"metadata": {"annotations": {objects.FENCED: None}}}, dry_run=True)
         there = self._there()
-        status = there["status"]
+        status, instances = there["status"], there["spec"]["instances"]
+        if status.get("readyInstances") != instances and not objects.is_fenced(there):
+            msg = (
+                f"{self.handle['name']}: {status.get('readyInstances', 0)} of {instances} instances of {self._where} "
+                f"are ready; expected all, as each is to be stopped with the one that leads: once they are, or with "
+                f"fewer declared (`instances`), run this again"
+            )
+            raise SiteError(msg)
         if (target := status.get("targetPrimary")) not in {None, status.get("currentPrimary")}:
             msg = (
                 f"{self.handle['name']}: {self._where} is moving to its instance {target}; once it has, run this again"
@@ -261,6 +269,9 @@ class ClusterPostgreSQL:
         self._insist_on_lock()
         self._annotate(objects.FENCED, '["*"]')
         others = [name for name in self._there()["status"].get("instanceNames") or () if name != server.connection.pod]
+        # One without a pod runs nothing, and gets none while it is fenced.
+        pods = f"/api/v1/namespaces/{self._namespace}/pods"
+        others = [name for name in others if self.api.get(f"{pods}/{name}") is not None]
         left = self._end_of(server)
         for name in others:  # The operator may have been about to have another lead.
             self._end_of(instance(self.api, self._namespace, name))
@@ -331,7 +342,7 @@ class ClusterPostgreSQL:
         kept = self._files.read([*names.values()])
         server = self._serving()
         # The operator makes it as an instance starts: one that was promoted was a copy of a server on a host, perhaps.
-        role = files.follower_role_sql(objects.STREAMING_ROLE)
+        role = files.follower_role_sql(OPERATOR_ROLE)
         return {
             "endpoint": self.handle["endpoint"],
             "system_identifier": server.sql(role + _IDENTIFIER, port=PORT),
@@ -522,13 +533,11 @@ class ClusterPostgreSQL:
 
     def certificates(self) -> Certificates:
         """Look at what a rotation of certificates depends on."""
-        names = objects.secret_names(self.handle["cluster"])
-        issued, held = (
-            certificates.serial(objects.decoded(self._secret(names[kind]), "tls.crt"))
-            for kind in ("replication", objects.PEER)
-        )
-        used: dict[str, str] = self._serving().look(queries.USED, port=PORT)
+        server = self._serving()
+        issued = certificates.serial(self._files.read(["replication.crt"])["replication.crt"] or "")
+        used: dict[str, str] = server.look(queries.USED, port=PORT)
         rotation, in_use = renewal.last_rotation(self._files)
+        held = tls.held(server, self.handle["cluster"])
         return {"rotation": rotation, "in_use": in_use, "issued": issued, "held": held, "used": used}
 
     def renew(self, rotation: Rotation) -> None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from operator import eq
 from typing import Any
 
+from harmony_pulumi.capabilities.postgresql_facts import OPERATOR_ROLE
 from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.hosts.postgresql import certificates, files, renewal
 from harmony_pulumi.kubernetes import objects
@@ -75,6 +76,20 @@ class ClusterFiles:
             else:
                 self.api.patch(self._path(kind), {"stringData": data})
 
+    def served(self) -> str:
+        """Return which cluster of this name has served; empty if none has."""
+        there = self.api.get(self._path("authority")) or {"metadata": {}}
+        return str((there["metadata"].get("annotations") or {}).get(objects.SERVED) or "")
+
+    def serves(self, uid: str) -> None:
+        """Keep which cluster serves: no other one is to be made in its place unasked."""
+        if self.served() != uid:
+            self.api.patch(self._path("authority"), {"metadata": {"annotations": {objects.SERVED: uid}}})
+
+    def forget(self) -> None:
+        """Remove the authority, after the cluster and its data."""
+        self.api.delete(self._path("authority"))
+
     def _path(self, kind: str = "") -> str:
         name = f"/{objects.secret_names(self.cluster)[kind]}" if kind else ""
         return f"/api/v1/namespaces/{self.namespace}/secrets{name}"
@@ -109,9 +124,8 @@ def renew_as_declared(
     Raises:
         SiteError: certificates are missing, or the authority has expired and is to stay.
     """
-    # By the same inputs every member of a pair has the same rotation, which is finished for all as one.
-    inputs = [f"{key}={int(props.get(key) or 0)}" for key in renewal.INPUTS] + [f"address={address}"] * moved
-    rotation = Rotation(id=" ".join(inputs), authority=authority, operator=operator("`pulumi up`"), ended=False)
+    by_input = renewal.id_by_input(props) + (f" address={address}" if moved else "")
+    rotation = Rotation(id=by_input, authority=authority, operator=operator("`pulumi up`"), ended=False)
     renewal.renew(kept, rotation, address, int(props["certificate_lifetime_days"]))
 
 
@@ -125,7 +139,7 @@ def use(server: PodInstance, kept: ClusterFiles) -> None:
     words = {
         "host": "127.0.0.1",
         "port": PORT,
-        "user": objects.STREAMING_ROLE,
+        "user": OPERATOR_ROLE,
         "sslmode": "verify-ca",  # Its certificate is for the address outside, which a pod need not reach.
         "sslrootcert": f"{_FOLDER}/server-ca.crt",
         "sslcert": f"{_FOLDER}/streaming_replica.crt",
@@ -139,7 +153,7 @@ def use(server: PodInstance, kept: ClusterFiles) -> None:
         lambda answer: answer[0],
         deadline=_DEADLINE,
         words=lambda answer: answer[1],
-        advice="See the log of the pod.",
+        advice=f"See the log of the {server.connection.name.partition(': ')[2]}.",
     )
     renewal.settle(kept)
 
@@ -161,10 +175,18 @@ def insist_on_peer(server: PodInstance, cluster: str, certificate: str) -> None:
     Raises:
         SiteError: it would not, in time.
     """
-    secret = objects.secret_names(cluster)[objects.PEER]
-    path = f"{_PEER_FOLDER}/{objects.PEER}/{secret}_tls.crt"
     # CloudNativePG 1.27 writes over the file of before: where that was longer, its end stays, which PostgreSQL ignores.
-    _until_there(server, cluster, {path: certificate}, is_there=str.startswith)
+    _until_there(server, cluster, {_of_peer(cluster): certificate}, is_there=str.startswith)
+
+
+def held(server: PodInstance, cluster: str) -> str:
+    """Return the serial number of what a running instance would show to the one that it follows; empty if nothing."""
+    path = _of_peer(cluster)
+    return certificates.serial(server.connection.read_files([path], server.user)[path] or "")
+
+
+def _of_peer(cluster: str) -> str:
+    return f"{_PEER_FOLDER}/{objects.PEER}/{objects.secret_names(cluster)[objects.PEER]}_tls.crt"
 
 
 def _until_there(
@@ -183,7 +205,7 @@ def _until_there(
         lambda paths: not paths,
         deadline=_DEADLINE,
         words=lambda paths: f"{', '.join(paths)} is still that of before",
-        advice="Does the operator run? See the log of the pod.",
+        advice=f"Does the operator run? See the log of the {server.connection.name.partition(': ')[2]}.",
     )
 
 
@@ -223,7 +245,7 @@ def make(kept: ClusterFiles, address: str, days: int) -> dict[str, str]:
 def issued(authority: certificates.KeyPair, address: str, days: int) -> dict[str, str]:
     """Return the certificates of a cluster, by an authority that is trusted alone."""
     server = certificates.make_server(authority, address, days)
-    replication = certificates.make_client(authority, objects.STREAMING_ROLE, days)
+    replication = certificates.make_client(authority, OPERATOR_ROLE, days)
     return {
         "ca": authority.certificate,
         "trusted": authority.certificate,

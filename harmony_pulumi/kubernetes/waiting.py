@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.hosts.postgresql import queries, renewal
+from harmony_pulumi.hosts.postgresql import files, queries, renewal
 from harmony_pulumi.hosts.postgresql.roles import roles_from
-from harmony_pulumi.kubernetes import objects, slots, tls
+from harmony_pulumi.kubernetes import lease, objects, slots, tls
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import PORT, Pod, PodInstance
+from harmony_pulumi.orchestration.journal import operator
 from harmony_pulumi.orchestration.roles import last_epoch
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -56,17 +58,28 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
     )
     if cluster is None:
         raise SiteError(f"{api.name}: the cluster {namespace}/{name} is gone")
+    if not (cluster.get("status") or {}).get("currentPrimary"):
+        raise SiteError(
+            f"{api.name}: {namespace}/{name} is fenced before it has served: lift that, then run this again"
+        )
     server = instance(api, namespace, cluster["status"]["currentPrimary"])
     if objects.is_fenced(cluster):
         show(f"{api.name}: {namespace}/{name} is fenced, as a role change left it: see `harmony status`")
         control = server.control_data()
         version = server.connection.check([server.program("postgres"), "--version"]).split()[2]
         return {"postgresql_version": version, "system_identifier": control["Database system identifier"]}
-    if server.look(queries.IN_RECOVERY, port=PORT):
-        if props["source"]:
-            _follow_as_declared(api, cluster, site, props["source"])
-        _use_slot(server, cluster, api, site, show)
-    _use_certificates(server, tls.files_of(site), alone=props["alone"])
+    kept = tls.files_of(site)
+    kept.serves(cluster["metadata"]["uid"])
+    # A role change, or a rotation by command, is to come before all of this, or after it.
+    lock = f"{name}-operation"
+    with lease.held(api, namespace, lock, site["owner"], operator("`pulumi up`"), deadline=props["deadline"]):
+        if server.look(queries.IN_RECOVERY, port=PORT):
+            if props["source"]:
+                _follow_as_declared(api, cluster, site, props["source"])
+            _use_slot(server, cluster, api, site, show)
+        elif not props["alone"]:  # What follows from a host tries new certificates by its own role.
+            server.sql(files.follower_role_sql(REPLICATION_ROLE), port=PORT)
+        _use_certificates(server, kept, alone=props["alone"])
     return {
         "postgresql_version": server.sql("SHOW server_version", port=PORT).split()[0],
         "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),
@@ -89,13 +102,12 @@ def _use_slot(
     server: PodInstance, cluster: Mapping[str, Any], api: Api, site: Mapping[str, Any], show: Callable[[str], None]
 ) -> None:
     """Have a cluster that follows stream by its slot, whichever of its instances leads in it."""
+    for pod in cluster["status"].get("instanceNames") or [server.connection.pod]:
+        slots.use(instance(api, site["namespace"], pod), site["slot"])
     try:
         slots.make(server, site["slot"])
     except SiteError as error:  # Its source may wake up after it. The pair has the slot made, too.
         show(f"warning: {error}")
-        return
-    for pod in cluster["status"].get("instanceNames") or [server.connection.pod]:
-        slots.use(instance(api, site["namespace"], pod), site["slot"])
     server.sql("SELECT pg_reload_conf()", port=PORT)
 
 
@@ -106,7 +118,8 @@ def _use_certificates(server: PodInstance, kept: tls.ClusterFiles, *, alone: boo
         return
     if not in_use:
         tls.use(server, kept)
-    if alone and not rotation["ended"]:  # No other member has a certificate of the authority of before.
+    # No other member has a certificate of the authority of before; a rotation by command may wait for others.
+    if alone and not rotation["ended"] and renewal.is_by_input(rotation):
         renewal.distrust(kept)
         tls.take_over(server, kept)
 

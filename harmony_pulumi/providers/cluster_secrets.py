@@ -11,8 +11,6 @@ from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, 
 from harmony_pulumi.errors import UnreachableError
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
-_OF_CERTIFICATES = ("address", "certificate_lifetime_days", "certificate_generation", "authority_generation")
-
 
 class ClusterSecretsProvider(Provider):
     """Waits for the address of a cluster's service, and makes the certificates that name it, and passwords."""
@@ -20,25 +18,24 @@ class ClusterSecretsProvider(Provider):
     @clean_errors
     def check(self, _olds: dict[str, Any], news: dict[str, Any]) -> CheckResult:
         """Find what would make an empty database in the place of one that was there, or stop both members."""
-        from harmony_pulumi.kubernetes import made
+        from harmony_pulumi.kubernetes import made, tls
 
         old, new = plain(_olds), plain(news)
         if not is_known([new.get(key) for key in ("kubeconfig", "namespace", "cluster", "image")]):
-            return CheckResult({**new, "seen": old.get("seen")}, [])
+            return CheckResult(new, [])
         try:
-            cluster = made.look(new)
+            found = made.problems(old, new, made.look(new), tls.files_of(new).served())
         except UnreachableError as error:
             show(f"warning: {new['cluster']}: not checked at its API server: {error}")
-            return CheckResult({**new, "seen": old.get("seen")}, [])
-        failures = [CheckFailure(path, message) for path, message in made.problems(old, new, cluster)]
-        return CheckResult({**new, "seen": made.uid(cluster) or old.get("seen")}, failures)
+            return CheckResult(new, [])
+        return CheckResult(new, [CheckFailure(path, message) for path, message in found])
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
-        """Tell whether anything is made anew: for what certificates depend on, and for passwords as declared."""
+        """Tell whether anything is made anew, or is reached in another way."""
         old, new = plain(_olds), plain(_news)
-        keys = (*_OF_CERTIFICATES, "roles", "passwords", "service_type")
-        return DiffResult(changes=any(is_known(new.get(key)) and old.get(key) != new.get(key) for key in keys))
+        keys = new.keys() - {"endpoint", "made", "standing", "deadline"}
+        return DiffResult(changes=any(not is_known(new[key]) or old.get(key) != new[key] for key in keys))
 
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
@@ -46,6 +43,7 @@ class ClusterSecretsProvider(Provider):
         from harmony_pulumi.kubernetes import made, tls
 
         props = plain(props)
+        standing = made.standing(props)
         endpoint = made.endpoint(props)
         found = {
             **tls.make(tls.files_of(props), endpoint["host"], props["certificate_lifetime_days"]),
@@ -53,20 +51,25 @@ class ClusterSecretsProvider(Provider):
         }
         return CreateResult(
             f"{props['namespace']}/{props['cluster']}",
-            {**props, "endpoint": endpoint, "made": found, "standing": made.standing(props)},
+            {**props, "endpoint": endpoint, "made": found, "standing": standing},
         )
 
     @clean_errors
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
         """Make what changed: a password that is not declared stays what it is."""
-        from harmony_pulumi.kubernetes import made, tls
+        from harmony_pulumi.hosts.postgresql import renewal
+        from harmony_pulumi.kubernetes import lease, made, tls
+        from harmony_pulumi.orchestration.journal import operator
 
         old, new = plain(_olds), plain(_news)
         endpoint, kept = made.endpoint(new), tls.files_of(new)
         moved = old["endpoint"]["host"] != endpoint["host"]
-        if moved or any(_raised(old, new, key) for key in _OF_CERTIFICATES):
-            authority = _raised(old, new, "authority_generation")
-            tls.renew_as_declared(kept, new, endpoint["host"], moved=moved, authority=authority)
+        changed = [key for key in renewal.INPUTS if (old.get(key) or 0) != (new.get(key) or 0)]
+        if moved or changed:
+            authority, lock = "authority_generation" in changed, f"{new['cluster']}-operation"
+            by = operator("`pulumi up`")
+            with lease.held(kept.api, new["namespace"], lock, new["owner"], by, deadline=new["deadline"]):
+                tls.renew_as_declared(kept, new, endpoint["host"], moved=moved, authority=authority)
         found = {**old["made"], **tls.shown(kept)}
         passwords = made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])
         return UpdateResult({**old, **new, "endpoint": endpoint, "made": {**found, "passwords": passwords}})
@@ -84,9 +87,14 @@ class ClusterSecretsProvider(Provider):
             found = {}
         return ReadResult(id_, {**state, "made": {**state["made"], **found}})
 
+    @clean_errors
+    def delete(self, _id: str, _props: dict[str, Any]) -> None:
+        """Remove the authority where the data was removed, too; else the next `up` takes over both."""
+        from harmony_pulumi.kubernetes import tls
 
-def _raised(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:
-    return (old.get(key) or 0) != (new.get(key) or 0)
+        props = plain(_props)
+        if props["on_destroy"] == "delete":
+            tls.files_of(props).forget()
 
 
 class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
@@ -103,6 +111,6 @@ class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
         super().__init__(
             ClusterSecretsProvider(),
             name,
-            {"endpoint": None, "made": None, "standing": None, "seen": None, **props},
+            {"endpoint": None, "made": None, "standing": None, **props},
             pulumi.ResourceOptions.merge(hidden, opts),
         )

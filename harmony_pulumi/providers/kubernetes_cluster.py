@@ -41,7 +41,8 @@ class KubernetesClusterProvider(Provider):
         from harmony_pulumi.kubernetes import facts
 
         props = plain(props)
-        return CreateResult(props["name"], {**props, **facts.with_operator(props, show)})
+        facts.have_operator(props, show)
+        return CreateResult(props["name"], props)
 
     @clean_errors
     def update(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> UpdateResult:
@@ -49,7 +50,8 @@ class KubernetesClusterProvider(Provider):
         from harmony_pulumi.kubernetes import facts
 
         old, new = plain(_olds), plain(_news)
-        return UpdateResult({**old, **new, **facts.with_operator(new, show)})
+        facts.have_operator(new, show)
+        return UpdateResult({**old, **new})
 
     @clean_errors
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:

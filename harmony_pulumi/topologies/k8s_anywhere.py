@@ -288,6 +288,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "certificate_lifetime_days": config.certificate_lifetime_days,
                 "certificate_generation": config.certificate_generation,
                 "authority_generation": config.authority_generation,
+                "on_destroy": config.on_destroy,
                 "deadline": config.deadlines.start,
             },
             pulumi.ResourceOptions(parent=self, depends_on=[service]),
@@ -320,7 +321,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             port = source.endpoint.apply(lambda known: str(int(known["port"])))
             user = pulumi.Output.unsecret(certs.apply(_role))
             follows = {"host": source.endpoint.apply(itemgetter("host")), "port": port, "user": user}
-            # A role change gives it the same: those of its source, which only a deployment renews.
+            # A role change and a rotation give it the same: those of its source.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts)))
         image = self._image_of(config)

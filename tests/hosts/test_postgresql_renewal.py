@@ -214,3 +214,11 @@ def test_without_a_rotation_there_is_nothing_to_settle_and_what_is_trusted_is_th
     folder.files = {}
     distrust(folder)
     assert folder.files == {}
+
+
+def test_inputs_ask_for_the_same_rotation_wherever_a_member_is() -> None:
+    asked = renewal.id_by_input({"certificate_lifetime_days": 30.0, "authority_generation": 2, "address": "other"})
+    assert asked == "certificate_lifetime_days=30 certificate_generation=0 authority_generation=2"
+    rotation = Rotation(id=asked, authority=True, operator="a test", ended=False)
+    assert renewal.is_by_input(rotation)
+    assert not renewal.is_by_input({**rotation, "id": "5f0c"})

@@ -10,22 +10,36 @@ from harmony_pulumi.errors import SiteError
 from harmony_pulumi.kubernetes import facts, made, objects, operator, slots
 from harmony_pulumi.providers import kubernetes_cluster
 
-INPUTS = {"namespace": "shop", "cluster": "east-orders", "image": "registry.example/postgresql:16"}
-SEEN = {**INPUTS, "seen": "a-b-c"}
-THERE = {"metadata": {"uid": "a-b-c"}, "spec": {"imageName": "registry.example/postgresql:16.4-bookworm"}}
+INPUTS = {
+    "namespace": "shop",
+    "cluster": "east-orders",
+    "image": "registry.example/postgresql:16",
+    "owner": "shop/dev/east-orders",
+}
+THERE = {
+    "metadata": {"uid": "a-b-c", "annotations": {objects.OWNER: INPUTS["owner"]}},
+    "spec": {"imageName": "registry.example/postgresql:16.4-bookworm"},
+}
 
 
-def problems(old: dict[str, Any], new: dict[str, Any], cluster: dict[str, Any] | None) -> list[str]:
-    return [path for path, _ in made.problems(old, new, cluster)]
+def problems(
+    old: dict[str, Any], new: dict[str, Any], cluster: dict[str, Any] | None, served: str = "a-b-c"
+) -> list[str]:
+    return [path for path, _ in made.problems(old, new, cluster, served)]
 
 
-def test_one_that_was_there_is_not_made_anew_and_empty() -> None:
-    assert problems({}, INPUTS, None) == []
-    assert problems(INPUTS, SEEN, None) == [], "it was never seen: a run that made it was cut off"
-    assert problems(SEEN, INPUTS, THERE) == []
-    assert problems(SEEN, INPUTS, None) == ["cluster"]
-    assert problems(SEEN, {**INPUTS, "namespace": "other"}, None) == ["namespace", "cluster"]
-    assert (made.uid(None), made.uid(THERE)) == ("", "a-b-c")
+def test_one_that_has_served_is_not_made_anew_and_empty() -> None:
+    assert problems({}, INPUTS, None, "") == []
+    assert problems(INPUTS, INPUTS, None, "") == [], "it has never served: a run that made it was cut off"
+    assert problems(INPUTS, INPUTS, THERE) == []
+    assert problems(INPUTS, INPUTS, None) == ["cluster"]
+    assert problems({}, INPUTS, None) == ["cluster"], "the stack has forgotten it"
+    assert problems(INPUTS, {**INPUTS, "namespace": "other"}, None, "") == ["namespace"]
+
+
+def test_somebody_else_s_cluster_is_refused_before_anything_is_taken_over() -> None:
+    assert problems({}, {**INPUTS, "owner": "shop/prod/east-orders"}, THERE) == ["cluster"]
+    assert problems({}, INPUTS, {**THERE, "metadata": {"uid": "a-b-c"}}) == ["cluster"]
 
 
 @pytest.mark.parametrize(
@@ -34,11 +48,12 @@ def test_one_that_was_there_is_not_made_anew_and_empty() -> None:
         ("registry.example/postgresql:16.6", []),
         ("registry.example/postgresql:17", ["version"]),
         ("registry.example:5000/postgresql@sha256:0123", []),
-        (None, []),
+        (None, ["version"]),
     ],
 )
 def test_another_major_version_is_refused(declared: str | None, found: list[str]) -> None:
-    assert problems(SEEN, {**INPUTS, "image": declared}, THERE) == found
+    assert problems(INPUTS, {**INPUTS, "image": declared}, THERE) == found
+    assert problems({**INPUTS, "image": None}, {**INPUTS, "image": None}, THERE) == []
 
 
 def test_a_configuration_has_its_slot_once_and_first() -> None:
@@ -84,9 +99,11 @@ class Api:
 
 
 def test_an_operator_that_is_not_found_and_whose_kind_is_known_is_not_installed_over() -> None:
-    operator.insist_on_none(Api())  # type: ignore[arg-type]
+    operator.insist_on_none(Api(), "shop/dev/east")  # type: ignore[arg-type]
+    known = Api(v1={"resources": []}, io={"metadata": {"annotations": {objects.OWNER: "shop/dev/east"}}})
+    operator.insist_on_none(known, "shop/dev/east")  # type: ignore[arg-type]  # Ours, and cut off before its deployment.
     with pytest.raises(SiteError, match=r"is known there, and no deployment with the label"):
-        operator.insist_on_none(Api(v1={"resources": []}))  # type: ignore[arg-type]
+        operator.insist_on_none(known, "shop/prod/east")  # type: ignore[arg-type]
 
 
 def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

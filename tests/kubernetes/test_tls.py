@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harmony_pulumi.capabilities.postgresql_facts import OPERATOR_ROLE
 from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.hosts.postgresql import certificates, renewal
 from harmony_pulumi.kubernetes import objects, tls
@@ -67,7 +68,7 @@ def insist_on_whole(api: Api, *, trusts: int) -> None:
         assert certificates.flaw(pair, api.text(authority, "ca.crt")) == ""
         assert certificates.flaw(pair, api.text("authority", "ca.crt")) == ""
         assert api.text(authority, "ca.crt").count("BEGIN CERTIFICATE") == trusts
-    assert certificates.role(api.text("replication", "tls.crt")) == objects.STREAMING_ROLE
+    assert certificates.role(api.text("replication", "tls.crt")) == OPERATOR_ROLE
     for key, secret in api.secrets.items():
         assert ("ca.key" in secret["data"]) == key.endswith("-authority"), "no key of an authority is anywhere else"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
+from harmony_pulumi.capabilities.postgresql_facts import OPERATOR_ROLE, REPLICATION_ROLE
 from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
@@ -414,7 +414,7 @@ class Deployment:
         if not changed:
             return False
         rotation = Rotation(
-            id=" ".join(f"{key}={int(self.props.get(key) or 0)}" for key in renewal.INPUTS),
+            id=renewal.id_by_input(self.props),
             authority="authority_generation" in changed,
             operator=self._operator,
             ended=False,
@@ -592,6 +592,8 @@ class Deployment:
             self.journal.note(change, step="populate")
         with self.journal.step("populate", f"roles and databases: {names}"):
             server.sql(files.roles_sql(credentials), port=marker.port)
+            if self._is_beside_a_cluster():  # Which tries new certificates by it, while it has no role to make it in.
+                server.sql(files.follower_role_sql(OPERATOR_ROLE), port=marker.port)
             server.sql(files.databases_sql(self.props["databases"]), port=marker.port)
             for database in self.props["databases"]:
                 if database["extensions"]:

@@ -392,7 +392,8 @@ def status(state: Mapping[str, Any]) -> str:
                 return (
                     f"unreachable: {state['root']} is gone; {' or '.join(elsewhere)}, which this host cannot ask, may "
                     f"hold this database, so none is made in its place. Fail over to that one if it is not active, and "
-                    f"have this folder back from a backup"
+                    f"have this folder back from a backup; a copy of the other one is not made here yet, and without "
+                    f"this server in its state, `pulumi up` would make an empty database"
                 )
             return "absent"
         return _status_in(connection, state, user)

@@ -73,6 +73,16 @@ class FilesOnHost:
         return self.server.write({f"{self.folder}/{name}": text for name, text in texts.items()})
 
 
+def id_by_input(props: Mapping[str, Any]) -> str:
+    """Return which rotation inputs ask for: the same for every member of a pair, which finishes it for all as one."""
+    return " ".join(f"{key}={int(props.get(key) or 0)}" for key in INPUTS)
+
+
+def is_by_input(rotation: Rotation) -> bool:
+    """Tell whether a rotation was asked for by inputs, and not by command."""
+    return rotation["id"].startswith(f"{INPUTS[0]}=")
+
+
 def renew(kept: Files, rotation: Rotation, address: str, days: int | None = None) -> None:
     """Write new certificates, unless this rotation did so before; then have the server `use` them.
 
