@@ -13,7 +13,15 @@ import pytest
 from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import certificates
-from harmony_pulumi.hosts.postgresql.renewal import distrust, last_rotation, renew, settle, write_begun
+from harmony_pulumi.hosts.postgresql.renewal import (
+    distrust,
+    id_by_input,
+    is_by_input,
+    last_rotation,
+    renew,
+    settle,
+    write_begun,
+)
 from tests.orchestration.sites import Killed
 
 TLS, ADDRESS, DAYS = "/srv/orders/tls", "db.example", 90
@@ -217,8 +225,8 @@ def test_without_a_rotation_there_is_nothing_to_settle_and_what_is_trusted_is_th
 
 
 def test_inputs_ask_for_the_same_rotation_wherever_a_member_is() -> None:
-    asked = renewal.id_by_input({"certificate_lifetime_days": 30.0, "authority_generation": 2, "address": "other"})
+    asked = id_by_input({"certificate_lifetime_days": 30.0, "authority_generation": 2, "address": "other"})
     assert asked == "certificate_lifetime_days=30 certificate_generation=0 authority_generation=2"
     rotation = Rotation(id=asked, authority=True, operator="a test", ended=False)
-    assert renewal.is_by_input(rotation)
-    assert not renewal.is_by_input({**rotation, "id": "5f0c"})
+    assert is_by_input(rotation)
+    assert not is_by_input({**rotation, "id": "5f0c"})
