@@ -75,7 +75,7 @@ class FilesOnHost:
 
 def id_by_input(props: Mapping[str, Any]) -> str:
     """Return which rotation inputs ask for: the same for every member of a pair, which finishes it for all as one."""
-    return " ".join(f"{key}={int(props.get(key) or 0)}" for key in INPUTS)
+    return " ".join(f"{key}={int(props[key]) if props.get(key) else 0}" for key in INPUTS)
 
 
 def is_by_input(rotation: Rotation) -> bool:
