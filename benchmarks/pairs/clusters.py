@@ -16,6 +16,7 @@ from benchmarks import common
 from benchmarks.pairs.base import Switched, wait_for
 from benchmarks.pairs.ours import harmony, keep_site
 from harmony_pulumi import PostgreSQLConfig
+from harmony_pulumi.capabilities.postgresql_facts import OPERATOR_ROLE
 from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.kubernetes import found, objects, tls
 from harmony_pulumi.kubernetes.api import Api, Paths
@@ -190,7 +191,7 @@ class ByHand(OnClusters):
         endpoint = {
             "host": self.endpoints[other]["host"],
             "port": str(self.endpoints[other]["port"]),
-            "user": objects.STREAMING_ROLE,
+            "user": OPERATOR_ROLE,
         }
         cluster, leads = self.cluster_names[name], name == self.leader
         thing = objects.cluster(
