@@ -21,10 +21,12 @@ class ClusterSecretsProvider(Provider):
         from harmony_pulumi.kubernetes import made, tls
 
         old, new = plain(_olds), plain(news)
+        new["live"] = old.get("live")
         if not is_known([new.get(key) for key in ("kubeconfig", "namespace", "cluster", "image")]):
             return CheckResult(new, [])
         try:
             found = made.problems(old, new, made.look(new), tls.files_of(new).served())
+            new["live"] = made.live(new)
         except UnreachableError as error:
             show(f"warning: {new['cluster']}: not checked at its API server: {error}")
             return CheckResult(new, [])
@@ -32,10 +34,13 @@ class ClusterSecretsProvider(Provider):
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
-        """Tell whether anything is made anew, or is reached in another way."""
+        """Tell whether anything is made anew, is reached in another way, or has changed while nobody deployed."""
+        from harmony_pulumi.kubernetes import made
+
         old, new = plain(_olds), plain(_news)
-        keys = new.keys() - {"endpoint", "made", "standing", "deadline"}
-        return DiffResult(changes=any(not is_known(new[key]) or old.get(key) != new[key] for key in keys))
+        keys = new.keys() - {"endpoint", "made", "standing", "deadline", "live"}
+        changed = any(not is_known(new[key]) or old.get(key) != new[key] for key in keys)
+        return DiffResult(changes=changed or made.has_changed(new.get("live") or {}, old))
 
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
@@ -111,6 +116,6 @@ class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
         super().__init__(
             ClusterSecretsProvider(),
             name,
-            {"endpoint": None, "made": None, "standing": None, **props},
+            {"endpoint": None, "made": None, "standing": None, "live": None, **props},
             pulumi.ResourceOptions.merge(hidden, opts),
         )

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.kubernetes import facts, made, objects, operator, slots
-from harmony_pulumi.providers import kubernetes_cluster
+from harmony_pulumi.hosts.postgresql import certificates
+from harmony_pulumi.kubernetes import facts, made, objects, operator, slots, tls
+from harmony_pulumi.providers import cluster_secrets, kubernetes_cluster
 
 INPUTS = {
     "namespace": "shop",
@@ -120,3 +121,20 @@ def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(monkeypatch: pyte
     assert failure.property == "kubeconfig"
     assert "other" in failure.reason
     assert "one" in failure.reason
+
+
+def test_what_changes_while_nobody_deploys_is_deployed_by_the_next_up() -> None:
+    authority = certificates.make_authority("east")
+    shown = {which: tls.issued(authority, "192.0.2.10", 30) for which in ("before", "now")}
+    old = {**INPUTS, "endpoint": {"host": "192.0.2.10", "port": 30432.0}, "made": shown["before"], "live": None}
+    same = {"endpoint": {"host": "192.0.2.10", "port": 30432}, "issued": made.issued(shown["before"])}
+    diff = cluster_secrets.ClusterSecretsProvider().diff
+    for live, changes in (
+        (None, False),
+        (same, False),
+        ({"endpoint": None, "issued": []}, False),
+        ({**same, "endpoint": {"host": "192.0.2.10", "port": 30433}}, True),
+        ({**same, "issued": made.issued(shown["now"])}, True),
+    ):
+        assert diff("id", old, {**INPUTS, "endpoint": None, "made": None, "live": live}).changes is changes, live
+    assert diff("id", old, {**INPUTS, "owner": "another", "live": None}).changes
