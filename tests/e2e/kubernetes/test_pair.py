@@ -10,7 +10,7 @@ import pytest
 
 from harmony_pulumi.capabilities.site import Certificates
 from harmony_pulumi.kubernetes.facts import api_of
-from harmony_pulumi.kubernetes.objects import path_of
+from harmony_pulumi.kubernetes.objects import SERVED, path_of
 from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, eventually
 from tests.e2e.kubernetes.conftest import Cluster
@@ -109,6 +109,30 @@ def test_a_cluster_that_is_cut_off_is_failed_over_from_and_comes_back_by_a_rewin
         harmony(stack, "revert", "--yes")
         running.wait_until_served()
     insist(stack, running, "primary")
+
+
+def test_a_replica_that_is_lost_is_made_anew_only_if_that_is_asked_for(stack: Stack) -> None:
+    site = stack.outputs()["site"]["members"]["replica"]
+    api, path = api_of(site), path_of(site["namespace"], site["cluster"])
+    before = api.get(path)
+    assert before
+    api.delete(path)
+    eventually(lambda: api.get(path) is None, "the cluster to be gone", 60)
+    said = stack.up("--refresh", expect=1)
+    assert "has served, and is gone" in said
+    assert api.get(path) is None
+    secret = f"/api/v1/namespaces/{site['namespace']}/secrets/{site['cluster']}-authority"
+    api.patch(secret, {"metadata": {"annotations": {SERVED: None}}})
+    stack.up("--refresh")
+    after = api.get(path)
+    assert after
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    with clients(stack) as running:
+        for target in ("toronto", "montreal"):
+            harmony(stack, "switchover", "--to", target, "--yes")
+            running.wait_until_served()
+    insist(stack, running, "primary")
+    stack.up("--expect-no-changes")
 
 
 def test_a_cluster_that_moves_its_own_leader_meanwhile_loses_nothing(stack: Stack) -> None:
