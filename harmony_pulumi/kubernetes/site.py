@@ -36,7 +36,7 @@ from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import PORT, PodInstance
-from harmony_pulumi.kubernetes.waiting import in_words, instance
+from harmony_pulumi.kubernetes.waiting import in_words, instance, instances
 from harmony_pulumi.orchestration.roles import leads
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -269,13 +269,8 @@ class ClusterPostgreSQL:
         """Fence every instance, and wait until this one has ended; return what it left."""
         self._insist_on_lock()
         self._annotate(objects.FENCED, '["*"]')
-        others = [name for name in self._there()["status"].get("instanceNames") or () if name != server.connection.pod]
-        # One without a pod runs nothing, and gets none while it is fenced.
-        pods = f"/api/v1/namespaces/{self._namespace}/pods"
-        others = [name for name in others if self.api.get(f"{pods}/{name}") is not None]
-        left = self._end_of(server)
-        for name in others:  # The operator may have been about to have another lead.
-            self._end_of(instance(self.api, self._namespace, name))
+        # The operator may have been about to have another lead. One without a pod gets none while it is fenced.
+        left, *_ = [self._end_of(each) for each in instances(self._there(), server)]
         status = self._there()["status"]
         leading = {status.get("currentPrimary"), status.get("targetPrimary") or status.get("currentPrimary")}
         if leading != {server.connection.pod}:
@@ -375,8 +370,7 @@ class ClusterPostgreSQL:
         }
         clusters = objects.external_clusters(name, self.handle["name"], known)
         self._apply(clusters, leads=False)
-        pods = cluster["status"].get("instanceNames") or [server.connection.pod]
-        changed = [slots.use(instance(self.api, self._namespace, pod), self.handle["slot"]) for pod in pods]
+        changed = [slots.use(each, self.handle["slot"]) for each in instances(cluster, server)]
         if objects.is_fenced(cluster):
             self._annotate(objects.FENCED, None)
         else:
