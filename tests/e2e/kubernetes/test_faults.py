@@ -6,6 +6,7 @@ visits all. All tests share one pair, as it was left, as long as it is healthy.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import shlex
@@ -339,7 +340,17 @@ def test_a_token_of_before_is_refused(pair: Pair) -> None:
 def test_a_promotion_token_that_was_left_over_hinders_nothing(pair: Pair) -> None:
     target = other_than(pair.leader)
     site = pair.handle["members"][target]
-    api_of(site).patch(path_of(site["namespace"], site["cluster"]), {"spec": {"replica": {"promotionToken": "b2xk"}}})
+    # One that was given by hand and never taken: its end of the WAL was elsewhere.
+    token = {
+        "databaseSystemIdentifier": pair.look()[target]["system_identifier"],
+        "latestCheckpointTimelineID": "1",
+        "latestCheckpointREDOLocation": "0/1000028",
+        "redoWalFile": "000000010000000000000001",
+        "timeOfLatestCheckpoint": "Fri 27 Nov 2026 09:00:00 AM UTC",
+        "operatorVersion": "1.27.0",
+    }
+    given = {"replica": {"promotionToken": base64.b64encode(json.dumps(token).encode()).decode()}}
+    api_of(site).patch(path_of(site["namespace"], site["cluster"]), {"spec": given})
     with pair.clients() as clients:
         done = pair.drive(target, pair.epoch + 1)
         assert done.status == 0, done.said
