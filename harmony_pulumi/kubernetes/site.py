@@ -248,6 +248,7 @@ class ClusterPostgreSQL:
         ):
             msg = f"{self.handle['name']}: the cluster {self._where} is a standby, and cannot step down"
             raise SiteError(msg)
+        self._drop_token(cluster)
         control = self._stop(server)
         if control["Database cluster state"] != "shut down":
             msg = (
@@ -324,9 +325,6 @@ class ClusterPostgreSQL:
         self._to_lead("promoted")
         cluster = self._there()
         if self._left_as(cluster) != "primary":
-            # The operator would wait for what a token of somebody's promotion by hand speaks of.
-            if (cluster["spec"].get("replica") or {}).get("promotionToken"):
-                self._change({"spec": {"replica": {"promotionToken": None}}})
             self._apply(cluster["spec"]["externalClusters"], leads=True)
         if objects.is_fenced(cluster):  # It starts as the standby that it was left as, and is promoted then.
             self._annotate(objects.FENCED, None)
@@ -369,6 +367,7 @@ class ClusterPostgreSQL:
             "user": certificates.role(source["certs"]["client_certificate"]),
         }
         clusters = objects.external_clusters(name, self.handle["name"], known)
+        self._drop_token(cluster)
         self._apply(clusters, leads=False)
         changed = [slots.use(each, self.handle["slot"]) for each in instances(cluster, server)]
         if objects.is_fenced(cluster):
@@ -389,7 +388,9 @@ class ClusterPostgreSQL:
 
     def fence(self) -> str:
         """Stop whatever runs here, and have it stay so."""
-        server = self._serving()
+        cluster = self._there()
+        server = self._instance(cluster)
+        self._drop_token(cluster)
         self._stop(server)
         server.write({server.standby_signal: ""})
         return "its instances are fenced"
@@ -615,6 +616,11 @@ class ClusterPostgreSQL:
         """Change whom the cluster follows, and own all that says so: about what others own, no declaration speaks."""
         thing = objects.told(self.handle["cluster"], clusters, leads=leads)
         self.api.apply(objects.path_of(self._namespace, self.handle["cluster"]), thing, manager=objects.MANAGER)
+
+    def _drop_token(self, cluster: Mapping[str, Any]) -> None:
+        """Drop a token that a promotion by hand has left: no standby may have one, and the operator waits for it."""
+        if (cluster["spec"].get("replica") or {}).get("promotionToken"):
+            self._change({"spec": {"replica": {"promotionToken": None}}})
 
     def _annotate(self, name: str, value: str | None) -> None:
         self._change({"metadata": {"annotations": {name: value}}})

@@ -6,6 +6,7 @@ visits all. All tests share one pair, as it was left, as long as it is healthy.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import shlex
@@ -337,13 +338,30 @@ def test_a_token_of_before_is_refused(pair: Pair) -> None:
 
 
 def test_a_promotion_token_that_was_left_over_hinders_nothing(pair: Pair) -> None:
-    target = other_than(pair.leader)
-    site = pair.handle["members"][target]
-    api_of(site).patch(path_of(site["namespace"], site["cluster"]), {"spec": {"replica": {"promotionToken": "b2xk"}}})
+    """Whoever promoted this one by hand has left it there."""
+    if not pair.epoch:
+        pair.killed_and_again("switchover", other_than(pair.leader))
+    source = pair.leader
+    target = other_than(source)
+    site = pair.handle["members"][source]
+    token = {
+        "databaseSystemIdentifier": pair.look()[source]["system_identifier"],
+        "latestCheckpointTimelineID": "1",
+        "latestCheckpointREDOLocation": "0/1000028",
+        "redoWalFile": "000000010000000000000001",
+        "timeOfLatestCheckpoint": "Fri 27 Nov 2026 09:00:00 AM UTC",
+        "operatorVersion": "1.27.0",
+    }
+    text = base64.b64encode(json.dumps(token).encode()).decode()
+    api, path = api_of(site), path_of(site["namespace"], site["cluster"])
+    api.patch(path, {"spec": {"replica": {"promotionToken": text}}})
     with pair.clients() as clients:
         done = pair.drive(target, pair.epoch + 1)
         assert done.status == 0, done.said
         pair.insist(clients, target)
+    there = api.get(path)
+    assert there
+    assert "promotionToken" not in there["spec"]["replica"]
 
 
 def test_roles_move_three_times_in_a_row(pair: Pair) -> None:
