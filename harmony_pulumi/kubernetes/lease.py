@@ -55,13 +55,13 @@ def expired(before: Mapping[str, Any] | None, now: Mapping[str, Any], since: flo
 
 
 @contextmanager
-def held(api: Api, namespace: str, name: str, owner: str, who: str, *, deadline: float) -> Generator[Held]:
-    """Hold a lease until the block ends, or this process dies and it expires.
+def held(api: Api, namespace: str, cluster: str, owner: str, who: str, *, deadline: float) -> Generator[Held]:
+    """Hold the lease of a PostgreSQL cluster until the block ends, or this process dies and it expires.
 
     Args:
         api: of the cluster.
         namespace: where the lease is; it is made if it is not there.
-        name: its name.
+        cluster: whose one operation at a time it is for.
         owner: whose it is.
         who: holds it, for others to read.
         deadline: seconds to wait for somebody else who renews it.
@@ -70,6 +70,7 @@ def held(api: Api, namespace: str, name: str, owner: str, who: str, *, deadline:
         SiteError: somebody else holds it; the message says who.
         UnreachableError: the API server does not answer.
     """
+    name = f"{cluster}-operation"
     folder = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
     token = f"{who} #{time.monotonic_ns():x}"
     _take(api, folder, objects.metadata(name, namespace, owner), token, deadline)

@@ -172,8 +172,8 @@ class ClusterPostgreSQL:
     @contextmanager
     def alone(self, operator: str) -> Generator[Callable[[str], None]]:
         """Keep every other operation on this cluster out."""
-        name, owner = f"{self.handle['cluster']}-operation", self.handle["owner"]
-        with lease.held(self.api, self._namespace, name, owner, operator, deadline=_LOCK_DEADLINE) as lock:
+        cluster, owner = self.handle["cluster"], self.handle["owner"]
+        with lease.held(self.api, self._namespace, cluster, owner, operator, deadline=_LOCK_DEADLINE) as lock:
             self._held.append(lock)
             try:
                 yield self.record

@@ -153,7 +153,7 @@ def use(server: PodInstance, kept: ClusterFiles) -> None:
         lambda answer: answer[0],
         deadline=_DEADLINE,
         words=lambda answer: answer[1],
-        advice=f"See the log of the {server.connection.name.partition(': ')[2]}.",
+        advice=f"See the log of the pod {server.connection.namespace}/{server.connection.pod}.",
     )
     renewal.settle(kept)
 
@@ -205,7 +205,7 @@ def _until_there(
         lambda paths: not paths,
         deadline=_DEADLINE,
         words=lambda paths: f"{', '.join(paths)} is still that of before",
-        advice=f"Does the operator run? See the log of the {server.connection.name.partition(': ')[2]}.",
+        advice=f"Does the operator run? See the log of the pod {server.connection.namespace}/{server.connection.pod}.",
     )
 
 

@@ -71,8 +71,7 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
     kept = tls.files_of(site)
     kept.serves(cluster["metadata"]["uid"])
     # A role change, or a rotation by command, is to come before all of this, or after it.
-    lock = f"{name}-operation"
-    with lease.held(api, namespace, lock, site["owner"], operator("`pulumi up`"), deadline=props["deadline"]):
+    with lease.held(api, namespace, name, site["owner"], operator("`pulumi up`"), deadline=props["deadline"]):
         if server.look(queries.IN_RECOVERY, port=PORT):
             if props["source"]:
                 _follow_as_declared(api, cluster, site, props["source"])

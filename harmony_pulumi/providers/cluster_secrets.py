@@ -69,11 +69,10 @@ class ClusterSecretsProvider(Provider):
         old, new = plain(_olds), plain(_news)
         endpoint, kept = made.endpoint(new), tls.files_of(new)
         moved = old["endpoint"]["host"] != endpoint["host"]
-        changed = [key for key in renewal.INPUTS if (old.get(key) or 0) != (new.get(key) or 0)]
+        changed = renewal.changed_inputs(old, new)
         if moved or changed:
-            authority, lock = "authority_generation" in changed, f"{new['cluster']}-operation"
-            by = operator("`pulumi up`")
-            with lease.held(kept.api, new["namespace"], lock, new["owner"], by, deadline=new["deadline"]):
+            authority, by = "authority_generation" in changed, operator("`pulumi up`")
+            with lease.held(kept.api, kept.namespace, kept.cluster, kept.owner, by, deadline=new["deadline"]):
                 tls.renew_as_declared(kept, new, endpoint["host"], moved=moved, authority=authority)
         found = {**old["made"], **tls.shown(kept)}
         passwords = made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])

@@ -14,6 +14,7 @@ from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.hosts.postgresql.renewal import (
+    changed_inputs,
     distrust,
     id_by_input,
     is_by_input,
@@ -230,3 +231,11 @@ def test_inputs_ask_for_the_same_rotation_wherever_a_member_is() -> None:
     rotation = Rotation(id=asked, authority=True, operator="a test", ended=False)
     assert is_by_input(rotation)
     assert not is_by_input({**rotation, "id": "5f0c"})
+
+
+def test_what_is_not_given_is_as_it_was_where_it_is_none() -> None:
+    before = {"certificate_lifetime_days": 365, "certificate_generation": None, "address": "one"}
+    after = {"certificate_lifetime_days": 365.0, "authority_generation": 0, "address": "other"}
+    assert changed_inputs(before, after) == set()
+    assert changed_inputs(before, {**after, "certificate_generation": 1}) == {"certificate_generation"}
+    assert changed_inputs({}, before) == {"certificate_lifetime_days"}

@@ -138,7 +138,9 @@ def test_what_the_operator_leaves_of_a_longer_certificate_is_not_waited_to_go(re
         assert paths == [path]
         return {path: texts.pop(0)}
 
-    connection = SimpleNamespace(name="a pod", namespace="shop", api=SimpleNamespace(patch=patch), read_files=read)
+    connection = SimpleNamespace(
+        name="a pod", namespace="shop", pod="east-orders-1", api=SimpleNamespace(patch=patch), read_files=read
+    )
     server: Any = SimpleNamespace(connection=connection, user="postgres")
     tls.insist_on_peer(server, "east-orders", certificate)
     assert not texts

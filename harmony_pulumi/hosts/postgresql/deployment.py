@@ -410,7 +410,7 @@ class Deployment:
 
     def _renew(self, server: Server, before: Mapping[str, Any]) -> bool:
         """Write new certificates if what is declared of them has changed, once, also where a run was cut off."""
-        changed = {key for key in renewal.INPUTS if (before.get(key) or 0) != (self.props.get(key) or 0)}
+        changed = renewal.changed_inputs(before, self.props)
         if not changed:
             return False
         rotation = Rotation(

@@ -61,8 +61,8 @@ def plan(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | list[str]:
         reload_.append("max_slot_wal_keep_size")
     if old["authentication"] != new["authentication"]:
         reload_.append("pg_hba.conf")
-    if any((old.get(key) or 0) != (new.get(key) or 0) for key in renewal.INPUTS):
-        another = (old.get("authority_generation") or 0) != (new.get("authority_generation") or 0)
+    if changed := renewal.changed_inputs(old, new):
+        another = "authority_generation" in changed
         reload_.append("another authority and new certificates" if another else "new certificates")
     known = {database["name"] for database in old["databases"]}
     made = [database["name"] for database in new["databases"] if database["name"] not in known]

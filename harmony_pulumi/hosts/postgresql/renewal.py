@@ -73,9 +73,19 @@ class FilesOnHost:
         return self.server.write({f"{self.folder}/{name}": text for name, text in texts.items()})
 
 
+def _asked(props: Mapping[str, Any]) -> dict[str, int]:
+    return {key: int(props[key]) if props.get(key) else 0 for key in INPUTS}
+
+
+def changed_inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    """Return which of the inputs that ask for new certificates have changed."""
+    before = _asked(old)
+    return {key for key, value in _asked(new).items() if value != before[key]}
+
+
 def id_by_input(props: Mapping[str, Any]) -> str:
     """Return which rotation inputs ask for: the same for every member of a pair, which finishes it for all as one."""
-    return " ".join(f"{key}={int(props[key]) if props.get(key) else 0}" for key in INPUTS)
+    return " ".join(f"{key}={value}" for key, value in _asked(props).items())
 
 
 def is_by_input(rotation: Rotation) -> bool:
