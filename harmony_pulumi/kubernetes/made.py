@@ -34,15 +34,26 @@ def endpoint(props: Mapping[str, Any]) -> dict[str, Any]:
     return place
 
 
-def live(props: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what may change while nobody deploys: the address, by itself; and certificates, by command."""
-    return {"endpoint": _endpoint_now(props), "issued": issued(tls.shown(tls.files_of(props)))}
+def live(props: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what may change while nobody deploys: the address, by itself; certificates, by command; all, by `destroy`.
+
+    Args:
+        props: the inputs of a cluster.
+        cluster: as it is; None if there is none.
+    """
+    return {
+        "endpoint": _endpoint_now(props),
+        "issued": issued(tls.shown(tls.files_of(props))),
+        "asleep": cluster is not None and objects.is_asleep(cluster),
+    }
 
 
 def has_changed(now: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     """Tell whether what is live now is not what was deployed, as far as it is known."""
     endpoint, serials = now.get("endpoint"), now.get("issued")
-    return bool((endpoint and endpoint != old["endpoint"]) or (serials and serials != issued(old["made"])))
+    # One that sleeps was left so by a `destroy` that was cut off: it is declared anew next, and must be as it stands.
+    asleep = now.get("asleep")
+    return bool(asleep or (endpoint and endpoint != old["endpoint"]) or (serials and serials != issued(old["made"])))
 
 
 def issued(made: Mapping[str, Any]) -> list[str]:

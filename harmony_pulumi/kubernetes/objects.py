@@ -313,6 +313,11 @@ def roles_at_first(name: str, member: str, source: Mapping[str, Any] | None) -> 
     return {"replica": following(name, leads=False), "externalClusters": external_clusters(name, member, source)}
 
 
+def is_asleep(cluster: Mapping[str, Any]) -> bool:
+    """Tell whether a cluster is stopped, and its data kept: CloudNativePG, "Declarative hibernation"."""
+    return (cluster["metadata"].get("annotations") or {}).get(HIBERNATION) == "on"
+
+
 def roles_of(cluster: Mapping[str, Any]) -> dict[str, Any]:
     """Return what says whom a cluster follows, as it is: orchestration may have moved roles since it was made."""
     return {key: cluster["spec"][key] for key in ("replica", "externalClusters") if key in cluster["spec"]}

@@ -69,7 +69,7 @@ _WHICH = """
 SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
 FROM pg_control_system()
 """
-_AS = {True: "primary", False: "standby", None: "server"}
+_PROMOTE = queries.PROMOTE.format(tries=200)  # Each of 5 ms; then its cluster is looked at again.
 _LOOK = queries.together(seen=queries.LOOK, which=_WHICH)
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
@@ -127,7 +127,7 @@ class ClusterPostgreSQL:
         seen["roles"] = None if text is None else roles_from(json.loads(text))
         seen["certificates"], seen["flaws"] = self._certificates()
         pod = status.get("currentPrimary")
-        if not pod or self._is_asleep(cluster):
+        if not pod or objects.is_asleep(cluster):
             seen["left_as"] = self._left_as(cluster)
             return
         server = instance(self.api, self._namespace, pod)
@@ -232,7 +232,7 @@ class ClusterPostgreSQL:
 
     def forget(self, follower: str) -> None:
         """Drop the slot of a member, once this server has started: nobody waited for one that was to follow."""
-        self._until(leads=None)
+        self._until(leads=False)
         self._serving().sql(files.drop_slot_sql(follower), port=PORT)
 
     def ease(self) -> None:
@@ -562,19 +562,23 @@ class ClusterPostgreSQL:
             msg = f"{self.handle['name']}: {self._where} is not {what}: it was told that {told}"
             raise SiteError(msg)
 
-    def _until(self, *, leads: bool | None) -> None:
-        """Wait until the server takes writes, or until it is a standby; None: until it answers."""
+    def _until(self, *, leads: bool) -> None:
+        """Wait until the server answers; one that is to lead is promoted then, and waited for until it takes writes.
+
+        Its operator would promote it, too, but looks at nothing for 25 s after a fence was lifted (CloudNativePG 1.27,
+        `RequestAndWaitFencingOff`), while clients wait. It takes one that leads already for what it is.
+        """
 
         def is_so() -> bool:
             cluster = self._there()  # As long as that can be told, a pod that cannot be asked may be on its way.
             try:
-                in_recovery: bool = self._instance(cluster).look(queries.IN_RECOVERY, port=PORT)
+                said = self._instance(cluster).sql(_PROMOTE if leads else queries.IN_RECOVERY, port=PORT)
             except SiteError:
                 return False
-            return leads is None or in_recovery is not leads
+            return not leads or said.splitlines()[-1] == "f"
 
         wait_for(
-            f"{self.handle['name']}: the cluster {self._where} as a {_AS[leads]}",
+            f"{self.handle['name']}: the cluster {self._where}{' as a primary' if leads else ''}",
             is_so,
             bool,
             deadline=_PROMOTE_DEADLINE,
@@ -660,9 +664,6 @@ class ClusterPostgreSQL:
     def _left_as(self, cluster: Mapping[str, Any]) -> str:
         replica = cluster["spec"].get("replica")
         return "primary" if replica is None or replica["primary"] == replica["self"] else "standby"
-
-    def _is_asleep(self, cluster: Mapping[str, Any]) -> bool:
-        return (cluster["metadata"].get("annotations") or {}).get(objects.HIBERNATION) == "on"
 
     def _certificates(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return when each certificate expires, and what else is wrong with one."""

@@ -25,8 +25,9 @@ class ClusterSecretsProvider(Provider):
         if not is_known([new.get(key) for key in ("kubeconfig", "namespace", "cluster", "image")]):
             return CheckResult(new, [])
         try:
-            found = made.problems(old, new, made.look(new), tls.files_of(new).served())
-            new["live"] = made.live(new)
+            cluster = made.look(new)
+            found = made.problems(old, new, cluster, tls.files_of(new).served())
+            new["live"] = made.live(new, cluster)
         except UnreachableError as error:
             show(f"warning: {new['cluster']}: not checked at its API server: {error}")
             return CheckResult(new, [])
@@ -67,7 +68,7 @@ class ClusterSecretsProvider(Provider):
         from harmony_pulumi.orchestration.journal import operator
 
         old, new = plain(_olds), plain(_news)
-        endpoint, kept = made.endpoint(new), tls.files_of(new)
+        standing, endpoint, kept = made.standing(new), made.endpoint(new), tls.files_of(new)
         moved = old["endpoint"]["host"] != endpoint["host"]
         changed = renewal.changed_inputs(old, new)
         if moved or changed:
@@ -76,7 +77,9 @@ class ClusterSecretsProvider(Provider):
                 tls.renew_as_declared(kept, new, endpoint["host"], moved=moved, authority=authority)
         found = {**old["made"], **tls.shown(kept)}
         passwords = made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])
-        return UpdateResult({**old, **new, "endpoint": endpoint, "made": {**found, "passwords": passwords}})
+        return UpdateResult(
+            {**old, **new, "endpoint": endpoint, "made": {**found, "passwords": passwords}, "standing": standing}
+        )
 
     @clean_errors
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:

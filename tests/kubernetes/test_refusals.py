@@ -127,7 +127,7 @@ def test_what_changes_while_nobody_deploys_is_deployed_by_the_next_up() -> None:
     authority = certificates.make_authority("east")
     shown = {which: tls.issued(authority, "192.0.2.10", 30) for which in ("before", "now")}
     old = {**INPUTS, "endpoint": {"host": "192.0.2.10", "port": 30432.0}, "made": shown["before"], "live": None}
-    same = {"endpoint": {"host": "192.0.2.10", "port": 30432}, "issued": made.issued(shown["before"])}
+    same = {"endpoint": {"host": "192.0.2.10", "port": 30432}, "issued": made.issued(shown["before"]), "asleep": False}
     diff = cluster_secrets.ClusterSecretsProvider().diff
     for live, changes in (
         (None, False),
@@ -135,6 +135,7 @@ def test_what_changes_while_nobody_deploys_is_deployed_by_the_next_up() -> None:
         ({"endpoint": None, "issued": []}, False),
         ({**same, "endpoint": {"host": "192.0.2.10", "port": 30433}}, True),
         ({**same, "issued": made.issued(shown["now"])}, True),
+        ({**same, "asleep": True}, True),
     ):
         assert diff("id", old, {**INPUTS, "endpoint": None, "made": None, "live": live}).changes is changes, live
     assert diff("id", old, {**INPUTS, "owner": "another", "live": None}).changes
