@@ -195,6 +195,12 @@ def external_cluster(cluster: str, name_of_member: str, source: Mapping[str, Any
     }
 
 
+def nobody(cluster: str) -> list[dict[str, Any]]:
+    """Return both members of a pair, as one knows them that was never told of the other: it can reach none."""
+    itself = {"name": cluster, "connectionParameters": {"host": f"{cluster}-rw"}}
+    return [itself, {"name": PEER, "connectionParameters": {"host": "nobody.invalid"}}]
+
+
 def following(cluster: str, *, leads: bool) -> dict[str, Any]:
     """Return the part of a cluster that says whether it follows the other one."""
     return {"self": cluster, "primary": cluster if leads else PEER, "source": PEER}

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from harmony_pulumi.capabilities.site import (
 )
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
-from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
+from harmony_pulumi.hosts.postgresql.instance import Session, echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
 from harmony_pulumi.kubernetes import lease, objects, slots, tls
@@ -85,6 +86,8 @@ class ClusterPostgreSQL:
 
     handle: Mapping[str, Any]
     _held: list[lease.Held] = field(default_factory=list[lease.Held], repr=False)
+    _session: Session = field(default_factory=Session, repr=False)
+    """With the instance that is about to take over: no time is lost by connecting."""
 
     @classmethod
     def from_handle(cls, handle: Mapping[str, Any]) -> ClusterPostgreSQL:
@@ -150,9 +153,8 @@ class ClusterPostgreSQL:
             return
         seen.update(found["seen"])
         seen["state"], seen["detail"] = "running", ""
-        # Its own instances are this one site: who follows from elsewhere says by what name.
-        own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
-        seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
+        # Its own instances are this one site.
+        seen["replicas"] = [replica for replica in seen["replicas"] if not self._is_own(replica)]
         seen["waits_for"] = ""  # Commits wait for none but these.
         seen["slots"] = [slot for slot in seen["slots"] if not slot["name"].startswith(_OWN_SLOTS)]
         seen["version"], seen["system_identifier"] = found["which"]
@@ -179,6 +181,7 @@ class ClusterPostgreSQL:
                 yield self.record
             finally:
                 self._held.clear()
+                self._session.close()
 
     def survey(self) -> Survey:
         """Look at what decides whether this server can take another's place, or follow it."""
@@ -187,6 +190,7 @@ class ClusterPostgreSQL:
         self.api.patch(cluster, {"metadata": {"annotations": {objects.FENCED: None}}}, dry_run=True)
         there = self._there()
         status, instances = there["status"], there["spec"]["instances"]
+        server = self._instance(there)
         # The operator takes its time to say so of the one that leads, which answers or does not.
         if instances > 1 and status.get("readyInstances") != instances and not objects.is_fenced(there):
             msg = (
@@ -200,7 +204,21 @@ class ClusterPostgreSQL:
                 f"{self.handle['name']}: {self._where} is moving to its instance {target}; once it has, run this again"
             )
             raise SiteError(msg)
-        return survey(self._instance(there), PORT)
+        if instances > 1 and not objects.is_fenced(there):
+            replicas = server.look(_LOOK, port=PORT)["seen"]["replicas"]
+            streaming = sum(self._is_own(replica) and replica["state"] == "streaming" for replica in replicas)
+            if streaming < instances - 1:
+                msg = (
+                    f"{self.handle['name']}: {streaming} of {instances - 1} local replicas of {self._where} stream "
+                    f"from {server.connection.pod}; expected all, as one that does not may have another history: see "
+                    f"`kubectl cnpg status`, or have that one made anew, by `kubectl cnpg destroy`, then run this again"
+                )
+                raise SiteError(msg)
+        return survey(server, PORT)
+
+    def _is_own(self, replica: Mapping[str, Any]) -> bool:
+        """Tell whether a replica is an instance of this cluster: who follows from elsewhere says by what name."""
+        return bool(re.fullmatch(rf"{re.escape(self.handle['cluster'])}-\d+", replica["name"]))
 
     def echo(self, follower: str, *, deadline: float) -> str:
         """Write a restore point, and wait until a standby has it on disk."""
@@ -228,7 +246,11 @@ class ClusterPostgreSQL:
 
     def prepare(self, follower: str) -> None:
         """Keep WAL from here on for a follower, by its slot."""
-        self._serving().sql(files.make_slot_sql(follower), port=PORT)
+        server = self._serving()
+        said = server.sql(f"{files.make_slot_sql(follower)}SELECT pg_is_in_recovery()", port=PORT)
+        # One that leads already is to be asked for nothing that clients wait for.
+        if self._held and said.splitlines()[-1] == "t":
+            self._session.open(server, PORT)
 
     def forget(self, follower: str) -> None:
         """Drop the slot of a member, once this server has started: nobody waited for one that was to follow."""
@@ -256,15 +278,25 @@ class ClusterPostgreSQL:
                 f"(`{control['Database cluster state']}`), so what it acknowledged may not be in its last checkpoint"
             )
             raise SiteError(msg)
-        # Whoever lifts the fence has a standby: the operator takes this file for what the instance is.
-        server.write({server.standby_signal: ""})
         lsn, timeline = control["Latest checkpoint location"], int(control["Latest checkpoint's TimeLineID"])
-        return {
-            "system_identifier": control["Database system identifier"],
-            "timeline": timeline,
-            "lsn": lsn,
-            "record": server.wal_record(timeline, lsn),
-        }
+        with ThreadPoolExecutor(1) as meanwhile:  # Clients wait, and a command in a pod takes its time to begin.
+            record = meanwhile.submit(server.wal_record, timeline, lsn)
+            self._leave_as_standby(server, cluster)
+            return {
+                "system_identifier": control["Database system identifier"],
+                "timeline": timeline,
+                "lsn": lsn,
+                "record": record.result(),
+            }
+
+    def _leave_as_standby(self, server: PodInstance, cluster: Mapping[str, Any]) -> None:
+        """Have whoever lifts the fence find a standby, also by hand: the operator promotes what is declared to lead."""
+        self._insist_on_lock()
+        server.write({server.standby_signal: ""})
+        # Only now: what is declared to follow, and is a primary by its files, it demotes and starts by itself.
+        if self._left_as(cluster) == "primary":
+            known = cluster["spec"].get("externalClusters") or objects.nobody(self.handle["cluster"])
+            self._apply(known, leads=False)
 
     def _stop(self, server: PodInstance) -> Mapping[str, str]:
         """Fence every instance, and wait until this one has ended; return what it left."""
@@ -298,8 +330,12 @@ class ClusterPostgreSQL:
         """Be the primary again, after a demotion that nobody has taken over from."""
         self._to_lead("reinstated")
         server, _ = self._once_it_answers()
-        if objects.is_fenced(self._there()):
+        cluster = self._there()
+        self._insist_on_lock()
+        if objects.is_fenced(cluster):
             server.remove(server.standby_signal)
+        if self._left_as(cluster) != "primary":
+            self._apply(cluster["spec"]["externalClusters"], leads=True)
         self._annotate(objects.FENCED, None)
         self._until(leads=True)
 
@@ -310,7 +346,7 @@ class ClusterPostgreSQL:
         look = files.replayed_sql(token["lsn"], record=True)
         wait_for(
             f"{self.handle['name']}: everything up to {token['lsn']}",
-            lambda: server.look(look, port=PORT),
+            lambda: json.loads(self._session.sql(server, look, port=PORT, timeout=60)),
             bool,
             deadline=deadline,
             advice=f"See the log of the pod {self._namespace}/{server.connection.pod}",
@@ -392,7 +428,7 @@ class ClusterPostgreSQL:
         server = self._instance(cluster)
         self._drop_token(cluster)
         self._stop(server)
-        server.write({server.standby_signal: ""})
+        self._leave_as_standby(server, cluster)
         return "its instances are fenced"
 
     def history(self) -> list[Fork]:
@@ -421,13 +457,16 @@ class ClusterPostgreSQL:
 
         One that cannot recover, or crashed as a standby, is left as it is: it can be copied, not rewound.
         """
-        server = self._serving()
+        cluster = self._there()
+        server = self._instance(cluster)
         state = self._stop(server)["Database cluster state"]
-        if state in {"shut down", "shut down in recovery"}:
-            server.write({server.standby_signal: ""})
-        elif state not in {"in archive recovery", "starting up"} or not self._is_standby(server):
+        crashed = state not in {"shut down", "shut down in recovery"}
+        if crashed and not (state in {"in archive recovery", "starting up"} and self._is_standby(server)):
+            self._insist_on_lock()
             server.remove(f"{server.data}/postmaster.pid")  # Nothing runs: a killed server leaves it.
             self._past(server).recover(server.data, lambda recovers: recovers())
+        if not crashed or self._is_standby(server):
+            self._leave_as_standby(server, cluster)
 
     def _is_standby(self, server: PodInstance) -> bool:
         """Tell whether a server that does not run is a standby, whatever its cluster is declared to be."""
@@ -458,12 +497,33 @@ class ClusterPostgreSQL:
         auto = f"{server.data}/postgresql.auto.conf"
         server.connection.check(["chmod", "u+w", "--", auto])
         self._copy_config(server, server.data, _CONFIG)  # A rewind removes what its source has not.
-        server.connection.check(argv, **options)
+        self._insist_on_lock()
+        done = server.connection.run(argv, **options)
+        said = (done.stderr.strip() or done.stdout.strip())[-500:]
+        if done.status and CANNOT_CONNECT.search(said):
+            with past.may_pass("be rewound"):  # It connects before it writes anything.
+                server.connection.check(["chmod", "u-w", "--", auto])
+                raise SiteError(said)
+        if done.status:
+            raise SiteError(f"{server.connection.name}: pg_rewind ended with status {done.status}: {said}")
         self._copy_config(server, _CONFIG, server.data)
         server.connection.check(["chmod", "u-w", "--", auto])
         server.write({server.standby_signal: ""})
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
+        self._have_copies_made_anew(server)
         return ""
+
+    def _have_copies_made_anew(self, server: PodInstance) -> None:
+        """Remove the other instances: what was taken back here, and put aside, they still have.
+
+        They would never stream again, and the operator might have one lead: it asks only whether a server answers. It
+        copies them from this one. CloudNativePG, "Kubectl Plugin", `destroy`.
+        """
+        for name in self._there()["status"].get("instanceNames") or ():
+            if name != server.connection.pod:
+                self._insist_on_lock()
+                for kind in ("persistentvolumeclaims", "pods"):  # A volume goes once no pod has it.
+                    self.api.delete(f"/api/v1/namespaces/{self._namespace}/{kind}/{name}")
 
     def _insist_on_no_rewind(self, server: PodInstance) -> None:
         """Refuse where a rewind runs: what was begun in a pod runs on there as its connection is cut off."""
@@ -511,8 +571,10 @@ class ClusterPostgreSQL:
             self._copy_config(server, folder, making)
         server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
         kept = f"{_KEPT}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        self._insist_on_lock()
         server.connection.check(["sh", "-c", _SWAP, "sh", server.data, kept, making])
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
+        self._have_copies_made_anew(server)
 
     def _insist_on_room(self, server: PodInstance) -> None:
         """Refuse a copy that would fill the volume: what is there stays, and is about as big."""
@@ -571,8 +633,10 @@ class ClusterPostgreSQL:
 
         def is_so() -> bool:
             cluster = self._there()  # As long as that can be told, a pod that cannot be asked may be on its way.
+            self._insist_on_lock()
             try:
-                said = self._instance(cluster).sql(_PROMOTE if leads else queries.IN_RECOVERY, port=PORT)
+                server = self._instance(cluster)
+                said = self._session.sql(server, _PROMOTE if leads else queries.IN_RECOVERY, port=PORT, timeout=60)
             except SiteError:
                 return False
             return not leads or said.splitlines()[-1] == "f"
@@ -614,10 +678,12 @@ class ClusterPostgreSQL:
             lock.insist()
 
     def _change(self, body: Mapping[str, Any]) -> None:
+        self._insist_on_lock()
         self.api.patch(objects.path_of(self._namespace, self.handle["cluster"]), body)
 
     def _apply(self, clusters: list[dict[str, Any]], *, leads: bool) -> None:
         """Change whom the cluster follows, and own all that says so: about what others own, no declaration speaks."""
+        self._insist_on_lock()
         thing = objects.told(self.handle["cluster"], clusters, leads=leads)
         self.api.apply(objects.path_of(self._namespace, self.handle["cluster"]), thing, manager=objects.MANAGER)
 

@@ -168,6 +168,41 @@ def test_a_cluster_that_moves_its_own_leader_meanwhile_loses_nothing(stack: Stac
     assert leading() == (second, second)
 
 
+def test_what_a_rewind_takes_back_is_in_no_instance_any_more(
+    stack: Stack, our_clusters: tuple[Cluster, Cluster]
+) -> None:
+    """As the test before left it, montreal has two instances."""
+    lost, (site, _) = our_clusters[0], stack.outputs()["site"]["members"].values()
+    api, path = api_of(site), path_of(site["namespace"], site["cluster"])
+
+    def instances() -> set[str]:
+        there = api.get(path) or {}
+        return {*there["status"]["instanceNames"]}
+
+    def streaming() -> int:
+        there = api.get(path) or {}
+        argv = ["psql", "-XAtc", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"]
+        status, said = lost.execute(site["namespace"], there["status"]["currentPrimary"], *argv)
+        return int(said) if status == 0 else 0
+
+    before = instances()
+    assert len(before) == 2
+    with clients(stack) as running:
+        lost.cut_from_peer()
+        running.wait_until_served()  # Only montreal, and both of its instances, have this.
+        running.stop()
+    harmony(stack, "failover", "--to", "toronto", "--yes", "--max-data-loss", "1000000", "--accept-unknown-loss")
+    lost.mend()
+    assert "montreal is rewound" in harmony(stack, "rejoin", "--yes")
+    eventually(lambda: streaming() == 1, "another instance to stream from the one that leads in montreal", 180)
+    assert len(instances() - before) == 1
+    with clients(stack) as running:
+        harmony(stack, "revert", "--yes")
+        running.wait_until_served()
+    insist(stack, running, "primary")
+    eventually(lambda: streaming() == 2, "toronto and the other instance to stream", 60)
+
+
 def test_destroy_keeps_the_data_and_the_next_up_takes_it_over(stack: Stack) -> None:
     def rows() -> int:
         outputs = stack.outputs()
