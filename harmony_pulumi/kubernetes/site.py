@@ -160,8 +160,10 @@ class ClusterPostgreSQL:
         seen["version"], seen["system_identifier"] = found["which"]
 
     def record(self, lines: str) -> None:
-        """Append whole lines to the log of events."""
-        self._keeping("events").append("events", lines)
+        """Append whole lines to the log of events, but for how far a copy is: that would push out all else."""
+        kept = [line for line in lines.splitlines(keepends=True) if json.loads(line).get("state") != "progress"]
+        if kept:
+            self._keeping("events").append("events", "".join(kept))
 
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits wait for nobody: that they wait for another cluster is not offered yet."""

@@ -177,7 +177,7 @@ def test_what_a_rewind_takes_back_is_in_no_instance_any_more(
 
     def instances() -> set[str]:
         there = api.get(path) or {}
-        return {*there["status"]["instanceNames"]}
+        return {*there["status"]["instanceNames"]} if there["status"]["readyInstances"] == 2 else set()
 
     def streaming() -> int:
         there = api.get(path) or {}
@@ -191,11 +191,17 @@ def test_what_a_rewind_takes_back_is_in_no_instance_any_more(
         lost.cut_from_peer()
         running.wait_until_served()  # Only montreal, and both of its instances, have this.
         running.stop()
-    harmony(stack, "failover", "--to", "toronto", "--yes", "--max-data-loss", "1000000", "--accept-unknown-loss")
+    lost.cut()
+    harmony(
+        stack,
+        *("failover", "--to", "toronto", "--yes", "--max-data-loss", "1000000", "--accept-unknown-loss"),
+        *("--fenced-by-me", "montreal"),
+    )
     lost.mend()
+    eventually(lambda: status(stack)["montreal"]["state"] == "running", "montreal to answer", 60)
     assert "montreal is rewound" in harmony(stack, "rejoin", "--yes")
-    eventually(lambda: streaming() == 1, "another instance to stream from the one that leads in montreal", 180)
-    assert len(instances() - before) == 1
+    eventually(lambda: len(instances() - before) == 1, "another instance of montreal to be ready", 180)
+    eventually(lambda: streaming() == 1, "it to stream from the one that leads in montreal", 60)
     with clients(stack) as running:
         harmony(stack, "revert", "--yes")
         running.wait_until_served()
