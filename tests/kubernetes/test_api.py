@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -159,6 +160,27 @@ def test_an_operator_that_is_down_is_told_at_once(server: Server) -> None:
     with pytest.raises(SiteError, match="while its operator does not answer"):
         api(server).patch("/a", {})
     assert len(server.asked) == 1
+
+
+def test_what_balances_to_no_server_just_then_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.6)
+    accepted: list[object] = []
+
+    def hang_up(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                accepted.append(connection)
+                connection.recv(4096)  # The beginning of TLS.
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=hang_up, args=(listening,), daemon=True).start()
+        text = kubeconfig(listening.getsockname()[1]).replace("http:", "https:")
+        with pytest.raises(UnreachableError, match="does not answer"):
+            Api("east", text).get("/a")
+        listening.shutdown(socket.SHUT_RDWR)
+    assert len(accepted) > 1
 
 
 def test_a_server_that_is_not_there_is_not_waited_for() -> None:
