@@ -250,6 +250,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 enable_secret_mutable=True,
                 # What `destroy` kept is taken over by the next `up`: only what is ours, which is looked at before.
                 upsert_existing_objects=True,
+                # Else a cluster that is gone has `refresh` fail for the other one, too: it is warned of, and stays.
+                skip_update_unreachable=True,
                 opts=child,
             )
             kept = pulumi.ResourceOptions(parent=self, provider=provider, retain_on_delete=True)
