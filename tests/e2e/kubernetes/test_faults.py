@@ -30,13 +30,13 @@ from harmony_pulumi.orchestration.switchover import ANSWERING
 from tests.e2e import test_failover_faults as failovers
 from tests.e2e import test_switchover_faults as switchovers
 from tests.e2e.conftest import Stack, eventually
-from tests.e2e.driver import KILLED, REFUSED, Act, Kind
+from tests.e2e.driver import REFUSED, Act, Kind
 from tests.e2e.history import Clients
 from tests.e2e.kubernetes.conftest import SITE, Cluster
 from tests.e2e.kubernetes.pairs import NAMES
 from tests.e2e.sampling import SEED, sampled
 from tests.e2e.test_roles_cli import harmony
-from tests.e2e.test_switchover_faults import Driven, act, other_than
+from tests.e2e.test_switchover_faults import KILLED, Driven, act, other_than
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
 
