@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import threading
 import time
 from typing import Any
 
@@ -11,50 +9,13 @@ import pytest
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.kubernetes import lease
-from harmony_pulumi.kubernetes.api import ConflictError, NotThereError
+from tests.kubernetes.kept import Api
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/shop/leases/orders-operation"
 
 
-class Api:
-    """Keeps objects as an API server does: who has not seen the last change of one, changes nothing."""
-
-    name, address = "east", "https://192.0.2.1"
-
-    def __init__(self) -> None:
-        self.kept: dict[str, dict[str, Any]] = {}
-        self.lock = threading.Lock()
-
-    def get(self, path: str) -> dict[str, Any] | None:
-        return copy.deepcopy(self.kept.get(path))
-
-    def create(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        with self.lock:
-            at = f"{path}/{body['metadata']['name']}"
-            if at in self.kept:
-                raise ConflictError("AlreadyExists")
-            return self._put(at, body, 1)
-
-    def replace(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        with self.lock:
-            if path not in self.kept:
-                raise NotThereError(path)
-            version = self.kept[path]["metadata"]["resourceVersion"]
-            if body["metadata"]["resourceVersion"] != version:
-                raise ConflictError("the object has been modified")
-            return self._put(path, body, version + 1)
-
-    def _put(self, path: str, body: dict[str, Any], version: int) -> dict[str, Any]:
-        self.kept[path] = copy.deepcopy({**body, "metadata": {**body["metadata"], "resourceVersion": version}})
-        return self.kept[path]
-
-    def holder(self) -> str:
-        return str(self.kept[PATH]["spec"]["holderIdentity"])
-
-    def given_to(self, holder: str) -> None:
-        there = self.get(PATH)
-        assert there
-        self.replace(PATH, {**there, "spec": {**there["spec"], "holderIdentity": holder}})
+def holder(api: Api) -> str:
+    return str(api.kept[PATH]["spec"]["holderIdentity"])
 
 
 class Lossy(Api):
@@ -77,10 +38,10 @@ def test_one_holds_it_at_a_time_and_others_are_told_who(monkeypatch: pytest.Monk
     monkeypatch.setattr(lease, "_LOOK_SECONDS", 0.02)
     api = Api()
     with hold(api, "`harmony switchover` by ada@one"):
-        assert api.holder().startswith("`harmony switchover` by ada@one #")
+        assert holder(api).startswith("`harmony switchover` by ada@one #")
         with pytest.raises(SiteError, match="`harmony switchover` by ada@one is at work on shop/orders-operation"):
             hold(api, "`pulumi up` by bob@two").__enter__()
-    assert not api.holder()
+    assert not holder(api)
     with hold(api, "`pulumi up` by bob@two") as lock:
         lock.insist()
 
@@ -98,7 +59,7 @@ def test_one_whose_holder_died_is_taken_once_it_has_not_changed_for_as_long_as_i
     assert there
     api.replace(PATH, {**there, "spec": {"holderIdentity": "dead #1", "leaseDurationSeconds": 0.2}})
     with hold(api, "other"):
-        assert api.holder().startswith("other #")
+        assert holder(api).startswith("other #")
 
 
 def test_who_lost_it_to_somebody_else_acts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +67,15 @@ def test_who_lost_it_to_somebody_else_acts_no_more(monkeypatch: pytest.MonkeyPat
     api = Api()
     with hold(api, "one") as lock:
         lock.insist()
-        api.given_to("other #1")
+        there = api.get(PATH)
+        assert there
+        api.replace(PATH, {**there, "spec": {**there["spec"], "holderIdentity": "other #1"}})
         end = time.monotonic() + 5
         while not lock.taken and time.monotonic() < end:
             time.sleep(0.01)
         with pytest.raises(SiteError, match="somebody else may be at work; run this again"):
             lock.insist()
-    assert api.holder() == "other #1", "it is let go by who has it"
+    assert holder(api) == "other #1", "it is let go by who has it"
 
 
 def test_who_slept_acts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +94,7 @@ def test_who_took_it_and_was_not_answered_has_it(monkeypatch: pytest.MonkeyPatch
     api = Lossy()
     api.create(PATH.rpartition("/")[0], {"metadata": {"name": "orders-operation"}, "spec": {"holderIdentity": ""}})
     with hold(api, "one"):
-        assert api.holder().startswith("one #")
+        assert holder(api).startswith("one #")
 
 
 @pytest.mark.parametrize(
