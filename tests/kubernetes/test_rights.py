@@ -30,10 +30,12 @@ class Api:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
+        self.made: dict[str, Any] = {}
 
     def get(self, path: str) -> Any:
         self.done.append(("get", path))
         there: dict[str, Any] = {
+            **self.made,
             "/version": {"gitVersion": "v1.34.1"},
             "/apis": {"groups": []},
             "/api/v1/nodes": {"items": []},
@@ -43,6 +45,7 @@ class Api:
 
     def create(self, path: str, body: Mapping[str, Any]) -> None:
         self.done.append(("create", path))
+        self.made[f"{path}/{body['metadata']['name']}"] = dict(body)
 
     def replace(self, path: str, body: Mapping[str, Any]) -> None:
         self.done.append(("update", path))
@@ -86,7 +89,8 @@ def test_the_documented_rights_are_enough(roles: dict[str, dict[str, Any]], monk
     monkeypatch.setattr(facts, "api_of", lambda _: api)
     facts.of({})
     facts.have_operator({}, print)
-    Keeping(api, "postgresql", "east-orders", "o", "events").append("events", "one\n")
+    for line in ("one\n", "two\n"):
+        Keeping(api, "postgresql", "east-orders", "o", "events").append("events", line)
     with lease.held(api, "postgresql", "east-orders", "o", "who", deadline=1):
         pass
     files = tls.ClusterFiles(api, "postgresql", "east-orders", "o")
