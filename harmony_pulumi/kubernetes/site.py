@@ -300,6 +300,11 @@ class ClusterPostgreSQL:
             known = cluster["spec"].get("externalClusters") or objects.nobody(self.handle["cluster"])
             self._apply(known, leads=False)
 
+    def _declare_to_lead(self, cluster: Mapping[str, Any]) -> None:
+        """Have a cluster be what its operator promotes; and, while fenced, what may be a primary by its files."""
+        if self._left_as(cluster) != "primary":
+            self._apply(cluster["spec"]["externalClusters"], leads=True)
+
     def _stop(self, server: PodInstance) -> Mapping[str, str]:
         """Fence every instance, and wait until this one has ended; return what it left."""
         self._insist_on_lock()
@@ -333,11 +338,10 @@ class ClusterPostgreSQL:
         self._to_lead("reinstated")
         server, _ = self._once_it_answers()
         cluster = self._there()
-        self._insist_on_lock()
+        self._declare_to_lead(cluster)
         if objects.is_fenced(cluster):
+            self._insist_on_lock()
             server.remove(server.standby_signal)
-        if self._left_as(cluster) != "primary":
-            self._apply(cluster["spec"]["externalClusters"], leads=True)
         self._annotate(objects.FENCED, None)
         self._until(leads=True)
 
@@ -362,8 +366,7 @@ class ClusterPostgreSQL:
         """Become the primary, and return once writes are accepted."""
         self._to_lead("promoted")
         cluster = self._there()
-        if self._left_as(cluster) != "primary":
-            self._apply(cluster["spec"]["externalClusters"], leads=True)
+        self._declare_to_lead(cluster)
         if objects.is_fenced(cluster):  # It starts as the standby that it was left as, and is promoted then.
             self._annotate(objects.FENCED, None)
         self._until(leads=True)
@@ -462,13 +465,13 @@ class ClusterPostgreSQL:
         cluster = self._there()
         server = self._instance(cluster)
         state = self._stop(server)["Database cluster state"]
-        crashed = state not in {"shut down", "shut down in recovery"}
-        if crashed and not (state in {"in archive recovery", "starting up"} and self._is_standby(server)):
-            self._insist_on_lock()
+        # Until it follows: a recovery and a rewind have no such file meanwhile.
+        self._declare_to_lead(cluster)
+        if state in {"shut down", "shut down in recovery"}:
+            server.write({server.standby_signal: ""})
+        elif state not in {"in archive recovery", "starting up"} or not self._is_standby(server):
             server.remove(f"{server.data}/postmaster.pid")  # Nothing runs: a killed server leaves it.
             self._past(server).recover(server.data, lambda recovers: recovers())
-        if not crashed or self._is_standby(server):
-            self._leave_as_standby(server, cluster)
 
     def _is_standby(self, server: PodInstance) -> bool:
         """Tell whether a server that does not run is a standby, whatever its cluster is declared to be."""

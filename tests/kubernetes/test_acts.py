@@ -34,6 +34,7 @@ class Acting(Api):
     def patch(self, _path: str, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
         if not dry_run:
             self.done.append(f"patched {json.dumps(body)}")
+            self.kept[PATH]["metadata"]["annotations"] |= body.get("metadata", {}).get("annotations", {})
 
     def apply(self, _path: str, body: Mapping[str, Any], *, manager: str) -> None:
         assert manager == objects.MANAGER
@@ -52,6 +53,9 @@ class Server(PodInstance):
     def write(self, texts: Mapping[str, str]) -> bool:
         self.connection.api.done.append(f"wrote {' '.join(texts)}")  # type: ignore[attr-defined]
         return True
+
+    def remove(self, path: str) -> None:
+        self.connection.api.done.append(f"removed {path}")  # type: ignore[attr-defined]
 
     def look(self, query: str, *, port: int, database: str = "postgres", socket: str | None = None) -> Any:
         return {"seen": {"replicas": list(self.replicas)}}
@@ -78,6 +82,31 @@ def test_what_is_fenced_is_left_a_standby_by_its_files_before_it_is_declared_one
     api.done.clear()
     cluster(api, monkeypatch).fence()
     assert not [each for each in api.done if each.startswith("applied")], "it is declared to follow"
+
+
+def test_what_is_a_primary_by_its_files_for_a_while_is_not_declared_to_follow_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its operator would demote it in its own way, and lift the fence."""
+    api = Acting(LED)
+    made = cluster(api, monkeypatch)
+    made.fence()
+    api.done.clear()
+    made.retire()
+    assert api.done[1:] == [
+        "applied montreal-orders",
+        "wrote /var/lib/postgresql/data/pgdata/standby.signal",
+    ]
+    made.fence()
+    api.done.clear()
+    monkeypatch.setattr(site.ClusterPostgreSQL, "_once_it_answers", lambda self: (self._serving(), {}))
+    monkeypatch.setattr(site.ClusterPostgreSQL, "_to_lead", lambda *_: None)
+    monkeypatch.setattr(site.ClusterPostgreSQL, "_until", lambda *_, **__: None)
+    made.reinstate()
+    declared, removed, unfenced = api.done
+    assert declared == "applied montreal-orders"
+    assert removed.startswith("removed ")
+    assert "fencedInstances" in unfenced
 
 
 def test_nothing_is_done_by_who_lost_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
