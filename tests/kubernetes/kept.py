@@ -40,3 +40,13 @@ class Api:
     def _put(self, path: str, body: dict[str, Any], version: int) -> dict[str, Any]:
         self.kept[path] = copy.deepcopy({**body, "metadata": {**body["metadata"], "resourceVersion": version}})
         return self.kept[path]
+
+
+class Lossy(Api):
+    """Does what it is asked to, and the first answer to a change gets lost; the client then tries again."""
+
+    def replace(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        lost = not getattr(self, "answered", False)
+        self.answered = True
+        done = super().replace(path, body)
+        return super().replace(path, body) if lost else done

@@ -10,8 +10,9 @@ import pytest
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.kubernetes import lease, objects, site
+from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import Pod, PodInstance
-from tests.kubernetes.kept import Api
+from tests.kubernetes.kept import Api, Lossy
 
 HANDLE = {"name": "montreal", "namespace": "shop", "cluster": "montreal-orders", "owner": "o"}
 PATH = objects.path_of("shop", "montreal-orders")
@@ -144,3 +145,10 @@ def test_how_far_a_copy_is_pushes_no_event_out(monkeypatch: pytest.MonkeyPatch) 
     for line in lines:
         made.record(line)
     assert made.events() == lines[0] + lines[-1]
+
+
+def test_an_event_whose_writing_was_not_answered_is_there_once() -> None:
+    kept = Keeping(Lossy(), "shop", "montreal-orders", "o", "events")  # type: ignore[arg-type]
+    for line in ("first\n", "second\n", "third\n"):
+        kept.append("events", line)
+    assert kept.read("events") == "first\nsecond\nthird\n"

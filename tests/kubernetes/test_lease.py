@@ -9,23 +9,13 @@ import pytest
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.kubernetes import lease
-from tests.kubernetes.kept import Api
+from tests.kubernetes.kept import Api, Lossy
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/shop/leases/orders-operation"
 
 
 def holder(api: Api) -> str:
     return str(api.kept[PATH]["spec"]["holderIdentity"])
-
-
-class Lossy(Api):
-    """Does what it is asked to, and the first answer to a change gets lost; the client then tries again."""
-
-    def replace(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        lost = not getattr(self, "answered", False)
-        self.answered = True
-        done = super().replace(path, body)
-        return super().replace(path, body) if lost else done
 
 
 def hold(api: Api, who: str, deadline: float = 0.1) -> Any:
