@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,17 @@ class Commands(ABC):
         Raises:
             SiteError: the command is not there, or took longer than `timeout`.
             UnreachableError: the host does not answer.
+        """
+
+    @abstractmethod
+    def conversing(
+        self, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Callable[[str, str, float], str]]:
+        """Keep a command running for as long as the block lasts; give what to ask it with.
+
+        That takes what the command is to read, the line with which it ends its answer, and seconds to wait for that;
+        it returns the answer, or raises a SiteError: the command has ended, or has not answered in time. It cannot be
+        asked again then.
         """
 
     def check(self, argv: Sequence[str], **options: Any) -> str:

@@ -66,17 +66,6 @@ class Connection(Commands):
         """
 
     @abstractmethod
-    def conversing(
-        self, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] | None = None
-    ) -> AbstractContextManager[Callable[[str, str, float], str]]:
-        """Keep a command running for as long as the block lasts; give what to ask it with.
-
-        That takes what the command is to read, the line with which it ends its answer, and seconds to wait for that;
-        it returns the answer, or raises a SiteError: the command has ended, or has not answered in time. It cannot be
-        asked again then.
-        """
-
-    @abstractmethod
     def is_root(self) -> bool:
         """Tell whether the login user is root."""
 

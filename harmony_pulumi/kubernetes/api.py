@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import urllib3
@@ -14,8 +18,16 @@ from kubernetes.config import ConfigException
 from kubernetes.config.kube_config import new_client_from_config_dict
 
 from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.kubernetes import login
 
 _CONNECT_SECONDS, _READ_SECONDS = 5, 30
+AGAIN_SECONDS = 5
+"""For which a call is tried again that the API server could not take just then; shorter than a lease is held for."""
+_AGAIN_AFTER = 0.25
+_NOT_NOW = (429, 502, 503, 504)
+"""Of the API server that has too much to do, or of what balances to it while it begins or ends."""
+_EARLY = timedelta(seconds=10)
+"""By which a credential is taken for expired, so that it holds for a call."""
 _AS_HARMONY = {"fieldManager": "harmony"}
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
@@ -25,6 +37,10 @@ _OPERATOR_DOWN = (
     "No change of such an object is taken while its operator does not answer: have that run (`kubectl get pods "
     "--all-namespaces` shows its pod), then run this again"
 )
+_NO_RIGHT = re.compile(r"User \".*\" cannot ")
+"""Of what is forbidden for want of a right, and not by a quota, say: Kubernetes, "Using RBAC Authorization"."""
+_RIGHTS = 'Give its login that right; "Rights" in "Clusters of k3s, OpenShift and clouds" has all that it needs'
+_WHO = "It does not take the login of its kubeconfig, or not any more: give it one that it takes"
 
 
 class Api:
@@ -44,18 +60,35 @@ class Api:
         self.name = name
         try:
             parsed = yaml.safe_load(kubeconfig)
-            made: Any = new_client_from_config_dict  # It has no types.
-            self.client = made(parsed, context=context, persist_config=False)
-        except (yaml.YAMLError, ConfigException, TypeError, ValueError, OSError) as error:
-            # The text of a YAML error quotes the kubeconfig, which holds keys.
-            what = "it is no YAML" if isinstance(error, yaml.YAMLError) else str(error)
-            msg = f"{name}: its kubeconfig cannot be used: {what}; `kubectl config view --raw --minify` prints one"
-            raise SiteError(msg) from None
+        except yaml.YAMLError:  # Its text quotes the kubeconfig, which holds keys.
+            raise self._unusable("it is no YAML") from None
+        if not isinstance(parsed, dict):
+            raise self._unusable("it has no keys; expected the text of one, not its path")
+        self._kubeconfig, self._context = cast("dict[str, Any]", parsed), context
+        self._client, self._expires = self._log_in()
+        self.address = str(self._client.configuration.host)
+        """The URL of the API server."""
 
     @property
-    def address(self) -> str:
-        """The URL of the API server."""
-        return str(self.client.configuration.host)
+    def client(self) -> Any:
+        """The official client, which logs in anew once what it has logged in with has expired."""
+        if self._expires is not None and datetime.now(UTC) > self._expires - _EARLY:
+            self._client, self._expires = self._log_in()
+        return self._client
+
+    def _log_in(self) -> tuple[Any, datetime | None]:
+        make: Any = new_client_from_config_dict  # It has no types.
+        try:
+            kubeconfig, expires = login.with_credential(self._kubeconfig, self._context)
+            return make(kubeconfig, context=self._context, persist_config=False), expires
+        except SiteError as error:
+            raise SiteError(f"{self.name}: {error}") from None
+        except (ConfigException, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            raise self._unusable(str(error)) from None
+
+    def _unusable(self, what: str) -> SiteError:
+        prints = "`kubectl config view --raw --minify --flatten` prints one"
+        return SiteError(f"{self.name}: its kubeconfig cannot be used: {what}; {prints}")
 
     def get(self, path: str) -> dict[str, Any] | None:
         """Return what is at a path of the API, or None if nothing is."""
@@ -101,18 +134,7 @@ class Api:
         what = f"{method} {path}"
         url = f"{self.address}{path}{'?' if query else ''}{urlencode(query or {})}"
         headers = {"Content-Type": content, "Accept": "application/json", **self._login()}
-        try:
-            answer = self.client.rest_client.pool_manager.request(
-                method,
-                url,
-                body=None if body is None else json.dumps(body).encode(),
-                headers=headers,
-                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
-                retries=False,
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            msg = f"{self.name}: the API server at {self.address} does not answer: {error}"
-            raise UnreachableError(msg) from error
+        answer = self._answer(method, url, headers, None if body is None else json.dumps(body).encode())
         if answer.status < 400:
             return json.loads(answer.data) if answer.data else {}
         said = _said(answer.data)
@@ -121,9 +143,39 @@ class Api:
         if answer.status == 409:
             raise ConflictError(f"{self.name}: {what}: {said}")
         msg = f"{self.name}: {what}: the API server at {self.address} answered {answer.status}: {said}"
-        if _WEBHOOK in said:
-            msg += f". {_OPERATOR_DOWN}"
+        if advice := _advice(answer.status, said):
+            msg += f". {advice}"
         raise SiteError(msg)
+
+    def _answer(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+        """Return what the API server answers, tried again for some seconds where it only could not just then.
+
+        What was changed by a try whose answer was lost may be found changed by the next: whoever creates or replaces
+        has a ConflictError then.
+        """
+        end = time.monotonic() + AGAIN_SECONDS
+        while True:
+            wait = _AGAIN_AFTER
+            try:
+                answer = self.client.rest_client.pool_manager.request(
+                    method,
+                    url,
+                    body=body,
+                    headers=headers,
+                    timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
+                    retries=False,
+                )
+                if answer.status not in _NOT_NOW:
+                    return answer
+                with suppress(urllib3.exceptions.InvalidHeader):
+                    wait = max(wait, urllib3.Retry().get_retry_after(answer) or 0)
+                if time.monotonic() + wait > end:
+                    return answer
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if not _is_cut_off(error) or time.monotonic() + wait > end:
+                    msg = f"{self.name}: the API server at {self.address} does not answer: {error}"
+                    raise UnreachableError(msg) from error
+            time.sleep(wait)
 
     def _login(self) -> dict[str, str]:
         settings = self.client.configuration.auth_settings().values()
@@ -166,6 +218,21 @@ class NotThereError(SiteError):
 
 class ConflictError(SiteError):
     """Somebody else has made or changed the object, or owns the field."""
+
+
+def _is_cut_off(error: Exception) -> bool:
+    """Tell whether a connection ended before its answer. One that cannot be made takes its time already."""
+    ended = any(isinstance(each, ssl.SSLEOFError) for each in error.args)
+    return ended or isinstance(error, urllib3.exceptions.ProtocolError)
+
+
+def _advice(status: int, said: str) -> str:
+    """Return what to do about an answer, as far as that can be told."""
+    if _WEBHOOK in said:
+        return _OPERATOR_DOWN
+    if status == 401:
+        return _WHO
+    return _RIGHTS if status == 403 and _NO_RIGHT.search(said) else ""
 
 
 def _said(body: bytes) -> str:

@@ -17,9 +17,11 @@ def api_of(props: Mapping[str, Any]) -> Api:
 def of(props: Mapping[str, Any]) -> dict[str, Any]:
     """Look at a cluster: `uid`, `platform`, `version`, `service_type`, `operator` (its release), `problems`.
 
+    `problems` refuse it; `warnings` are shown.
+
     Raises:
         UnreachableError: the API server does not answer.
-        SiteError: it does not let us look.
+        SiteError: it does not let us look; the message says which right is missing.
     """
     api = api_of(props)
     version = str((api.get("/version") or {})["gitVersion"])
@@ -27,7 +29,6 @@ def of(props: Mapping[str, Any]) -> dict[str, Any]:
     nodes = (api.get("/api/v1/nodes") or {"items": []})["items"]
     what = found.platform(version, groups)
     releases = [operator.version_of(each) for each in operator.deployments(api)]
-    problems = [problem for release in releases if (problem := operator.problem(release))]
     # Each cluster has this namespace from its beginning to its end, so its id is the cluster's.
     itself = api.get("/api/v1/namespaces/kube-system") or {"metadata": {}}
     return {
@@ -36,7 +37,8 @@ def of(props: Mapping[str, Any]) -> dict[str, Any]:
         "version": version,
         "service_type": found.service_type(what, groups, [node["spec"].get("providerID", "") for node in nodes]),
         "operator": releases[0] if releases else "",
-        "problems": problems,
+        "problems": [problem for release in releases if (problem := operator.problem(release))],
+        "warnings": [warning for release in releases if (warning := operator.warning(release))],
     }
 
 

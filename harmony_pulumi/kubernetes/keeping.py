@@ -71,6 +71,8 @@ class Keeping:
         """Append whole lines to a text; of one that is too long, the oldest are left out."""
 
         def appended(before: str | None) -> str:
+            if before and before.endswith(lines):  # It was done, and the answer to that was lost.
+                return before
             text = (before or "") + lines
             while len(text.encode()) > _BYTES:
                 text = text.partition("\n")[2]

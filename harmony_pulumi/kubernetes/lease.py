@@ -18,6 +18,13 @@ SECONDS = 12
 """For which a lease is held after it was last renewed."""
 _RENEW_SECONDS = 3
 _LOOK_SECONDS = 0.25
+# On Linux the other one stands still while the machine sleeps, and the lease does not.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Return seconds by a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
 
 
 @dataclass
@@ -25,16 +32,18 @@ class Held:
     """A lease that is held. It is lost where the API server cannot be reached for as long as it lasts."""
 
     where: str
-    renewed: float = field(default_factory=time.monotonic)
+    renewed: float = field(default_factory=now)
+    taken: bool = False
+    """Whether somebody else was seen to have it."""
 
     def insist(self) -> None:
         """Refuse to act once somebody else may have taken the lease.
 
         Raises:
-            SiteError: it could not be renewed for too long.
+            SiteError: it could not be renewed for too long, or somebody else has taken it.
         """
-        left = SECONDS - _RENEW_SECONDS - (time.monotonic() - self.renewed)
-        if left < 0:
+        left = SECONDS - _RENEW_SECONDS - (now() - self.renewed)
+        if self.taken or left < 0:
             msg = (
                 f"{self.where}: the lock could not be renewed in time, and somebody else may be at work; run this again"
             )
@@ -78,11 +87,12 @@ def held(api: Api, namespace: str, cluster: str, owner: str, who: str, *, deadli
 
     def renew() -> None:
         while not ended.wait(_RENEW_SECONDS):
-            began = time.monotonic()
+            began = now()
             with suppress(SiteError):  # Whoever acts is told by `insist`.
                 if not _write(
                     api, folder, name, lambda spec: _spec(token) if spec.get("holderIdentity") == token else None
                 ):
+                    lock.taken = True
                     return
                 lock.renewed = began
 
@@ -118,7 +128,8 @@ def _take(api: Api, folder: str, about: Mapping[str, Any], token: str, deadline:
             spec = found.get("spec") or {}
             if before != spec:
                 before, changed = spec, time.monotonic()
-            if expired(before, spec, time.monotonic() - changed):
+            # Our own, if what answered our first try was lost on its way.
+            if spec.get("holderIdentity") == token or expired(before, spec, time.monotonic() - changed):
                 api.replace(path, {**found, "spec": _spec(token)})
                 return
         except ConflictError:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harmony_pulumi.errors import SiteError
+from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.kubernetes import found, objects, tls
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.orchestration.wait import wait_for
@@ -20,14 +21,9 @@ def endpoint(props: Mapping[str, Any]) -> dict[str, Any]:
         SiteError: it gets none, in time.
     """
     api, name = api_of(props), f"{props['cluster']}-{objects.OUTSIDE}"
-
-    def look() -> dict[str, Any] | None:
-        service = api.get(f"/api/v1/namespaces/{props['namespace']}/services/{name}")
-        return service and found.outside(service, props.get("address"))
-
     place = wait_for(
         f"{api.name}: an address of the service {props['namespace']}/{name}",
-        look,
+        lambda: _endpoint_now(props),
         bool,
         deadline=props["deadline"],
         words=lambda _: "it has none",
@@ -36,6 +32,42 @@ def endpoint(props: Mapping[str, Any]) -> dict[str, Any]:
     if place is None:
         raise SiteError(f"{api.name}: the service {name} has no address")
     return place
+
+
+def live(props: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what may change while nobody deploys: the address, by itself; certificates, by command; all, by `destroy`.
+
+    Args:
+        props: the inputs of a cluster.
+        cluster: as it is; None if there is none.
+    """
+    return {
+        "endpoint": _endpoint_now(props),
+        "issued": issued(tls.shown(tls.files_of(props))),
+        "asleep": cluster is not None and objects.is_asleep(cluster),
+    }
+
+
+def has_changed(now: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Tell whether what is live now is not what was deployed, as far as it is known."""
+    endpoint, serials = now.get("endpoint"), now.get("issued")
+    # One that sleeps was left so by a `destroy` that was cut off: it is declared anew next, and must be as it stands.
+    asleep = now.get("asleep")
+    return bool(asleep or (endpoint and endpoint != old["endpoint"]) or (serials and serials != issued(old["made"])))
+
+
+def issued(made: Mapping[str, Any]) -> list[str]:
+    """Return the serial numbers of a cluster's certificates; empty if they are not there."""
+    return [
+        certificates.serial(made[part]) for part in ("server_certificate", "replication_certificate") if part in made
+    ]
+
+
+def _endpoint_now(props: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the address that the service of a cluster has outside of Kubernetes; None if it has none yet."""
+    name = f"{props['cluster']}-{objects.OUTSIDE}"
+    service = api_of(props).get(f"/api/v1/namespaces/{props['namespace']}/services/{name}")
+    return None if service is None else found.outside(service, props.get("address"))
 
 
 def look(props: Mapping[str, Any]) -> dict[str, Any] | None:

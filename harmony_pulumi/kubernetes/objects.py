@@ -195,6 +195,12 @@ def external_cluster(cluster: str, name_of_member: str, source: Mapping[str, Any
     }
 
 
+def nobody(cluster: str) -> list[dict[str, Any]]:
+    """Return both members of a pair, as one knows them that was never told of the other: it can reach none."""
+    itself = {"name": cluster, "connectionParameters": {"host": f"{cluster}-rw"}}
+    return [itself, {"name": PEER, "connectionParameters": {"host": "nobody.invalid"}}]
+
+
 def following(cluster: str, *, leads: bool) -> dict[str, Any]:
     """Return the part of a cluster that says whether it follows the other one."""
     return {"self": cluster, "primary": cluster if leads else PEER, "source": PEER}
@@ -311,6 +317,11 @@ def roles_at_first(name: str, member: str, source: Mapping[str, Any] | None) -> 
     if source is None:
         return {}
     return {"replica": following(name, leads=False), "externalClusters": external_clusters(name, member, source)}
+
+
+def is_asleep(cluster: Mapping[str, Any]) -> bool:
+    """Tell whether a cluster is stopped, and its data kept: CloudNativePG, "Declarative hibernation"."""
+    return (cluster["metadata"].get("annotations") or {}).get(HIBERNATION) == "on"
 
 
 def roles_of(cluster: Mapping[str, Any]) -> dict[str, Any]:

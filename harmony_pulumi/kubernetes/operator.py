@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from harmony_pulumi.kubernetes import objects
 from harmony_pulumi.kubernetes.api import Api, Paths
 from harmony_pulumi.orchestration.wait import wait_for
 
-OLDEST = (1, 25)
-"""The first release whose clusters are known to step down, and to be promoted, by tokens, as is needed here."""
+OLDEST = (1, 26)
+"""The first release whose databases have extensions: CloudNativePG, "Release notes"."""
+NEWEST = (1, 27)
+"""The last release that the tests run with: parts of what is relied upon are internal to it."""
 _DEPLOYMENT = "cnpg-controller-manager"
 _KIND = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/clusters.postgresql.cnpg.io"
 _READY_SECONDS = 300
@@ -37,11 +39,27 @@ def version_of(deployment: Mapping[str, Any]) -> str:
 
 def problem(found: str) -> str | None:
     """Return why a release that is there cannot be worked with, or None."""
-    if not found:
-        return None  # A build of somebody's own: its API decides.
-    if tuple(map(int, found.split(".")[:2])) >= OLDEST:
+    if not found or _minor(found) >= OLDEST:  # Of a build of somebody's own, its API decides.
         return None
-    return f"has CloudNativePG {found}; expected {'.'.join(map(str, OLDEST))} or newer: upgrade it, then run this again"
+    return f"has CloudNativePG {found}; expected {_words(OLDEST)} or newer: upgrade it, then run this again"
+
+
+def warning(found: str) -> str | None:
+    """Return what is not known of a release that is there, or None."""
+    if not found or _minor(found) <= NEWEST:
+        return None
+    return (
+        f"has CloudNativePG {found}, and {_words(NEWEST)} is the newest that this package was tested with: try "
+        f"`harmony switchover` there and back on a pair that holds nothing before one that does gets it"
+    )
+
+
+def _minor(release: str) -> tuple[int, ...]:
+    return tuple(map(int, release.split(".")[:2]))
+
+
+def _words(release: Sequence[int]) -> str:
+    return ".".join(map(str, release))
 
 
 def insist_on_none(api: Api, owner: str) -> None:

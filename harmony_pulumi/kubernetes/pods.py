@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import urllib3
 import websocket
-from kubernetes.client import CoreV1Api
+from kubernetes.client import ApiClient, CoreV1Api
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
 from kubernetes.stream.ws_client import ERROR_CHANNEL
@@ -25,6 +26,7 @@ DATA = "/var/lib/postgresql/data/pgdata"
 """The data directory in a pod: CloudNativePG, "Storage"."""
 PORT = 5432
 _CONTAINER = "postgres"
+_CONNECT_SECONDS = 30
 # The command's standard input comes through the connection, and there is no way to close that alone: how long it is
 # comes first. Its standard error goes to a channel of its own.
 _FED = 'head -c "$1" | { shift; exec "$@"; }'
@@ -71,37 +73,11 @@ class Pod(Commands):
     ) -> Completed:
         """Run a command to its end; one that takes longer than its timeout is waited for no longer."""
         del user
-        command = ["env", *(f"{name}={value}" for name, value in (env or {}).items()), *argv]
-        data = stdin.encode()
+        command, data = _with(env, argv), stdin.encode()
         if data:
             command = ["sh", "-c", _FED, "sh", str(len(data)), *command]
         where = self.name
-        try:
-            session: Any = stream(
-                CoreV1Api(self.api.client).connect_get_namespaced_pod_exec,
-                self.pod,
-                self.namespace,
-                container=_CONTAINER,
-                command=command,
-                stdin=bool(data),
-                stdout=True,
-                stderr=True,
-                tty=False,
-                binary=True,
-                _preload_content=False,
-                _request_timeout=min(timeout, 30),
-            )
-        except ApiException as error:
-            # It carries what the server answered to the request for a connection, as far as there was any.
-            if answered := _ANSWERED.match(str(error.reason)):
-                raise SiteError(f"{where}: {argv[0]} cannot be run there: {_said(answered)}") from None
-            raise UnreachableError(
-                f"{self.api.name}: the API server at {self.api.address} does not answer: {error.reason}"
-            ) from None
-        except (urllib3.exceptions.HTTPError, websocket.WebSocketException, OSError) as error:
-            raise UnreachableError(
-                f"{self.api.name}: the API server at {self.api.address} does not answer: {error}"
-            ) from error
+        session = self._open(argv[0], command, reads=bool(data), timeout=timeout)
         try:
             if data:
                 session.write_stdin(data)
@@ -113,6 +89,67 @@ class Pod(Commands):
         finally:
             session.sock.shutdown()  # `session.close` leaves a socket open that the other end has closed
         return Completed(_status(where, argv[0], result), texts["stdout"], texts["stderr"])
+
+    @contextmanager
+    def conversing(
+        self, argv: Sequence[str], *, user: str | None = None, env: Mapping[str, str] | None = None
+    ) -> Generator[Callable[[str, str, float], str]]:
+        """Keep a command running for as long as the block lasts; its standard input ends with that."""
+        del user
+        session = self._open(argv[0], _with(env, argv), reads=True, timeout=_CONNECT_SECONDS)
+
+        def ask(text: str, end: str, timeout: float) -> str:
+            deadline, said = time.monotonic() + timeout, b""
+            try:
+                session.write_stdin(text.encode())
+                while not said.endswith(f"{end}\n".encode()):
+                    if (left := deadline - time.monotonic()) <= 0:
+                        raise SiteError(f"{self.name}: `{argv[0]}` did not answer within {timeout:g} s")
+                    session.update(timeout=min(left, 1))
+                    said += session.read_stdout() if session.peek_stdout() else b""
+                    if not session.is_open():
+                        why = session.read_stderr().decode(errors="replace").strip()[-2000:] or "it said nothing"
+                        raise SiteError(f"{self.name}: `{argv[0]}` has ended: {why}")
+            except (websocket.WebSocketException, OSError) as error:
+                raise UnreachableError(f"{self.name}: the connection to `{argv[0]}` broke: {error}") from error
+            return said.decode(errors="replace").removesuffix(f"{end}\n")
+
+        try:
+            yield ask
+        finally:
+            session.sock.shutdown()
+
+    def _open(self, program: str, command: Sequence[str], *, reads: bool, timeout: float) -> Any:
+        """Begin a command; return what to talk to it by."""
+        # `stream` replaces a method of its client while it connects, and more than one thread may be at it.
+        client = ApiClient(self.api.client.configuration)
+        where = self.name
+        try:
+            return stream(
+                CoreV1Api(client).connect_get_namespaced_pod_exec,
+                self.pod,
+                self.namespace,
+                container=_CONTAINER,
+                command=command,
+                stdin=reads,
+                stdout=True,
+                stderr=True,
+                tty=False,
+                binary=True,
+                _preload_content=False,
+                _request_timeout=min(timeout, _CONNECT_SECONDS),
+            )
+        except ApiException as error:
+            # It carries what the server answered to the request for a connection, as far as there was any.
+            if answered := _ANSWERED.match(str(error.reason)):
+                raise SiteError(f"{where}: {program} cannot be run there: {_said(answered)}") from None
+            raise UnreachableError(
+                f"{self.api.name}: the API server at {self.api.address} does not answer: {error.reason}"
+            ) from None
+        except (urllib3.exceptions.HTTPError, websocket.WebSocketException, OSError) as error:
+            raise UnreachableError(
+                f"{self.api.name}: the API server at {self.api.address} does not answer: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -139,6 +176,11 @@ class PodInstance(Instance[Pod]):
     def left_at_its_end(self) -> Mapping[str, str]:
         """Wait a few seconds for the end of the server; return its control data then, or nothing if it still runs."""
         return labelled(self.connection.check(["sh", "-c", _END, "sh", self.data], env={"LC_ALL": "C"}))
+
+
+def _with(env: Mapping[str, str] | None, argv: Sequence[str]) -> list[str]:
+    """Return a command that has these variables, too."""
+    return ["env", *(f"{name}={value}" for name, value in (env or {}).items()), *argv]
 
 
 def _talk(session: Any, end: float, on_stderr: Callable[[str], None] | None) -> tuple[dict[str, str], str | bytes]:

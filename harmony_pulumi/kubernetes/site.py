@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from harmony_pulumi.capabilities.site import (
 )
 from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
-from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
+from harmony_pulumi.hosts.postgresql.instance import Session, echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
 from harmony_pulumi.kubernetes import lease, objects, slots, tls
@@ -36,7 +37,7 @@ from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import PORT, PodInstance
-from harmony_pulumi.kubernetes.waiting import in_words, instance
+from harmony_pulumi.kubernetes.waiting import in_words, instance, instances
 from harmony_pulumi.orchestration.roles import leads
 from harmony_pulumi.orchestration.wait import wait_for
 
@@ -69,7 +70,7 @@ _WHICH = """
 SELECT json_build_array(split_part(current_setting('server_version'), ' ', 1), system_identifier::text)
 FROM pg_control_system()
 """
-_AS = {True: "primary", False: "standby", None: "server"}
+_PROMOTE = queries.PROMOTE.format(tries=200)  # Each of 5 ms; then its cluster is looked at again.
 _LOOK = queries.together(seen=queries.LOOK, which=_WHICH)
 _LOCK_DEADLINE = 5
 _STOP_DEADLINE = 120
@@ -85,6 +86,8 @@ class ClusterPostgreSQL:
 
     handle: Mapping[str, Any]
     _held: list[lease.Held] = field(default_factory=list[lease.Held], repr=False)
+    _session: Session = field(default_factory=Session, repr=False)
+    """With the instance that is about to take over: no time is lost by connecting."""
 
     @classmethod
     def from_handle(cls, handle: Mapping[str, Any]) -> ClusterPostgreSQL:
@@ -127,7 +130,7 @@ class ClusterPostgreSQL:
         seen["roles"] = None if text is None else roles_from(json.loads(text))
         seen["certificates"], seen["flaws"] = self._certificates()
         pod = status.get("currentPrimary")
-        if not pod or self._is_asleep(cluster):
+        if not pod or objects.is_asleep(cluster):
             seen["left_as"] = self._left_as(cluster)
             return
         server = instance(self.api, self._namespace, pod)
@@ -150,16 +153,17 @@ class ClusterPostgreSQL:
             return
         seen.update(found["seen"])
         seen["state"], seen["detail"] = "running", ""
-        # Its own instances are this one site: who follows from elsewhere says by what name.
-        own = re.compile(rf"{re.escape(self.handle['cluster'])}-\d+")
-        seen["replicas"] = [replica for replica in seen["replicas"] if not own.fullmatch(replica["name"])]
+        # Its own instances are this one site.
+        seen["replicas"] = [replica for replica in seen["replicas"] if not self._is_own(replica)]
         seen["waits_for"] = ""  # Commits wait for none but these.
         seen["slots"] = [slot for slot in seen["slots"] if not slot["name"].startswith(_OWN_SLOTS)]
         seen["version"], seen["system_identifier"] = found["which"]
 
     def record(self, lines: str) -> None:
-        """Append whole lines to the log of events."""
-        self._keeping("events").append("events", lines)
+        """Append whole lines to the log of events, but for how far a copy is: that would push out all else."""
+        kept = [line for line in lines.splitlines(keepends=True) if json.loads(line).get("state") != "progress"]
+        if kept:
+            self._keeping("events").append("events", "".join(kept))
 
     def require_synchronous(self, replicas: list[str]) -> None:
         """Have commits wait for nobody: that they wait for another cluster is not offered yet."""
@@ -179,6 +183,7 @@ class ClusterPostgreSQL:
                 yield self.record
             finally:
                 self._held.clear()
+                self._session.close()
 
     def survey(self) -> Survey:
         """Look at what decides whether this server can take another's place, or follow it."""
@@ -187,6 +192,7 @@ class ClusterPostgreSQL:
         self.api.patch(cluster, {"metadata": {"annotations": {objects.FENCED: None}}}, dry_run=True)
         there = self._there()
         status, instances = there["status"], there["spec"]["instances"]
+        server = self._instance(there)
         # The operator takes its time to say so of the one that leads, which answers or does not.
         if instances > 1 and status.get("readyInstances") != instances and not objects.is_fenced(there):
             msg = (
@@ -200,7 +206,21 @@ class ClusterPostgreSQL:
                 f"{self.handle['name']}: {self._where} is moving to its instance {target}; once it has, run this again"
             )
             raise SiteError(msg)
-        return survey(self._instance(there), PORT)
+        if instances > 1 and not objects.is_fenced(there):
+            replicas = server.look(_LOOK, port=PORT)["seen"]["replicas"]
+            streaming = sum(self._is_own(replica) and replica["state"] == "streaming" for replica in replicas)
+            if streaming < instances - 1:
+                msg = (
+                    f"{self.handle['name']}: {streaming} of {instances - 1} local replicas of {self._where} stream "
+                    f"from {server.connection.pod}; expected all, as one that does not may have another history: see "
+                    f"`kubectl cnpg status`, or have that one made anew, by `kubectl cnpg destroy`, then run this again"
+                )
+                raise SiteError(msg)
+        return survey(server, PORT)
+
+    def _is_own(self, replica: Mapping[str, Any]) -> bool:
+        """Tell whether a replica is an instance of this cluster: who follows from elsewhere says by what name."""
+        return bool(re.fullmatch(rf"{re.escape(self.handle['cluster'])}-\d+", replica["name"]))
 
     def echo(self, follower: str, *, deadline: float) -> str:
         """Write a restore point, and wait until a standby has it on disk."""
@@ -228,11 +248,15 @@ class ClusterPostgreSQL:
 
     def prepare(self, follower: str) -> None:
         """Keep WAL from here on for a follower, by its slot."""
-        self._serving().sql(files.make_slot_sql(follower), port=PORT)
+        server = self._serving()
+        said = server.sql(f"{files.make_slot_sql(follower)}SELECT pg_is_in_recovery()", port=PORT)
+        # One that leads already is to be asked for nothing that clients wait for.
+        if self._held and said.splitlines()[-1] == "t":
+            self._session.open(server, PORT)
 
     def forget(self, follower: str) -> None:
         """Drop the slot of a member, once this server has started: nobody waited for one that was to follow."""
-        self._until(leads=None)
+        self._until(leads=False)
         self._serving().sql(files.drop_slot_sql(follower), port=PORT)
 
     def ease(self) -> None:
@@ -256,27 +280,37 @@ class ClusterPostgreSQL:
                 f"(`{control['Database cluster state']}`), so what it acknowledged may not be in its last checkpoint"
             )
             raise SiteError(msg)
-        # Whoever lifts the fence has a standby: the operator takes this file for what the instance is.
-        server.write({server.standby_signal: ""})
         lsn, timeline = control["Latest checkpoint location"], int(control["Latest checkpoint's TimeLineID"])
-        return {
-            "system_identifier": control["Database system identifier"],
-            "timeline": timeline,
-            "lsn": lsn,
-            "record": server.wal_record(timeline, lsn),
-        }
+        with ThreadPoolExecutor(1) as meanwhile:  # Clients wait, and a command in a pod takes its time to begin.
+            record = meanwhile.submit(server.wal_record, timeline, lsn)
+            self._leave_as_standby(server, cluster)
+            return {
+                "system_identifier": control["Database system identifier"],
+                "timeline": timeline,
+                "lsn": lsn,
+                "record": record.result(),
+            }
+
+    def _leave_as_standby(self, server: PodInstance, cluster: Mapping[str, Any]) -> None:
+        """Have whoever lifts the fence find a standby, also by hand: the operator promotes what is declared to lead."""
+        self._insist_on_lock()
+        server.write({server.standby_signal: ""})
+        # Only now: what is declared to follow, and is a primary by its files, it demotes and starts by itself.
+        if self._left_as(cluster) == "primary":
+            known = cluster["spec"].get("externalClusters") or objects.nobody(self.handle["cluster"])
+            self._apply(known, leads=False)
+
+    def _declare_to_lead(self, cluster: Mapping[str, Any]) -> None:
+        """Have a cluster be what its operator promotes; and, while fenced, what may be a primary by its files."""
+        if self._left_as(cluster) != "primary":
+            self._apply(cluster["spec"]["externalClusters"], leads=True)
 
     def _stop(self, server: PodInstance) -> Mapping[str, str]:
         """Fence every instance, and wait until this one has ended; return what it left."""
         self._insist_on_lock()
         self._annotate(objects.FENCED, '["*"]')
-        others = [name for name in self._there()["status"].get("instanceNames") or () if name != server.connection.pod]
-        # One without a pod runs nothing, and gets none while it is fenced.
-        pods = f"/api/v1/namespaces/{self._namespace}/pods"
-        others = [name for name in others if self.api.get(f"{pods}/{name}") is not None]
-        left = self._end_of(server)
-        for name in others:  # The operator may have been about to have another lead.
-            self._end_of(instance(self.api, self._namespace, name))
+        # The operator may have been about to have another lead. One without a pod gets none while it is fenced.
+        left, *_ = [self._end_of(each) for each in instances(self._there(), server)]
         status = self._there()["status"]
         leading = {status.get("currentPrimary"), status.get("targetPrimary") or status.get("currentPrimary")}
         if leading != {server.connection.pod}:
@@ -303,7 +337,10 @@ class ClusterPostgreSQL:
         """Be the primary again, after a demotion that nobody has taken over from."""
         self._to_lead("reinstated")
         server, _ = self._once_it_answers()
-        if objects.is_fenced(self._there()):
+        cluster = self._there()
+        self._declare_to_lead(cluster)
+        if objects.is_fenced(cluster):
+            self._insist_on_lock()
             server.remove(server.standby_signal)
         self._annotate(objects.FENCED, None)
         self._until(leads=True)
@@ -315,7 +352,7 @@ class ClusterPostgreSQL:
         look = files.replayed_sql(token["lsn"], record=True)
         wait_for(
             f"{self.handle['name']}: everything up to {token['lsn']}",
-            lambda: server.look(look, port=PORT),
+            lambda: json.loads(self._session.sql(server, look, port=PORT, timeout=60)),
             bool,
             deadline=deadline,
             advice=f"See the log of the pod {self._namespace}/{server.connection.pod}",
@@ -329,8 +366,7 @@ class ClusterPostgreSQL:
         """Become the primary, and return once writes are accepted."""
         self._to_lead("promoted")
         cluster = self._there()
-        if self._left_as(cluster) != "primary":
-            self._apply(cluster["spec"]["externalClusters"], leads=True)
+        self._declare_to_lead(cluster)
         if objects.is_fenced(cluster):  # It starts as the standby that it was left as, and is promoted then.
             self._annotate(objects.FENCED, None)
         self._until(leads=True)
@@ -374,8 +410,7 @@ class ClusterPostgreSQL:
         clusters = objects.external_clusters(name, self.handle["name"], known)
         self._drop_token(cluster)
         self._apply(clusters, leads=False)
-        pods = cluster["status"].get("instanceNames") or [server.connection.pod]
-        changed = [slots.use(instance(self.api, self._namespace, pod), self.handle["slot"]) for pod in pods]
+        changed = [slots.use(each, self.handle["slot"]) for each in instances(cluster, server)]
         if objects.is_fenced(cluster):
             self._annotate(objects.FENCED, None)
         else:
@@ -398,7 +433,7 @@ class ClusterPostgreSQL:
         server = self._instance(cluster)
         self._drop_token(cluster)
         self._stop(server)
-        server.write({server.standby_signal: ""})
+        self._leave_as_standby(server, cluster)
         return "its instances are fenced"
 
     def history(self) -> list[Fork]:
@@ -427,8 +462,11 @@ class ClusterPostgreSQL:
 
         One that cannot recover, or crashed as a standby, is left as it is: it can be copied, not rewound.
         """
-        server = self._serving()
+        cluster = self._there()
+        server = self._instance(cluster)
         state = self._stop(server)["Database cluster state"]
+        # Until it follows: a recovery and a rewind have no such file meanwhile.
+        self._declare_to_lead(cluster)
         if state in {"shut down", "shut down in recovery"}:
             server.write({server.standby_signal: ""})
         elif state not in {"in archive recovery", "starting up"} or not self._is_standby(server):
@@ -464,12 +502,33 @@ class ClusterPostgreSQL:
         auto = f"{server.data}/postgresql.auto.conf"
         server.connection.check(["chmod", "u+w", "--", auto])
         self._copy_config(server, server.data, _CONFIG)  # A rewind removes what its source has not.
-        server.connection.check(argv, **options)
+        self._insist_on_lock()
+        done = server.connection.run(argv, **options)
+        said = (done.stderr.strip() or done.stdout.strip())[-500:]
+        if done.status and CANNOT_CONNECT.search(said):
+            with past.may_pass("be rewound"):  # It connects before it writes anything.
+                server.connection.check(["chmod", "u-w", "--", auto])
+                raise SiteError(said)
+        if done.status:
+            raise SiteError(f"{server.connection.name}: pg_rewind ended with status {done.status}: {said}")
         self._copy_config(server, _CONFIG, server.data)
         server.connection.check(["chmod", "u-w", "--", auto])
         server.write({server.standby_signal: ""})
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
+        self._have_copies_made_anew(server)
         return ""
+
+    def _have_copies_made_anew(self, server: PodInstance) -> None:
+        """Remove the other instances: what was taken back here, and put aside, they still have.
+
+        They would never stream again, and the operator might have one lead: it asks only whether a server answers. It
+        copies them from this one. CloudNativePG, "Kubectl Plugin", `destroy`.
+        """
+        for name in self._there()["status"].get("instanceNames") or ():
+            if name != server.connection.pod:
+                self._insist_on_lock()
+                for kind in ("persistentvolumeclaims", "pods"):  # A volume goes once no pod has it.
+                    self.api.delete(f"/api/v1/namespaces/{self._namespace}/{kind}/{name}")
 
     def _insist_on_no_rewind(self, server: PodInstance) -> None:
         """Refuse where a rewind runs: what was begun in a pod runs on there as its connection is cut off."""
@@ -517,8 +576,10 @@ class ClusterPostgreSQL:
             self._copy_config(server, folder, making)
         server.connection.check(["mkdir", "-m", "700", "-p", "--", _KEPT])
         kept = f"{_KEPT}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        self._insist_on_lock()
         server.connection.check(["sh", "-c", _SWAP, "sh", server.data, kept, making])
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
+        self._have_copies_made_anew(server)
 
     def _insist_on_room(self, server: PodInstance) -> None:
         """Refuse a copy that would fill the volume: what is there stays, and is about as big."""
@@ -568,19 +629,25 @@ class ClusterPostgreSQL:
             msg = f"{self.handle['name']}: {self._where} is not {what}: it was told that {told}"
             raise SiteError(msg)
 
-    def _until(self, *, leads: bool | None) -> None:
-        """Wait until the server takes writes, or until it is a standby; None: until it answers."""
+    def _until(self, *, leads: bool) -> None:
+        """Wait until the server answers; one that is to lead is promoted then, and waited for until it takes writes.
+
+        Its operator would promote it, too, but looks at nothing for 25 s after a fence was lifted (CloudNativePG 1.27,
+        `RequestAndWaitFencingOff`), while clients wait. It takes one that leads already for what it is.
+        """
 
         def is_so() -> bool:
             cluster = self._there()  # As long as that can be told, a pod that cannot be asked may be on its way.
+            self._insist_on_lock()
             try:
-                in_recovery: bool = self._instance(cluster).look(queries.IN_RECOVERY, port=PORT)
+                server = self._instance(cluster)
+                said = self._session.sql(server, _PROMOTE if leads else queries.IN_RECOVERY, port=PORT, timeout=60)
             except SiteError:
                 return False
-            return leads is None or in_recovery is not leads
+            return not leads or said.splitlines()[-1] == "f"
 
         wait_for(
-            f"{self.handle['name']}: the cluster {self._where} as a {_AS[leads]}",
+            f"{self.handle['name']}: the cluster {self._where}{' as a primary' if leads else ''}",
             is_so,
             bool,
             deadline=_PROMOTE_DEADLINE,
@@ -616,10 +683,12 @@ class ClusterPostgreSQL:
             lock.insist()
 
     def _change(self, body: Mapping[str, Any]) -> None:
+        self._insist_on_lock()
         self.api.patch(objects.path_of(self._namespace, self.handle["cluster"]), body)
 
     def _apply(self, clusters: list[dict[str, Any]], *, leads: bool) -> None:
         """Change whom the cluster follows, and own all that says so: about what others own, no declaration speaks."""
+        self._insist_on_lock()
         thing = objects.told(self.handle["cluster"], clusters, leads=leads)
         self.api.apply(objects.path_of(self._namespace, self.handle["cluster"]), thing, manager=objects.MANAGER)
 
@@ -666,9 +735,6 @@ class ClusterPostgreSQL:
     def _left_as(self, cluster: Mapping[str, Any]) -> str:
         replica = cluster["spec"].get("replica")
         return "primary" if replica is None or replica["primary"] == replica["self"] else "standby"
-
-    def _is_asleep(self, cluster: Mapping[str, Any]) -> bool:
-        return (cluster["metadata"].get("annotations") or {}).get(objects.HIBERNATION) == "on"
 
     def _certificates(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return when each certificate expires, and what else is wrong with one."""

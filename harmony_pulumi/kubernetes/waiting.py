@@ -75,7 +75,7 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
         if server.look(queries.IN_RECOVERY, port=PORT):
             if props["source"]:
                 _follow_as_declared(api, cluster, site, props["source"])
-            _use_slot(server, cluster, api, site, show)
+            _use_slot(server, cluster, site["slot"], show)
         elif not props["alone"]:  # What follows from a host tries new certificates by its own role.
             server.sql(files.follower_role_sql(REPLICATION_ROLE), port=PORT)
         _use_certificates(server, kept, alone=props["alone"])
@@ -97,14 +97,12 @@ def _follow_as_declared(
         api.apply(objects.path_of(namespace, name), objects.told(name, clusters, leads=False), manager=objects.MANAGER)
 
 
-def _use_slot(
-    server: PodInstance, cluster: Mapping[str, Any], api: Api, site: Mapping[str, Any], show: Callable[[str], None]
-) -> None:
+def _use_slot(server: PodInstance, cluster: Mapping[str, Any], slot: str, show: Callable[[str], None]) -> None:
     """Have a cluster that follows stream by its slot, whichever of its instances leads in it."""
-    for pod in cluster["status"].get("instanceNames") or [server.connection.pod]:
-        slots.use(instance(api, site["namespace"], pod), site["slot"])
+    for each in instances(cluster, server):
+        slots.use(each, slot)
     try:
-        slots.make(server, site["slot"])
+        slots.make(server, slot)
     except SiteError as error:  # Its source may wake up after it. The pair has the slot made, too.
         show(f"warning: {error}")
     server.sql("SELECT pg_reload_conf()", port=PORT)
@@ -154,3 +152,11 @@ def _hibernates(cluster: Mapping[str, Any]) -> bool:
 def instance(api: Api, namespace: str, pod: str) -> PodInstance:
     """Return the instance in a pod."""
     return PodInstance(Pod(api, namespace, pod))
+
+
+def instances(cluster: Mapping[str, Any], leading: PodInstance) -> list[PodInstance]:
+    """Return the instances of a cluster that have a pod, the one that leads first: without a pod nothing runs."""
+    api, namespace = leading.connection.api, leading.connection.namespace
+    others = [name for name in cluster["status"].get("instanceNames") or () if name != leading.connection.pod]
+    there = [name for name in others if api.get(f"/api/v1/namespaces/{namespace}/pods/{name}") is not None]
+    return [leading, *(instance(api, namespace, name) for name in there)]

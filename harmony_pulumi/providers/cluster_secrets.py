@@ -21,10 +21,13 @@ class ClusterSecretsProvider(Provider):
         from harmony_pulumi.kubernetes import made, tls
 
         old, new = plain(_olds), plain(news)
+        new["live"] = old.get("live")
         if not is_known([new.get(key) for key in ("kubeconfig", "namespace", "cluster", "image")]):
             return CheckResult(new, [])
         try:
-            found = made.problems(old, new, made.look(new), tls.files_of(new).served())
+            cluster = made.look(new)
+            found = made.problems(old, new, cluster, tls.files_of(new).served())
+            new["live"] = made.live(new, cluster)
         except UnreachableError as error:
             show(f"warning: {new['cluster']}: not checked at its API server: {error}")
             return CheckResult(new, [])
@@ -32,10 +35,13 @@ class ClusterSecretsProvider(Provider):
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:
-        """Tell whether anything is made anew, or is reached in another way."""
+        """Tell whether anything is made anew, is reached in another way, or has changed while nobody deployed."""
+        from harmony_pulumi.kubernetes import made
+
         old, new = plain(_olds), plain(_news)
-        keys = new.keys() - {"endpoint", "made", "standing", "deadline"}
-        return DiffResult(changes=any(not is_known(new[key]) or old.get(key) != new[key] for key in keys))
+        keys = new.keys() - {"endpoint", "made", "standing", "deadline", "live"}
+        changed = any(not is_known(new[key]) or old.get(key) != new[key] for key in keys)
+        return DiffResult(changes=changed or made.has_changed(new.get("live") or {}, old))
 
     @clean_errors
     def create(self, props: dict[str, Any]) -> CreateResult:
@@ -62,7 +68,7 @@ class ClusterSecretsProvider(Provider):
         from harmony_pulumi.orchestration.journal import operator
 
         old, new = plain(_olds), plain(_news)
-        endpoint, kept = made.endpoint(new), tls.files_of(new)
+        standing, endpoint, kept = made.standing(new), made.endpoint(new), tls.files_of(new)
         moved = old["endpoint"]["host"] != endpoint["host"]
         changed = renewal.changed_inputs(old, new)
         if moved or changed:
@@ -71,7 +77,9 @@ class ClusterSecretsProvider(Provider):
                 tls.renew_as_declared(kept, new, endpoint["host"], moved=moved, authority=authority)
         found = {**old["made"], **tls.shown(kept)}
         passwords = made.passwords(new["roles"], new["passwords"], old["made"]["passwords"])
-        return UpdateResult({**old, **new, "endpoint": endpoint, "made": {**found, "passwords": passwords}})
+        return UpdateResult(
+            {**old, **new, "endpoint": endpoint, "made": {**found, "passwords": passwords}, "standing": standing}
+        )
 
     @clean_errors
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
@@ -110,6 +118,6 @@ class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):
         super().__init__(
             ClusterSecretsProvider(),
             name,
-            {"endpoint": None, "made": None, "standing": None, **props},
+            {"endpoint": None, "made": None, "standing": None, "live": None, **props},
             pulumi.ResourceOptions.merge(hidden, opts),
         )

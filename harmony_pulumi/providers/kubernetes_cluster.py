@@ -24,10 +24,13 @@ class KubernetesClusterProvider(Provider):
         if not is_known(new):
             return CheckResult(new, [])
         try:
-            return CheckResult(*_checked(old, new, facts.of(new)))
+            found = facts.of(new)
         except UnreachableError as error:
             show(f"warning: {new['name']}: not checked at its API server: {error}")
             return CheckResult({**new, "found": old.get("found")}, [])
+        for warning in found["warnings"]:
+            show(f"warning: {new['name']}: {warning}")
+        return CheckResult(*_checked(old, new, found))
 
     @clean_errors
     def diff(self, _id: str, _olds: dict[str, Any], _news: dict[str, Any]) -> DiffResult:

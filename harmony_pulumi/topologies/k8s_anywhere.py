@@ -250,6 +250,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 enable_secret_mutable=True,
                 # What `destroy` kept is taken over by the next `up`: only what is ours, which is looked at before.
                 upsert_existing_objects=True,
+                # Else a cluster that is gone has `refresh` fail for the other one, too: it is warned of, and stays.
+                skip_update_unreachable=True,
                 opts=child,
             )
             kept = pulumi.ResourceOptions(parent=self, provider=provider, retain_on_delete=True)
@@ -353,6 +355,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "declared": declared,
                 "on_destroy": config.on_destroy,
                 "alone": alone,
+                # One that is made anew in its place is to be waited for as the first was.
+                "uid": _uid(cluster),
                 "source": follows,
                 # New ones are to be used, which is what this waits for, too.
                 "certificates": pulumi.Output.unsecret(made.made.apply(_issued)),
@@ -418,6 +422,12 @@ def _as_it_stands(key: str, known: Sequence[Any]) -> Any:
     """Return a part of what says whom a cluster follows: of one that is there, as it is; else as it is made."""
     standing, at_first = known
     return standing.get(key) if standing else at_first
+
+
+def _uid(thing: pulumi.Resource) -> pulumi.Output[str | None]:
+    """Return what tells an object from all others, also of the same name; a user's Pulumi mocks know none."""
+    metadata: pulumi.Output[Mapping[str, str]] = vars(thing)["metadata"]
+    return metadata.apply(methodcaller("get", "uid"))
 
 
 def _each(values: pulumi.Output[Any], keys: Sequence[str]) -> dict[str, pulumi.Output[Any]]:

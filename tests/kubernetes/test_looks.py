@@ -46,6 +46,9 @@ class Disk(Commands):
     def __init__(self) -> None:
         self.queries: list[str] = []
 
+    def conversing(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
+
     def run(self, argv: Sequence[str], **_: Any) -> Completed:
         return Completed(0, "Avail\n4096\n", "")
 

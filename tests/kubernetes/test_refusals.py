@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.errors import SiteError
-from harmony_pulumi.kubernetes import facts, made, objects, operator, slots
-from harmony_pulumi.providers import kubernetes_cluster
+from harmony_pulumi.hosts.postgresql import certificates
+from harmony_pulumi.kubernetes import facts, made, objects, operator, slots, tls
+from harmony_pulumi.providers import cluster_secrets, kubernetes_cluster
 
 INPUTS = {
     "namespace": "shop",
@@ -106,13 +107,33 @@ def test_an_operator_that_is_not_found_and_whose_kind_is_known_is_not_installed_
         operator.insist_on_none(known, "shop/prod/east")  # type: ignore[arg-type]
 
 
-def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {"platform": "k3s", "version": "v1.31", "operator": "", "problems": [], "service_type": "LoadBalancer"}
+def test_a_release_is_refused_or_warned_of_by_what_it_is_known_to_do() -> None:
+    for release, refused, warned in (
+        ("1.25.4", True, False),
+        ("1.26.0", False, False),
+        ("1.27.2", False, False),
+        ("1.28.0", False, True),
+        ("2.0.0", False, True),
+        ("", False, False),
+    ):
+        assert bool(operator.problem(release)) is refused, release
+        assert bool(operator.warning(release)) is warned, release
+    assert "expected 1.26 or newer" in str(operator.problem("1.25.4"))
+    assert "1.27 is the newest that" in str(operator.warning("1.28.0"))
+    assert objects.RELEASE.startswith(".".join(map(str, operator.NEWEST)))
+
+
+def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {"platform": "k3s", "version": "v1.31", "operator": "1.28.0", "service_type": "LoadBalancer"}
+    seen |= {"problems": [], "warnings": ["is new"]}
     provider = kubernetes_cluster.KubernetesClusterProvider()
     props = {"name": "east", "kubeconfig": "k", "address": None, "service_type": None}
     monkeypatch.setattr(facts, "of", lambda _: {**seen, "uid": "one"})
     first = provider.check({}, props)
     assert not first.failures
+    assert capsys.readouterr().err == "warning: east: is new\n"
     assert first.inputs["found"]["uid"] == "one"
     assert not provider.check(first.inputs, props).failures
     monkeypatch.setattr(facts, "of", lambda _: {**seen, "uid": "other"})
@@ -120,3 +141,21 @@ def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(monkeypatch: pyte
     assert failure.property == "kubeconfig"
     assert "other" in failure.reason
     assert "one" in failure.reason
+
+
+def test_what_changes_while_nobody_deploys_is_deployed_by_the_next_up() -> None:
+    authority = certificates.make_authority("east")
+    shown = {which: tls.issued(authority, "192.0.2.10", 30) for which in ("before", "now")}
+    old = {**INPUTS, "endpoint": {"host": "192.0.2.10", "port": 30432.0}, "made": shown["before"], "live": None}
+    same = {"endpoint": {"host": "192.0.2.10", "port": 30432}, "issued": made.issued(shown["before"]), "asleep": False}
+    diff = cluster_secrets.ClusterSecretsProvider().diff
+    for live, changes in (
+        (None, False),
+        (same, False),
+        ({"endpoint": None, "issued": []}, False),
+        ({**same, "endpoint": {"host": "192.0.2.10", "port": 30433}}, True),
+        ({**same, "issued": made.issued(shown["now"])}, True),
+        ({**same, "asleep": True}, True),
+    ):
+        assert diff("id", old, {**INPUTS, "endpoint": None, "made": None, "live": live}).changes is changes, live
+    assert diff("id", old, {**INPUTS, "owner": "another", "live": None}).changes

@@ -142,6 +142,13 @@ def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_p
     assert mocks["Namespace", "east-postgresql"]["metadata"]["name"] == "postgresql"
     of_kubernetes = [args for args in mocks.registered.values() if args.typ.startswith("kubernetes:")]
     assert {args.provider.rpartition("::")[0].rpartition("::")[2] for args in of_kubernetes} == {"east"}
+    options = mocks["kubernetes", "east"]
+    assert {key for key, value in options.items() if value == "true"} == {
+        "enableSecretMutable",
+        "skipUpdateUnreachable",
+        "upsertExistingObjects",
+    }
+    assert options["clusterIdentifier"] == "a-b-c"
     assert known["uri"] == "postgresql://orders:correct%20horse@10.0.0.1:30432/orders?sslmode=verify-full"
     assert known["certs"]["client_key"] == "key of replicas"
     assert known["site"]["cluster"] == "east-orders"

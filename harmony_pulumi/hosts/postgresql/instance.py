@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
 from harmony_pulumi.capabilities.site import Fork, Survey, Token
@@ -28,6 +29,7 @@ _SURVEY = queries.together(
     replay=queries.REPLAY,
 )
 _CHECKPOINT_DEADLINE = 600
+_ANSWERED = "harmony: answered"
 
 _BUILD = (
     "pg_control version number",
@@ -119,6 +121,16 @@ class Instance(ABC, Generic[C]):
         """Run a query that returns one JSON value, and return that."""
         return json.loads(self.sql(query, port=port, database=database, socket=socket) or "null")
 
+    @contextmanager
+    def session(self, port: int) -> Generator[Callable[[str, float], str]]:
+        """Connect as `sql` does, for as long as the block lasts; give what to run SQL with, and seconds to wait for it.
+
+        To connect takes longer than what clients should wait for. After an error, the session is over.
+        """
+        env = self._psql_env(port, "postgres", self.socket)
+        with self.connection.conversing(self._psql(), user=self.user, env=env) as ask:
+            yield lambda text, timeout: ask(f"{text}\n;\n\\echo {_ANSWERED}\n", _ANSWERED, timeout).strip()
+
     def wal_record(self, timeline: int, lsn: str) -> str:
         """Return the WAL record at an LSN, as pg_waldump shows it: type, length, links and content.
 
@@ -209,6 +221,33 @@ def survey(server: Instance[Any], port: int) -> Survey:
         "apply_delay_ms": found["replay"]["delay"],
         "free_bytes": int(free),
     }
+
+
+class Session:
+    """A connection to one server that is opened before clients wait, and used while they do."""
+
+    def __init__(self) -> None:
+        """Be closed."""
+        self._stack = ExitStack()
+        self._ask: Callable[[str, float], str] | None = None
+
+    def open(self, server: Instance[Any], port: int) -> None:
+        """Connect, unless that was done."""
+        self._ask = self._ask or self._stack.enter_context(server.session(port))
+
+    def sql(self, server: Instance[Any], text: str, *, port: int, timeout: float) -> str:
+        """Run SQL by the connection, or by another one if it is not there any more."""
+        if self._ask is not None:
+            try:
+                return self._ask(text, timeout)
+            except SiteError:  # The server was restarted, say: what is wrong with it, if anything, is said below.
+                self._ask = None
+        return server.sql(text, port=port, timeout=timeout)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._ask = None
+        self._stack.close()
 
 
 def insist_on_token(server: Instance[Any], system_identifier: str, token: Token) -> None:

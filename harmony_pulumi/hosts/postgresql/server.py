@@ -10,8 +10,7 @@ copy no configuration from one member to another.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harmony_pulumi.capabilities.postgresql_facts import SUPPORTED_MAJORS
@@ -44,7 +43,6 @@ _LEFT_BEHIND = re.compile('lock file "([^"]+)" (?:already exists|is empty)|pre-e
 _LEFT_BEHIND_DEADLINE = 30
 _OWN_CONFIG = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "custom.conf", "override.conf")
 """What a data directory has beside its data: by initdb; the last two by CloudNativePG."""
-_ANSWERED = "harmony: answered"
 # Of a process that had the pid a moment ago, and may have ended since.
 _SIGNAL = '[ "/proc/$1/cwd" -ef "$2" ] && kill -s "$3" "$1"'
 _NOBODY = 2**31 - 1
@@ -340,16 +338,6 @@ class Server(Instance[Connection]):
     def log_since(self, size: int) -> str:
         """Return what the server logged after its log had a size in bytes."""
         return self.connection.run(["tail", "-c", f"+{size + 1}", "--", self.layout.log], user=self.user).stdout
-
-    @contextmanager
-    def session(self, port: int) -> Generator[Callable[[str, float], str]]:
-        """Connect as `sql` does, for as long as the block lasts; give what to run SQL with, and seconds to wait for it.
-
-        To connect takes longer than what clients should wait for. After an error, the session is over.
-        """
-        env = self._psql_env(port, "postgres", self.layout.socket)
-        with self.connection.conversing(self._psql(), user=self.user, env=env) as ask:
-            yield lambda text, timeout: ask(f"{text}\n;\n\\echo {_ANSWERED}\n", _ANSWERED, timeout).strip()
 
     def initdb(self, locale: str) -> None:
         """Make an empty database cluster with checksums."""

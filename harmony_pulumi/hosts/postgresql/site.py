@@ -29,7 +29,7 @@ from harmony_pulumi.hosts.logs import recorded, recording
 from harmony_pulumi.hosts.postgresql import certificates, files, queries, renewal, wal
 from harmony_pulumi.hosts.postgresql.following import why_it_cannot_follow
 from harmony_pulumi.hosts.postgresql.home import Marker, os_user
-from harmony_pulumi.hosts.postgresql.instance import echo, insist_on_token, survey
+from harmony_pulumi.hosts.postgresql.instance import Session, echo, insist_on_token, survey
 from harmony_pulumi.hosts.postgresql.layout import Layout, slot_name
 from harmony_pulumi.hosts.postgresql.rejoining import Comeback, stop
 from harmony_pulumi.hosts.postgresql.roles import read_roles, refusal
@@ -67,10 +67,8 @@ class _Held:
     marker: Marker
     roles: Roles | None
     """What its site was told."""
-    open: ExitStack
-    """What is closed as the lock is let go."""
-    session: Callable[[str, float], str] | None = None
-    """Runs SQL on a member that is about to take over, with no time lost by connecting."""
+    session: Session
+    """With a member that is about to take over: no time is lost by connecting."""
 
 
 def _refuse_if_it_runs(server: Server, error: SiteError) -> None:
@@ -177,7 +175,9 @@ class HostPostgreSQL:
             except SiteError as error:
                 _refuse_if_it_runs(self._bare(connection, marker), error)
                 raise UnlockableError(str(error)) from error
-            self._held.append(_Held(server, marker, roles, stack))
+            session = Session()
+            stack.callback(session.close)
+            self._held.append(_Held(server, marker, roles, session))
             try:
                 yield append
             finally:
@@ -224,7 +224,7 @@ class HostPostgreSQL:
         said = server.sql(f"{files.make_slot_sql(follower)}SELECT pg_is_in_recovery()", port=marker.port)
         if said.splitlines()[-1] == "t":  # One that leads already is to be asked for nothing that clients wait for.
             for held in self._held:
-                held.session = held.session or held.open.enter_context(server.session(marker.port))
+                held.session.open(server, marker.port)
 
     def ease(self) -> None:
         """Write a checkpoint, so that the one of the stop has little left to write."""
@@ -313,13 +313,8 @@ class HostPostgreSQL:
     def _ask(self, text: str, timeout: float) -> str:
         """Run SQL while clients wait: by the session that was opened before, if it is still there."""
         server, marker = self._both()
-        for held in self._held:
-            if held.session is not None:
-                try:
-                    return held.session(text, timeout)
-                except SiteError:  # The server was restarted, say: what is wrong with it, if anything, is said below.
-                    held.session = None
-        return server.sql(text, port=marker.port, timeout=timeout)
+        session = self._held[0].session if self._held else Session()
+        return session.sql(server, text, port=marker.port, timeout=timeout)
 
     def offer(self) -> Mapping[str, Any]:
         """Return what a standby needs to connect here. Secret."""

@@ -36,7 +36,7 @@ from tests.e2e.kubernetes.conftest import SITE, Cluster
 from tests.e2e.kubernetes.pairs import NAMES
 from tests.e2e.sampling import SEED, sampled
 from tests.e2e.test_roles_cli import harmony
-from tests.e2e.test_switchover_faults import Driven, act, other_than
+from tests.e2e.test_switchover_faults import KILLED, Driven, act, other_than
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
 
@@ -331,6 +331,25 @@ def test_a_switchover_is_refused_while_an_operator_is_down_and_nothing_is_touche
         assert refused.boundaries == ["end"]
         pair.mend()
         pair.insist(clients, source)
+
+
+def test_whoever_lifts_a_fence_by_hand_starts_a_standby(pair: Pair) -> None:
+    source, epoch = pair.leader, pair.epoch + 1
+    target = other_than(source)
+    site = pair.handle["members"][source]
+    with pair.clients() as clients:
+        killed = pair.drive(target, epoch, [act("promote:done")])
+        assert killed.status == KILLED, killed.said
+        unfenced = {"metadata": {"annotations": {"cnpg.io/fencedInstances": None}}}
+        api_of(site).patch(path_of(site["namespace"], site["cluster"]), unfenced)
+        eventually(lambda: pair.look()[source]["state"] == "running", "it to run", 120)
+        # For 25 s nobody looks at its declaration; whoever is declared to lead is promoted then.
+        end = time.monotonic() + 35
+        while time.monotonic() < end:
+            assert pair.look()[source]["role"] == "standby"
+        again = pair.drive(target, epoch)
+        assert again.status == 0, again.said
+        pair.insist(clients, target)
 
 
 def test_a_token_of_before_is_refused(pair: Pair) -> None:

@@ -105,6 +105,19 @@ def test_roles_move_there_and_back_and_nothing_is_lost(pair: Mixed) -> None:
     pair.stack.up("--expect-no-changes")
 
 
+def test_certificates_are_rotated_on_both_and_roles_move_with_them(pair: Mixed) -> None:
+    for target in (pair.other, pair.first):
+        harmony(pair.stack, "rotate-certificates", "--yes")
+        harmony(pair.stack, "rotate-certificates", "--authority", "--yes")
+        pair.stack.up("--refresh")
+        pair.stack.up("--expect-no-changes")
+        with clients(pair.stack) as running:
+            harmony(pair.stack, "switchover", "--to", target, "--yes")
+            running.wait_until_served()
+        pair.insist_on_roles(target)
+        running.insist(pair.uri(pair.first), pair.uri(pair.other))
+
+
 def test_a_host_that_died_is_failed_over_from_and_comes_back_by_a_rewind(pair: Mixed) -> None:
     if pair.first == CLUSTER:
         harmony(pair.stack, "switchover", "--to", HOST, "--yes")

@@ -10,7 +10,7 @@ import pytest
 
 from harmony_pulumi.capabilities.site import Certificates
 from harmony_pulumi.kubernetes.facts import api_of
-from harmony_pulumi.kubernetes.objects import path_of
+from harmony_pulumi.kubernetes.objects import SERVED, path_of
 from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, eventually
 from tests.e2e.kubernetes.conftest import Cluster
@@ -111,6 +111,30 @@ def test_a_cluster_that_is_cut_off_is_failed_over_from_and_comes_back_by_a_rewin
     insist(stack, running, "primary")
 
 
+def test_a_replica_that_is_lost_is_made_anew_only_if_that_is_asked_for(stack: Stack) -> None:
+    site = stack.outputs()["site"]["members"]["replica"]
+    api, path = api_of(site), path_of(site["namespace"], site["cluster"])
+    before = api.get(path)
+    assert before
+    api.delete(path)
+    eventually(lambda: api.get(path) is None, "the cluster to be gone", 60)
+    said = stack.up("--refresh", expect=1)
+    assert "has served, and is gone" in said
+    assert api.get(path) is None
+    secret = f"/api/v1/namespaces/{site['namespace']}/secrets/{site['cluster']}-authority"
+    api.patch(secret, {"metadata": {"annotations": {SERVED: None}}})
+    stack.up("--refresh")
+    after = api.get(path)
+    assert after
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    with clients(stack) as running:
+        for target in ("toronto", "montreal"):
+            harmony(stack, "switchover", "--to", target, "--yes")
+            running.wait_until_served()
+    insist(stack, running, "primary")
+    stack.up("--expect-no-changes")
+
+
 def test_a_cluster_that_moves_its_own_leader_meanwhile_loses_nothing(stack: Stack) -> None:
     program = stack.folder / "__main__.py"
     assert "        address=config" in program.read_text()
@@ -142,6 +166,47 @@ def test_a_cluster_that_moves_its_own_leader_meanwhile_loses_nothing(stack: Stac
         running.wait_until_served()
     insist(stack, running, "primary")
     assert leading() == (second, second)
+
+
+def test_what_a_rewind_takes_back_is_in_no_instance_any_more(
+    stack: Stack, our_clusters: tuple[Cluster, Cluster]
+) -> None:
+    """As the test before left it, montreal has two instances."""
+    lost, (site, _) = our_clusters[0], stack.outputs()["site"]["members"].values()
+    api, path = api_of(site), path_of(site["namespace"], site["cluster"])
+
+    def instances() -> set[str]:
+        there = api.get(path) or {}
+        return {*there["status"]["instanceNames"]} if there["status"]["readyInstances"] == 2 else set()
+
+    def streaming() -> int:
+        there = api.get(path) or {}
+        argv = ["psql", "-XAtc", "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"]
+        status, said = lost.execute(site["namespace"], there["status"]["currentPrimary"], *argv)
+        return int(said) if status == 0 else 0
+
+    before = instances()
+    assert len(before) == 2
+    with clients(stack) as running:
+        lost.cut_from_peer()
+        running.wait_until_served()  # Only montreal, and both of its instances, have this.
+        running.stop()
+    lost.cut()
+    harmony(
+        stack,
+        *("failover", "--to", "toronto", "--yes", "--max-data-loss", "1000000", "--accept-unknown-loss"),
+        *("--fenced-by-me", "montreal"),
+    )
+    lost.mend()
+    eventually(lambda: status(stack)["montreal"]["state"] == "running", "montreal to answer", 60)
+    assert "montreal is rewound" in harmony(stack, "rejoin", "--yes")
+    eventually(lambda: len(instances() - before) == 1, "another instance of montreal to be ready", 180)
+    eventually(lambda: streaming() == 1, "it to stream from the one that leads in montreal", 60)
+    with clients(stack) as running:
+        harmony(stack, "revert", "--yes")
+        running.wait_until_served()
+    insist(stack, running, "primary")
+    eventually(lambda: streaming() == 2, "toronto and the other instance to stream", 60)
 
 
 def test_destroy_keeps_the_data_and_the_next_up_takes_it_over(stack: Stack) -> None:
