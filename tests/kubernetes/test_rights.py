@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from harmony_pulumi.kubernetes import facts, lease, objects, tls
+from harmony_pulumi.kubernetes import facts, lease, objects, site, tls
 from harmony_pulumi.kubernetes.keeping import Keeping
+from harmony_pulumi.kubernetes.pods import Pod, PodInstance
 from tests.docs.blocks import ROOT, blocks_of
 
 DEPLOYMENT = {
@@ -97,7 +98,12 @@ def test_the_documented_rights_are_enough(roles: dict[str, dict[str, Any]], monk
     files.write({"ca.crt": "c", "ca.key": "k"})
     files.serves("a-b-c")
     files.forget()
-    api.patch(objects.path_of("postgresql", "east-orders"), {})
+    path = objects.path_of("postgresql", "east-orders")
+    api.patch(path, {})
+    api.made[path] = {"status": {"instanceNames": ["east-orders-1", "east-orders-2"]}}
+    made = site.ClusterPostgreSQL({"name": "east", "namespace": "postgresql", "cluster": "east-orders", "owner": "o"})
+    made.__dict__["api"] = api
+    made._have_copies_made_anew(PodInstance(Pod(api, "postgresql", "east-orders-1")))  # pyright: ignore[reportPrivateUsage]
     seen = list(needed(api.done))
     assert len(seen) > 8
     for verb, group, kind, namespace, name in seen:
