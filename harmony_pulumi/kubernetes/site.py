@@ -411,13 +411,12 @@ class ClusterPostgreSQL:
         self._drop_token(cluster)
         self._apply(clusters, leads=False)
         changed = [slots.use(each, self.handle["slot"]) for each in instances(cluster, server)]
+        # It is to connect with these; before it may read such a secret for the first time, its operator must let it.
+        tls.insist_on_peer(server, name, source["certs"]["client_certificate"])
         if objects.is_fenced(cluster):
             self._annotate(objects.FENCED, None)
-        else:
-            if any(changed):
-                server.sql("SELECT pg_reload_conf()", port=PORT)
-            # It may be had connect anew next, and is to do so with these.
-            tls.insist_on_peer(server, name, source["certs"]["client_certificate"])
+        elif any(changed):
+            server.sql("SELECT pg_reload_conf()", port=PORT)
 
     def remember(self, text: str) -> None:
         """Keep what the pair looked like."""

@@ -6,6 +6,7 @@ state of Pulumi's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,8 @@ _FOLDER = "/controller/certificates"
 _PEER_FOLDER = "/controller/external"
 _DEADLINE = 180
 """Seconds."""
+_AGAIN = 2
+"""Seconds after which an instance is made to look once more."""
 
 
 @dataclass(frozen=True)
@@ -192,13 +195,19 @@ def _of_peer(cluster: str) -> str:
 def _until_there(
     server: PodInstance, cluster: str, wanted: Mapping[str, str], *, is_there: Callable[[str, str], bool] = eq
 ) -> None:
+    asked = float("-inf")
+
     def differing() -> list[str]:
+        nonlocal asked
+        # An instance looks at secrets when its cluster changes, and for one of another cluster's nothing there does.
+        # What it may not read yet, as its operator is slow to let it, it tries again by itself: ever later.
+        if time.monotonic() - asked > _AGAIN:
+            now = {"metadata": {"annotations": {objects.LOOK_AGAIN: datetime.now(UTC).isoformat()}}}
+            server.connection.api.patch(objects.path_of(server.connection.namespace, cluster), now)
+            asked = time.monotonic()
         there = server.connection.read_files([*wanted], server.user)
         return [path for path, text in wanted.items() if not is_there((there[path] or "").strip(), text.strip())]
 
-    # An instance looks at the secrets when its cluster changes, and for one of another cluster's nothing there does.
-    now = {"metadata": {"annotations": {objects.LOOK_AGAIN: datetime.now(UTC).isoformat()}}}
-    server.connection.api.patch(objects.path_of(server.connection.namespace, cluster), now)
     wait_for(
         f"{server.connection.name}: new certificates",
         differing,
