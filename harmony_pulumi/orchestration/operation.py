@@ -207,11 +207,11 @@ class Run:
             if step is Step.SETTLE:
                 return
             if step is Step.CLOSE:
-                reason = self.operation["given_up"]
-                kind = self.operation["kind"]
-                apart = self._apart()
-                msg = f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}{apart}"
-                raise SiteError(msg)
+                raise SiteError(f"{self._given_up()}{self._apart()}")
+
+    def _given_up(self) -> str:
+        kind, reason = self.operation["kind"], self.operation["given_up"]
+        return f"{self.pair.name}: the {kind} was given up, and {self.source.name} is active: {reason}"
 
     def _apart(self) -> str:
         """Wait until the target follows the source again, as it did before; if it does not, return that in words."""
@@ -321,7 +321,10 @@ class Run:
         if self.facts[1].state == "running":
             self.target.movable.forget(self.source.slot)
         # The source last: as long as the target cannot be told, this is not over.
-        self._save(None, only=[self.operation["target"], self.operation["source"]])
+        try:
+            self._save(None, only=[self.operation["target"], self.operation["source"]])
+        except SiteError as error:
+            raise SiteError(f"{self._given_up()}. Not both could be told so, run the same again: {error}") from error
 
     def _retire(self) -> None:
         # It may have written since it was looked at last: what it alone has is put aside anew.

@@ -862,6 +862,20 @@ def test_a_failover_that_was_given_up_and_cut_off_is_over_by_the_command_that_is
     assert begun
 
 
+def test_that_it_was_given_up_is_said_also_where_a_site_cannot_be_told_so(code: Code) -> None:
+    said: list[str] = []
+    number = next(n for n, label in enumerate(labels_of(code, "crashed")) if "montreal.fence" in label)
+    for what in (fail, time_out):
+        for later in range(1, 60):
+            world, accepted = scene(code, "crashed")
+            world.at |= {number: fail, number + later: what}
+            ended = fail_over(code, world, **accepted)
+            if "Not both could be told so, run the same again" in ended:
+                said.append(ended)
+    assert len(said) > 4
+    assert all("the failover was given up, and montreal is active: " in each for each in said)
+
+
 def test_who_was_left_behind_is_remembered_by_a_failover_that_is_given_up(code: Code) -> None:
     world, accepted = scene(code, "crashed")
     assert fail_over(code, world, **accepted) == "done"

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -135,10 +135,15 @@ class Pair(failovers.Pair):
 
     def start_operator(self, role: str) -> None:
         """Have a member's cluster have its operator again, which answers."""
-        api, where = self.clusters[role].api("AppsV1Api"), ("cnpg-controller-manager", "cnpg-system")
-        api.patch_namespaced_deployment_scale(*where, {"spec": {"replicas": 1}}, _request_timeout=30)
-        read = partial(api.read_namespaced_deployment, *where, _request_timeout=30)
-        eventually(lambda: read().status.ready_replicas == 1, "the operator to be ready", 120)
+        api = api_of(self.handle["members"][role])
+        path = "/apis/apps/v1/namespaces/cnpg-system/deployments/cnpg-controller-manager"
+        api.patch(f"{path}/scale", {"spec": {"replicas": 1}})
+
+        def is_ready() -> bool:
+            there = api.get(path)
+            return there is not None and there["status"].get("readyReplicas") == 1
+
+        eventually(is_ready, "the operator to be ready", 120)
 
     def crash(self, role: str) -> None:
         """Kill every process of an instance, and have it be fenced before it is back: it has crashed, and stays so."""
