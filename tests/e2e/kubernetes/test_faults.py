@@ -148,10 +148,20 @@ class Pair(failovers.Pair):
     def crash(self, role: str) -> None:
         """Kill every process of an instance, and have it be fenced before it is back: it has crashed, and stays so."""
         site = self.handle["members"][role]
+        api, pod = api_of(site), f"/api/v1/namespaces/{site['namespace']}/pods/{self.pod(role)}"
+
+        def starts() -> int:
+            """Return how often its container was started again; -1 while it is not running."""
+            (found,) = (api.get(pod) or {})["status"]["containerStatuses"]
+            return int(found["restartCount"]) if "running" in found["state"] else -1
+
+        before = starts()
         # All but the first one in the pod, which ends by itself then; its container is started again.
         self.execute(role, "sh", "-c", "kill -KILL -1 || true")
         fence = {"metadata": {"annotations": {"cnpg.io/fencedInstances": '["*"]'}}}
-        api_of(site).patch(path_of(site["namespace"], site["cluster"]), fence)
+        api.patch(path_of(site["namespace"], site["cluster"]), fence)
+        # After some crashes the kubelet waits minutes: Kubernetes, "Container restart policy".
+        eventually(lambda: starts() > before, f"the container of {role} to run again", 300)
         eventually(lambda: self.look()[role]["state"] == "stopped", f"what {role} left to be readable", 120)
 
     def lose(self, role: str, clients: Clients, meanwhile: Callable[[], None] = lambda: None) -> None:
