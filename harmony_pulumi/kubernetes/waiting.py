@@ -73,8 +73,8 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
     # A role change, or a rotation by command, is to come before all of this, or after it.
     with lease.held(api, namespace, name, site["owner"], operator("`pulumi up`"), deadline=props["deadline"]):
         if server.look(queries.IN_RECOVERY, port=PORT):
-            if props["source"]:
-                _follow_as_declared(api, cluster, site, props["source"])
+            if source := props.get("source"):  # Pulumi leaves out what is None, as for one that was to lead at first.
+                _follow_as_declared(api, cluster, site, source)
             _use_slot(server, cluster, site["slot"], show)
         elif not props["alone"]:  # What follows from a host tries new certificates by its own role.
             server.sql(files.follower_role_sql(REPLICATION_ROLE), port=PORT)
