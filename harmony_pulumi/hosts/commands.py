@@ -54,6 +54,11 @@ class Completed:
     stdout: str
     stderr: str
 
+    @property
+    def said(self) -> str:
+        """What it said of how it went: on standard error, else on standard output."""
+        return self.stderr.strip() or self.stdout.strip()
+
 
 class Commands(ABC):
     """A way to run commands in one place: on a host, in a container."""
@@ -107,7 +112,7 @@ class Commands(ABC):
         """
         done = self.run(argv, **options)
         if done.status:
-            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing")[-2000:]
+            said = (done.said or "it said nothing")[-2000:]
             msg = f"{self.name}: `{argv[0]}` ended with status {done.status}: {said}"
             raise SiteError(msg)
         return done.stdout

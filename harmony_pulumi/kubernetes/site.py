@@ -307,7 +307,6 @@ class ClusterPostgreSQL:
 
     def _stop(self, server: PodInstance) -> Mapping[str, str]:
         """Fence every instance, and wait until this one has ended; return what it left."""
-        self._insist_on_lock()
         self._annotate(objects.FENCED, '["*"]')
         # The operator may have been about to have another lead. One without a pod gets none while it is fenced.
         left, *_ = [self._end_of(each) for each in instances(self._there(), server)]
@@ -492,7 +491,7 @@ class ClusterPostgreSQL:
             conninfo = self._conninfo(server, source)
             argv = [*_ALONE, "pg_rewind", "-D", server.data, "--source-server", conninfo, "--no-ensure-shutdown"]
             dry = server.connection.run([*argv, "--dry-run"], **options)
-            said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
+            said = dry.said[-500:]
             if dry.status and (CANNOT_CONNECT.search(said) or not CANNOT_BE_REWOUND.search(said)):
                 raise SiteError(said)
         if dry.status:
@@ -503,7 +502,7 @@ class ClusterPostgreSQL:
         self._copy_config(server, server.data, _CONFIG)  # A rewind removes what its source has not.
         self._insist_on_lock()
         done = server.connection.run(argv, **options)
-        said = (done.stderr.strip() or done.stdout.strip())[-500:]
+        said = done.said[-500:]
         if done.status and CANNOT_CONNECT.search(said):
             with past.may_pass("be rewound"):  # It connects before it writes anything.
                 server.connection.check(["chmod", "u-w", "--", auto])
@@ -513,9 +512,13 @@ class ClusterPostgreSQL:
         self._copy_config(server, _CONFIG, server.data)
         server.connection.check(["chmod", "u-w", "--", auto])
         server.write({server.standby_signal: ""})
+        self._clear_up_after(server)
+        return ""
+
+    def _clear_up_after(self, server: PodInstance) -> None:
+        """Leave nothing of what a rewind or a copy took, and no other instance with what was taken back."""
         server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
         self._have_copies_made_anew(server)
-        return ""
 
     def _have_copies_made_anew(self, server: PodInstance) -> None:
         """Remove the other instances: what was taken back here, and put aside, they still have.
@@ -577,8 +580,7 @@ class ClusterPostgreSQL:
         kept = f"{_KEPT}/data-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
         self._insist_on_lock()
         server.connection.check(["sh", "-c", _SWAP, "sh", server.data, kept, making])
-        server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
-        self._have_copies_made_anew(server)
+        self._clear_up_after(server)
 
     def _insist_on_room(self, server: PodInstance) -> None:
         """Refuse a copy that would fill the volume: what is there stays, and is about as big."""

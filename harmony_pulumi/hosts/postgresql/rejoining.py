@@ -92,7 +92,7 @@ class Comeback:
             argv = [server.program("pg_rewind"), "-D", self.marker.data, "--source-server", conninfo]
             argv.append("--no-ensure-shutdown")
             dry = server.connection.run([*argv, "--dry-run"], **options)
-            said = (dry.stderr.strip() or dry.stdout.strip())[-500:]
+            said = dry.said[-500:]
             if dry.status and (CANNOT_CONNECT.search(said) or not CANNOT_BE_REWOUND.search(said)):
                 raise SiteError(said)
         if dry.status:
@@ -100,7 +100,7 @@ class Comeback:
         with self._being_made():
             done = server.connection.run([*argv, "--write-recovery-conf"], **options, on_stderr=lambda _: None)
             if done.status:
-                said = (done.stderr.strip() or done.stdout.strip())[-500:]
+                said = done.said[-500:]
                 if not CANNOT_CONNECT.search(said):
                     msg = f"{server.connection.name}: pg_rewind ended with status {done.status}: {said}"
                     raise SiteError(msg)
