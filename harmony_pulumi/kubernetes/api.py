@@ -97,6 +97,18 @@ class Api:
         except NotThereError:
             return None
 
+    def items(self, path: str) -> list[dict[str, Any]]:
+        """Return the objects of a collection; none if there is no such collection."""
+        return list((self.get(path) or {"items": []})["items"])
+
+    def text(self, path: str) -> str:
+        """Return what is at a path that holds text: a log.
+
+        Raises:
+            NotThereError: nothing is.
+        """
+        return self._answered("GET", path).decode(errors="replace")
+
     def apply(
         self, path: str, body: Mapping[str, Any], *, manager: str, force: bool = True, dry_run: bool = False
     ) -> dict[str, Any]:
@@ -122,7 +134,11 @@ class Api:
         with suppress(NotThereError):
             self._call("DELETE", path)
 
-    def _call(
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **how: Any) -> dict[str, Any]:
+        said = self._answered(method, path, body, **how)
+        return json.loads(said) if said else {}
+
+    def _answered(
         self,
         method: str,
         path: str,
@@ -130,13 +146,13 @@ class Api:
         *,
         content: str = "application/json",
         query: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> bytes:
         what = f"{method} {path}"
         url = f"{self.address}{path}{'?' if query else ''}{urlencode(query or {})}"
-        headers = {"Content-Type": content, "Accept": "application/json", **self._login()}
+        headers = {"Content-Type": content, "Accept": "application/json, */*", **self._login()}
         answer = self._answer(method, url, headers, None if body is None else json.dumps(body).encode())
         if answer.status < 400:
-            return json.loads(answer.data) if answer.data else {}
+            return bytes(answer.data)
         said = _said(answer.data)
         if answer.status == 404:
             raise NotThereError(f"{self.name}: {what}: {said}")

@@ -26,7 +26,7 @@ def of(props: Mapping[str, Any]) -> dict[str, Any]:
     api = api_of(props)
     version = str((api.get("/version") or {})["gitVersion"])
     groups = [group["name"] for group in (api.get("/apis") or {"groups": []})["groups"]]
-    nodes = (api.get("/api/v1/nodes") or {"items": []})["items"]
+    nodes = api.items("/api/v1/nodes")
     what = found.platform(version, groups)
     releases = [operator.version_of(each) for each in operator.deployments(api)]
     # Each cluster has this namespace from its beginning to its end, so its id is the cluster's.

@@ -7,10 +7,11 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harmony_pulumi.errors import SiteError
-from harmony_pulumi.hosts.postgresql import certificates
-from harmony_pulumi.kubernetes import found, objects, tls
+from harmony_pulumi.errors import SiteError, UnreachableError
+from harmony_pulumi.hosts.postgresql import certificates, trial
+from harmony_pulumi.kubernetes import found, objects, settled, tls
 from harmony_pulumi.kubernetes.facts import api_of
+from harmony_pulumi.kubernetes.pods import Pod, PodInstance
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -115,6 +116,37 @@ def problems(
             f"offered, as a standby cannot follow it"
         )
         yield "version", message
+
+
+def refused(props: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Iterate over what a cluster that is there would not take, and the paths of that; nothing is changed for it.
+
+    Raises:
+        SiteError: it cannot be asked.
+    """
+    pod = ((cluster or {}).get("status") or {}).get("currentPrimary")
+    if cluster is None or not pod or objects.is_asleep(cluster):
+        return
+    api, known = api_of(props), cluster["spec"]["postgresql"].get("parameters") or {}
+    server = PodInstance(Pod(api, props["namespace"], pod))
+    changed = {name: value for name, value in props["parameters"].items() if known.get(name) != value}
+    for name, reason in trial.refused(server.connection, server.program("postgres"), server.user, changed).items():
+        yield f"settings.{name}", f"is refused by PostgreSQL: {reason}"
+    claims = settled.listed(props["namespace"], "persistentvolumeclaims", props["cluster"])
+    for claim in settled.volumes(api.items(claims)):
+        wanted, has = props["storage"]["size"], claim["spec"]["resources"]["requests"]["storage"]
+        volume = claim["metadata"]["name"]
+        if settled.quantity(wanted) < settled.quantity(has):
+            yield "storage", f"would be {wanted}, and the volume {volume} was made with {has}: none can be made smaller"
+        elif settled.quantity(wanted) > settled.quantity(has):
+            larger = {"spec": {"resources": {"requests": {"storage": wanted}}}}
+            path = f"/api/v1/namespaces/{props['namespace']}/persistentvolumeclaims/{volume}"
+            try:
+                api.patch(path, larger, dry_run=True)
+            except UnreachableError:
+                raise
+            except SiteError as error:
+                yield "storage", f"cannot be raised from {has} to {wanted}: {error}"
 
 
 def _major(image: str | None) -> str:

@@ -35,6 +35,9 @@ PEER = "peer"
 """What a cluster calls the one that it follows, or would."""
 OUTSIDE = "outside"
 """What its service for clients from outside of Kubernetes ends with."""
+VOLUME_STATUS = "cnpg.io/pvcStatus"
+DETACHED: Mapping[str, Any] = {"metadata": {"ownerReferences": None, "annotations": {VOLUME_STATUS: "detached"}}}
+"""What makes a volume no part of its cluster any more, and stay: CloudNativePG, "Kubectl Plugin", `destroy`."""
 MANAGER = "harmony"
 """The field manager of what orchestration changes: Kubernetes, "Server-Side Apply"."""
 MOVED = ("spec.replica", "spec.externalClusters", f'metadata.annotations["{HIBERNATION}"]')
@@ -49,6 +52,11 @@ def name_problem(name: str) -> str | None:
     if _DNS_LABEL.fullmatch(name):
         return None
     return f"{name!r} is not taken; expected up to 40 lower-case letters, digits and '-', the first one a letter"
+
+
+def image(major: object) -> str:
+    """Return the image of a major version of PostgreSQL, as the project publishes it."""
+    return f"{IMAGES}:{major}"
 
 
 def path_of(namespace: str, name: str) -> str:
@@ -230,7 +238,7 @@ def cluster(
     owner: str,
     declared: Mapping[str, Any],
     *,
-    image: str | None,
+    image: Any,
     storage: Mapping[str, Any],
     source: Mapping[str, Any] | None,
     roles: Mapping[str, Any],
@@ -344,6 +352,17 @@ def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, An
             **({"extensions": extensions} if extensions else {}),  # An empty list is not kept by the API server.
         },
     }
+
+
+def databases_in(namespace: str) -> str:
+    """Return where the databases of all clusters of a namespace are in the API."""
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/databases"
+
+
+def is_of(database: Mapping[str, Any], cluster: str, owner: str) -> bool:
+    """Tell whether a database is one of a cluster, declared with that."""
+    declared = (database["metadata"].get("annotations") or {}).get(OWNER) == owner
+    return declared and bool(database["spec"]["cluster"]["name"] == cluster)
 
 
 def _synchronous(instances: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -33,7 +33,7 @@ from harmony_pulumi.hosts.postgresql.instance import Session, echo, insist_on_to
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
 from harmony_pulumi.kubernetes import lease, objects, slots, tls
-from harmony_pulumi.kubernetes.api import Api
+from harmony_pulumi.kubernetes.api import Api, NotThereError
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import PORT, PodInstance
@@ -64,6 +64,7 @@ for name in postgresql.conf custom.conf override.conf pg_hba.conf pg_ident.conf;
 done
 """
 _CONFIG = f"{_KEPT}/config"
+_LIST_KEPT = '[ ! -e "$1" ] || find "$1" -mindepth 1 -maxdepth 1 ! -path "$1/config" ! -name "*.lock"'
 _COPY_DEADLINE = 24 * 3600
 _IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 _WHICH = """
@@ -524,13 +525,29 @@ class ClusterPostgreSQL:
         """Remove the other instances: what was taken back here, and put aside, they still have.
 
         They would never stream again, and the operator might have one lead: it asks only whether a server answers. It
-        copies them from this one. CloudNativePG, "Kubectl Plugin", `destroy`.
+        copies them from this one. CloudNativePG, "Kubectl Plugin", `destroy`; with `--keep-pvc` for a volume on which
+        something was put aside while that instance led.
         """
         for name in self._there()["status"].get("instanceNames") or ():
             if name != server.connection.pod:
+                keeps = self._keeps(instance(self.api, self._namespace, name))
                 self._insist_on_lock()
-                for kind in ("persistentvolumeclaims", "pods"):  # A volume goes once no pod has it.
-                    self.api.delete(f"/api/v1/namespaces/{self._namespace}/{kind}/{name}")
+                volume = f"/api/v1/namespaces/{self._namespace}/persistentvolumeclaims/{name}"
+                if keeps:
+                    with suppress(NotThereError):
+                        self.api.patch(volume, objects.DETACHED)
+                else:  # It goes once no pod has it.
+                    self.api.delete(volume)
+                self.api.delete(f"/api/v1/namespaces/{self._namespace}/pods/{name}")
+
+    def _keeps(self, server: PodInstance) -> bool:
+        """Tell whether something was put aside on the volume of an instance; what cannot be asked is taken to have."""
+        try:
+            return bool(server.connection.check(["sh", "-c", _LIST_KEPT, "sh", _KEPT]).strip())
+        except UnreachableError:
+            raise
+        except SiteError:
+            return True
 
     def _insist_on_no_rewind(self, server: PodInstance) -> None:
         """Refuse where a rewind runs: what was begun in a pod runs on there as its connection is cut off."""

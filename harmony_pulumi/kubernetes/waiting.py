@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from harmony_pulumi.capabilities.postgresql_facts import REPLICATION_ROLE
-from harmony_pulumi.errors import SiteError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import files, queries, renewal
 from harmony_pulumi.hosts.postgresql.roles import roles_from
-from harmony_pulumi.kubernetes import lease, objects, slots, tls
+from harmony_pulumi.kubernetes import lease, objects, settled, slots, tls
 from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
@@ -18,6 +20,11 @@ from harmony_pulumi.kubernetes.pods import PORT, Pod, PodInstance
 from harmony_pulumi.orchestration.journal import operator
 from harmony_pulumi.orchestration.roles import last_epoch
 from harmony_pulumi.orchestration.wait import wait_for
+
+_SLOW = 600
+"""Seconds for which a cluster is waited for at least: volumes are made, images come, servers restart."""
+_PATIENCE = 30
+_LINES = 200
 
 
 def in_words(cluster: Mapping[str, Any] | None) -> str:
@@ -30,34 +37,17 @@ def in_words(cluster: Mapping[str, Any] | None) -> str:
     return "; ".join(filter(None, (phase, reason, ready)))
 
 
-def is_ready(cluster: Mapping[str, Any] | None) -> bool:
-    """Tell whether the instance that leads in a cluster serves, and all others run."""
-    if cluster is None:
-        return False
-    status = cluster.get("status") or {}
-    return bool(status.get("currentPrimary")) and status.get("readyInstances") == cluster["spec"]["instances"]
-
-
 def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[str, Any]:
-    """Wait until a cluster serves; return its outputs.
+    """Wait until a cluster serves, as it is declared; return its outputs.
 
     Raises:
-        SiteError: it does not, in time.
+        SiteError: it does not, in time; or something keeps it from that which does not pass by waiting.
     """
     site = props["site"]
     api, namespace, name = api_of(site), site["namespace"], site["cluster"]
     api.patch(objects.path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: None}}})
-    show(f"{api.name}: waiting until the cluster {namespace}/{name} serves")
-    cluster = wait_for(
-        f"{api.name}: the cluster {namespace}/{name}",
-        lambda: api.get(objects.path_of(namespace, name)),
-        lambda cluster: is_ready(cluster) or objects.is_fenced(cluster),
-        deadline=props["deadline"],
-        words=in_words,
-        advice=f"See `kubectl describe cluster --namespace {namespace} {name}`, and the pods there.",
-    )
-    if cluster is None:
-        raise SiteError(f"{api.name}: the cluster {namespace}/{name} is gone")
+    show(f"{api.name}: waiting until the cluster {namespace}/{name} serves, as it is declared")
+    cluster = Watch(site, api, show).until_settled(max(props["deadline"], _SLOW))
     if not (cluster.get("status") or {}).get("currentPrimary"):
         raise SiteError(
             f"{api.name}: {namespace}/{name} is fenced before it has served: lift that, then run this again"
@@ -83,6 +73,92 @@ def until_ready(props: Mapping[str, Any], show: Callable[[str], None]) -> dict[s
         "postgresql_version": server.sql("SHOW server_version", port=PORT).split()[0],
         "system_identifier": server.sql("SELECT system_identifier FROM pg_control_system()", port=PORT),
     }
+
+
+class Watch:
+    """Looks at a cluster until it is what is declared of it."""
+
+    def __init__(self, site: Mapping[str, Any], api: Api, show: Callable[[str], None]) -> None:
+        self._api, self._show = api, show
+        self._namespace, self._cluster, self._owner = site["namespace"], site["cluster"], site["owner"]
+        self._since: float | None = None
+        self._shown: list[str] = []
+
+    def until_settled(self, deadline: float) -> dict[str, Any]:
+        """Wait; return the cluster. One that is fenced, as a role change left it, is what it is.
+
+        Raises:
+            SiteError: it is not, in time; or something has kept it from that for some while.
+        """
+        seen = wait_for(
+            f"{self._api.name}: the cluster {self._namespace}/{self._cluster}",
+            self._look,
+            lambda seen: objects.is_fenced(seen.cluster) or not any(settled.missing(seen)),
+            deadline=deadline,
+            words=lambda seen: "; ".join([*settled.missing(seen), in_words(seen.cluster)]),
+            advice=f"See `kubectl describe cluster --namespace {self._namespace} {self._cluster}`, and the pods there.",
+        )
+        return dict(seen.cluster)
+
+    def _look(self) -> settled.Seen:
+        cluster = self._api.get(objects.path_of(self._namespace, self._cluster))
+        if cluster is None:
+            raise SiteError(f"{self._api.name}: the cluster {self._namespace}/{self._cluster} is gone")
+        pods = self._list("pods")
+        databases = self._api.items(objects.databases_in(self._namespace))
+        seen = settled.Seen(
+            cluster,
+            pods,
+            self._list("persistentvolumeclaims"),
+            [each for each in databases if objects.is_of(each, self._cluster, self._owner)],
+            logs={name: self._log(name, previous=previous) for name, previous in settled.telling(pods)},
+        )
+        if not (objects.is_fenced(cluster) or any(settled.missing(seen))):
+            ready = [pod["metadata"]["name"] for pod in pods if settled.is_instance(pod) and settled.is_ready(pod)]
+            seen = replace(seen, servers={name: self._asked(name, cluster) for name in ready})
+        self._insist_on_hope(list(settled.hindrances(seen)))
+        return seen
+
+    def _insist_on_hope(self, found: list[str]) -> None:
+        """End early where waiting is of no use. What hinders may also pass: a registry that is busy, say."""
+        if not found:
+            self._since = None
+            return
+        if found != self._shown:
+            self._shown = found
+            self._show(f"{self._api.name}: {self._namespace}/{self._cluster}: {'; '.join(found)}")
+        self._since = self._since or time.monotonic()
+        if time.monotonic() > self._since + _PATIENCE:
+            msg = (
+                f"{self._api.name}: the cluster {self._namespace}/{self._cluster} does not become what is declared: "
+                f"{'; '.join(found)}. This has not passed for {_PATIENCE} s. Correct it, or what is declared, then run "
+                f"this again"
+            )
+            raise SiteError(msg)
+
+    def _asked(self, pod: str, cluster: Mapping[str, Any]) -> Mapping[str, Any]:
+        declared = files.quote_literal(json.dumps(cluster["spec"]["postgresql"].get("parameters") or {}))
+        try:
+            query = settled.SETTINGS.format(declared=declared)
+            return dict(instance(self._api, self._namespace, pod).look(query, port=PORT))
+        except SiteError as error:
+            return {"unasked": str(error)}
+
+    def _log(self, pod: str, *, previous: bool) -> str:
+        """Return the end of a pod's log, or of the one of before; nothing if that is gone by now."""
+        path = (
+            f"/api/v1/namespaces/{self._namespace}/pods/{pod}/log?tailLines={_LINES}&previous={str(previous).lower()}"
+        )
+        try:
+            return self._api.text(path)
+        except UnreachableError:
+            raise
+        except SiteError as error:
+            return json.dumps({"level": "error", "msg": f"its log cannot be read: {error}"})
+
+    def _list(self, kind: str) -> list[dict[str, Any]]:
+        """Return the pods or volumes of the cluster."""
+        return self._api.items(settled.listed(self._namespace, kind, self._cluster))
 
 
 def _follow_as_declared(

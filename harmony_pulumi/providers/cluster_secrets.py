@@ -8,8 +8,11 @@ from typing import Any
 import pulumi
 from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
-from harmony_pulumi.errors import UnreachableError
+from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
+
+_TRIED = ("parameters", "storage")
+"""Inputs that only `check` needs: the cluster itself is declared with them."""
 
 
 class ClusterSecretsProvider(Provider):
@@ -26,8 +29,10 @@ class ClusterSecretsProvider(Provider):
             return CheckResult(new, [])
         try:
             cluster = made.look(new)
-            found = made.problems(old, new, cluster, tls.files_of(new).served())
+            found = [*made.problems(old, new, cluster, tls.files_of(new).served())]
             new["live"] = made.live(new, cluster)
+            # One that is somebody else's, say, is not asked anything.
+            found = found or _refused(new, cluster)
         except UnreachableError as error:
             show(f"warning: {new['cluster']}: not checked at its API server: {error}")
             return CheckResult(new, [])
@@ -39,7 +44,7 @@ class ClusterSecretsProvider(Provider):
         from harmony_pulumi.kubernetes import made
 
         old, new = plain(_olds), plain(_news)
-        keys = new.keys() - {"endpoint", "made", "standing", "deadline", "live"}
+        keys = new.keys() - {"endpoint", "made", "standing", "deadline", "live", *_TRIED}
         changed = any(not is_known(new[key]) or old.get(key) != new[key] for key in keys)
         return DiffResult(changes=changed or made.has_changed(new.get("live") or {}, old))
 
@@ -102,6 +107,19 @@ class ClusterSecretsProvider(Provider):
         props = plain(_props)
         if props["on_destroy"] == "delete":
             tls.files_of(props).forget()
+
+
+def _refused(new: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what a cluster that is there would not take. A pod that cannot be asked just now is no reason to end."""
+    from harmony_pulumi.kubernetes import made
+
+    try:
+        return [*made.refused(new, cluster)]
+    except UnreachableError:
+        raise
+    except SiteError as error:
+        show(f"warning: {new['cluster']}: whether it takes what is declared was not tried: {error}")
+        return []
 
 
 class ClusterSecrets(Resource, module="harmony", name="ClusterSecrets"):

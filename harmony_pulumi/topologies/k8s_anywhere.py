@@ -284,7 +284,10 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "cluster": within.cluster,
                 "owner": within.owner,
                 "service_type": within.place.service_type,
-                "image": self._image_of(config),
+                "image": self._image_of(config, source),
+                # Tried, where there is a server already, before anything is changed.
+                "parameters": objects.parameters(config.settings, config.slot_size_bound),
+                "storage": self._storage,
                 "roles": list(owners),
                 "passwords": pulumi.Output.secret(given),
                 "certificate_lifetime_days": config.certificate_lifetime_days,
@@ -326,7 +329,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             # A role change and a rotation give it the same: those of its source.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts)))
-        image = self._image_of(config)
+        image = self._image_of(config, replication[0] if replication else None)
         at_first = objects.roles_at_first(within.cluster, self.name, follows)
         roles = {
             key: pulumi.Output.all(made.standing, at_first.get(key)).apply(partial(_as_it_stands, key))
@@ -353,6 +356,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             {
                 "site": pulumi.Output.secret(site),
                 "declared": declared,
+                "image": image,
+                "storage": self._storage,
                 "on_destroy": config.on_destroy,
                 "alone": alone,
                 # One that is made anew in its place is to be waited for as the first was.
@@ -408,8 +413,13 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         """Return the authority of the cluster, PEM."""
         return cluster.ca_certificate
 
-    def _image_of(self, config: PostgreSQLConfig) -> str | None:
-        return self._image or (f"{objects.IMAGES}:{config.version}" if config.version else None)
+    def _image_of(self, config: PostgreSQLConfig, source: PostgreSQLCluster | None) -> pulumi.Input[str] | None:
+        if self._image:
+            return self._image
+        if config.version:
+            return objects.image(config.version)
+        # A copy runs no other major version than what it copies; operators differ in theirs.
+        return None if source is None else source.version.apply(lambda version: objects.image(version.split(".")[0]))
 
     def _cluster(self, name: str) -> str:
         return f"{self.name}-{name}"

@@ -23,24 +23,19 @@ class Acting(Api):
     """Keeps one cluster, and what is done to it and to its server, in order."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        super().__init__()
+        about = {"name": "montreal-orders", "uid": "a-b-c", "annotations": {}}
         status = {"currentPrimary": "montreal-orders-1", "readyInstances": spec["instances"]}
-        self.kept[PATH] = {
-            "metadata": {"name": "montreal-orders", "uid": "a-b-c", "annotations": {}},
-            "spec": dict(spec),
-            "status": status,
-        }
+        super().__init__({PATH: {"metadata": about, "spec": dict(spec), "status": status}})
         self.done: list[str] = []
 
-    def patch(self, _path: str, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
-        if not dry_run:
-            self.done.append(f"patched {json.dumps(body)}")
-            self.kept[PATH]["metadata"]["annotations"] |= body.get("metadata", {}).get("annotations", {})
-
-    def apply(self, _path: str, body: Mapping[str, Any], *, manager: str) -> None:
-        assert manager == objects.MANAGER
-        self.done.append(f"applied {body['spec']['replica']['primary']}")
-        self.kept[PATH]["spec"] |= body["spec"]
+    def _answered(self, method: str, path: str, body: Mapping[str, Any] | None = None, **how: Any) -> bytes:
+        said = super()._answered(method, path, body, **how)
+        if method == "PATCH" and body and "dryRun" not in how["query"]:
+            applied = "apply" in how["content"]
+            self.done.append(
+                f"applied {body['spec']['replica']['primary']}" if applied else f"patched {json.dumps(body)}"
+            )
+        return said
 
 
 class Server(PodInstance):

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from harmony_pulumi.kubernetes import facts, lease, objects, site, tls
+from harmony_pulumi.hosts.postgresql import trial
+from harmony_pulumi.kubernetes import facts, lease, made, objects, settled, site, tls, waiting
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import Pod, PodInstance
 from tests.docs.blocks import ROOT, blocks_of
+from tests.kubernetes.kept import Api
 
 DEPLOYMENT = {
     "metadata": {"namespace": "cnpg-system", "name": "cnpg-controller-manager"},
@@ -20,53 +22,50 @@ DEPLOYMENT = {
     "status": {"readyReplicas": 1},
 }
 PLACE = re.compile(
-    r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/?]+))?(\?.*)?"
+    r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/?]+)(?P<sub>/[a-z]+)?)?(\?.*)?"
 )
 
 
-class Api:
-    """An API server that has the operator and a namespace; it notes what is done."""
-
-    name, address = "east", "https://east"
-
-    def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
-        self.made: dict[str, Any] = {}
-
-    def get(self, path: str) -> Any:
-        self.done.append(("get", path))
-        there: dict[str, Any] = {
-            **self.made,
-            "/version": {"gitVersion": "v1.34.1"},
-            "/apis": {"groups": []},
-            "/api/v1/nodes": {"items": []},
-            "/api/v1/namespaces/kube-system": {"metadata": {"uid": "a-b-c"}},
-        }
-        return {"items": [DEPLOYMENT]} if path.startswith("/apis/apps/v1/deployments") else there.get(path)
-
-    def create(self, path: str, body: Mapping[str, Any]) -> None:
-        self.done.append(("create", path))
-        self.made[f"{path}/{body['metadata']['name']}"] = dict(body)
-
-    def replace(self, path: str, body: Mapping[str, Any]) -> None:
-        self.done.append(("update", path))
-
-    def patch(self, path: str, body: Mapping[str, Any]) -> None:
-        self.done.append(("patch", path))
-
-    def delete(self, path: str) -> None:
-        self.done.append(("delete", path))
+SHOP = "/api/v1/namespaces/postgresql"
+CLUSTER = objects.path_of("postgresql", "east-orders")
+THERE = {
+    "/version": {"gitVersion": "v1.34.1"},
+    "/apis": {"groups": []},
+    "/api/v1/nodes": {"items": []},
+    "/api/v1/namespaces/kube-system": {"metadata": {"uid": "a-b-c"}},
+    "/apis/apps/v1/deployments?labelSelector=app.kubernetes.io%2Fname%3Dcloudnative-pg": {"items": [DEPLOYMENT]},
+    CLUSTER: {
+        "metadata": {"name": "east-orders", "uid": "a-b-c"},
+        "spec": {"instances": 2, "postgresql": {}, "storage": {"size": "2Gi"}},
+        "status": {
+            "instanceNames": ["east-orders-1", "east-orders-2", "east-orders-3"],
+            "currentPrimary": "east-orders-1",
+            "readyInstances": 2,
+        },
+    },
+    f"{SHOP}/persistentvolumeclaims/east-orders-2": {"metadata": {}},
+    f"{SHOP}/persistentvolumeclaims/east-orders-3": {"metadata": {}},
+    settled.listed("postgresql", "pods", "east-orders"): {
+        "items": [
+            {
+                "metadata": {"name": "east-orders-1-join", "labels": {"cnpg.io/jobRole": "join"}},
+                "status": {"phase": "Failed"},
+            }
+        ]
+    },
+}
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
-def needed(done: list[tuple[str, str]]) -> Iterator[tuple[str, str, str, str | None, str | None]]:
+def needed(asked: list[tuple[str, str]]) -> Iterator[tuple[str, str, str, str | None, str | None]]:
     """Yield which verb each call is, on what: Kubernetes, "Authorization"."""
-    for verb, path in done:
+    for method, path in asked:
         if path in {"/version", "/apis"} or path == f"/apis/{objects.API_VERSION}":
             continue  # Whoever has a login may: Kubernetes, "Using RBAC Authorization", `system:discovery`.
         found = PLACE.fullmatch(path)
         assert found, path
         group, namespace, kind, name = found["group"] or "", found["namespace"], found["kind"], found["name"]
-        yield ("list" if verb == "get" and name is None else verb), group, kind, namespace, name
+        yield VERBS.get(method, "get" if name else "list"), group, kind + (found["sub"] or ""), namespace, name
 
 
 @pytest.fixture
@@ -86,8 +85,11 @@ def allows(role: Mapping[str, Any], verb: str, group: str, kind: str, name: str 
 
 
 def test_the_documented_rights_are_enough(roles: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    api: Any = Api()
+    api = Api(THERE)
     monkeypatch.setattr(facts, "api_of", lambda _: api)
+    monkeypatch.setattr(waiting, "api_of", lambda _: api)
+    monkeypatch.setattr(made, "api_of", lambda _: api)
+    monkeypatch.setattr(trial, "refused", lambda *_: {})
     facts.of({})
     facts.have_operator({}, print)
     for line in ("one\n", "two\n"):
@@ -98,14 +100,21 @@ def test_the_documented_rights_are_enough(roles: dict[str, dict[str, Any]], monk
     files.write({"ca.crt": "c", "ca.key": "k"})
     files.serves("a-b-c")
     files.forget()
-    path = objects.path_of("postgresql", "east-orders")
-    api.patch(path, {})
-    api.made[path] = {"status": {"instanceNames": ["east-orders-1", "east-orders-2"]}}
-    made = site.ClusterPostgreSQL({"name": "east", "namespace": "postgresql", "cluster": "east-orders", "owner": "o"})
-    made.__dict__["api"] = api
-    made._have_copies_made_anew(PodInstance(Pod(api, "postgresql", "east-orders-1")))  # pyright: ignore[reportPrivateUsage]
-    seen = list(needed(api.done))
-    assert len(seen) > 8
+    handle = {"name": "east", "namespace": "postgresql", "cluster": "east-orders", "owner": "o"}
+    monkeypatch.setattr(PodInstance, "look", lambda *_, **__: {"settings": {}, "hba": "", "loaded": True})
+    waiting.Watch(handle, api, print).until_settled(1)
+    assert not [*made.refused({**handle, "parameters": {}, "storage": {"size": "2Gi"}}, api.get(CLUSTER))]
+    of_cluster = site.ClusterPostgreSQL(handle)
+    of_cluster.__dict__["api"] = api
+    kept = {"east-orders-2": True, "east-orders-3": False}
+    monkeypatch.setattr(of_cluster.__class__, "_keeps", lambda _, server: kept[server.connection.pod])
+    of_cluster._have_copies_made_anew(PodInstance(Pod(api, "postgresql", "east-orders-1")))  # pyright: ignore[reportPrivateUsage]
+    assert f"{SHOP}/persistentvolumeclaims/east-orders-3" not in api.kept
+    detached = api.kept[f"{SHOP}/persistentvolumeclaims/east-orders-2"]["metadata"]
+    assert detached["annotations"] == {objects.VOLUME_STATUS: "detached"}
+    seen = list(needed(api.asked))
+    assert ("get", "", "pods/log", "postgresql", "east-orders-1-join") in seen
+    assert {verb for verb, *_ in seen} == {"get", "list", "create", "update", "patch", "delete"}
     for verb, group, kind, namespace, name in seen:
         role = roles["Role" if namespace == "postgresql" else "ClusterRole"]
         assert allows(role, verb, group, kind, name), (verb, group, kind, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.hosts.postgresql import certificates, renewal
 from harmony_pulumi.kubernetes import objects, tls
 from harmony_pulumi.kubernetes.tls import ClusterFiles
+from tests.kubernetes.kept import Api
 from tests.orchestration.sites import Killed
 
 ADDRESS, DAYS = "192.0.2.10", 90
@@ -22,39 +22,25 @@ NAMES = objects.secret_names("east-orders")
 ROTATION: Rotation = {"id": "one", "authority": True, "operator": "a test", "ended": False}
 
 
-class Api:
+class Secrets(Api):
     """Secrets, as an API server keeps them. It is cut off before one of the writes."""
 
-    name = "east"
+    writes = cut_at = 0
 
-    def __init__(self) -> None:
-        self.secrets: dict[str, dict[str, Any]] = {}
-        self.writes = self.cut_at = 0
-
-    def get(self, path: str) -> dict[str, Any] | None:
-        return self.secrets.get(path)
-
-    def create(self, path: str, body: Mapping[str, Any]) -> None:
-        assert path == PATH
-        at = f"{path}/{body['metadata']['name']}"
-        assert at not in self.secrets
-        self.secrets[at] = {"metadata": body["metadata"], "data": {}}
-        self.patch(at, body)
-
-    def patch(self, path: str, body: Mapping[str, Any]) -> None:
+    def patch(self, path: str, body: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
         self.writes += 1
         if self.writes == self.cut_at:
             raise Killed
-        for key, text in body["stringData"].items():
-            self.secrets[path]["data"][key] = base64.b64encode(text.encode()).decode()
+        return super().patch(path, body, dry_run=dry_run)
 
-    def text(self, kind: str, key: str) -> str:
-        return objects.decoded(self.secrets[f"{PATH}/{NAMES[kind]}"], key)
+    def texts(self, kind: str) -> dict[str, str]:
+        secret = self.kept[f"{PATH}/{NAMES[kind]}"]
+        return {key: objects.decoded(secret, key) for key in secret["data"]}
 
 
-def declared(api: Api) -> ClusterFiles:
+def declared(api: Secrets) -> ClusterFiles:
     """Have certificates be made, and declared."""
-    kept = ClusterFiles(api, "shop", "east-orders", "shop/dev/east-orders")  # type: ignore[arg-type]
+    kept = ClusterFiles(api, "shop", "east-orders", "shop/dev/east-orders")
     made = tls.make(kept, ADDRESS, DAYS)
     for secret in objects.secrets("east-orders", "shop", "shop/dev/east-orders", made):
         api.create(PATH, secret)
@@ -62,19 +48,19 @@ def declared(api: Api) -> ClusterFiles:
     return kept
 
 
-def insist_on_whole(api: Api, *, trusts: int) -> None:
+def insist_on_whole(api: Secrets, *, trusts: int) -> None:
     for kind, authority in (("server", "client-ca"), ("replication", "server-ca")):
-        pair = certificates.KeyPair(api.text(kind, "tls.crt"), api.text(kind, "tls.key"))
-        assert certificates.flaw(pair, api.text(authority, "ca.crt")) == ""
-        assert certificates.flaw(pair, api.text("authority", "ca.crt")) == ""
-        assert api.text(authority, "ca.crt").count("BEGIN CERTIFICATE") == trusts
-    assert certificates.role(api.text("replication", "tls.crt")) == OPERATOR_ROLE
-    for key, secret in api.secrets.items():
+        pair = certificates.KeyPair(api.texts(kind)["tls.crt"], api.texts(kind)["tls.key"])
+        assert certificates.flaw(pair, api.texts(authority)["ca.crt"]) == ""
+        assert certificates.flaw(pair, api.texts("authority")["ca.crt"]) == ""
+        assert api.texts(authority)["ca.crt"].count("BEGIN CERTIFICATE") == trusts
+    assert certificates.role(api.texts("replication")["tls.crt"]) == OPERATOR_ROLE
+    for key, secret in api.kept.items():
         assert ("ca.key" in secret["data"]) == key.endswith("-authority"), "no key of an authority is anywhere else"
 
 
 def test_a_cluster_that_is_declared_again_keeps_its_authority() -> None:
-    api = Api()
+    api = Secrets()
     kept = declared(api)
     insist_on_whole(api, trusts=1)
     before = tls.shown(kept)
@@ -86,12 +72,12 @@ def test_a_cluster_that_is_declared_again_keeps_its_authority() -> None:
 @pytest.mark.parametrize("authority", [False, True])
 def test_a_rotation_that_is_cut_off_at_any_write_is_finished_and_trusts_what_was_trusted(authority: bool) -> None:
     rotation: Rotation = {**ROTATION, "authority": authority}
-    whole = Api()
+    whole = Secrets()
     kept = declared(whole)
     first = whole.writes
     renewal.renew(kept, rotation, ADDRESS)
     for number in range(1, whole.writes - first + 1):
-        api = Api()
+        api = Secrets()
         kept = declared(api)
         api.cut_at = api.writes + number
         with pytest.raises(Killed):
@@ -107,7 +93,7 @@ def test_a_rotation_that_is_cut_off_at_any_write_is_finished_and_trusts_what_was
 
 
 def test_what_is_declared_anew_is_renewed_once_and_again_for_another_address() -> None:
-    api = Api()
+    api = Secrets()
     kept = declared(api)
     props = {"certificate_lifetime_days": DAYS, "certificate_generation": 1, "authority_generation": None}
     tls.renew_as_declared(kept, props, ADDRESS, moved=False, authority=False)
@@ -116,14 +102,14 @@ def test_what_is_declared_anew_is_renewed_once_and_again_for_another_address() -
     tls.renew_as_declared(kept, props, ADDRESS, moved=False, authority=False)
     assert tls.shown(kept) == made
     # The pair's other member has the same one, else each would be renewed for both.
-    elsewhere = declared(Api())
+    elsewhere = declared(Secrets())
     tls.renew_as_declared(elsewhere, props, "elsewhere.example", moved=False, authority=False)
     ours, theirs = renewal.last_rotation(kept)[0], renewal.last_rotation(elsewhere)[0]
     assert ours
     assert theirs
     assert ours["id"] == theirs["id"]
     tls.renew_as_declared(kept, props, "db.example", moved=True, authority=False)
-    shown = certificates.KeyPair(api.text("server", "tls.crt"), api.text("server", "tls.key"))
+    shown = certificates.KeyPair(api.texts("server")["tls.crt"], api.texts("server")["tls.key"])
     assert certificates.serves(shown, "db.example")
 
 

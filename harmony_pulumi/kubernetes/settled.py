@@ -1,0 +1,252 @@
+"""Whether a PostgreSQL cluster is what is declared, and what keeps it from that. Pure: what is seen in, words out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import filterfalse
+from typing import Any
+from urllib.parse import urlencode
+
+from kubernetes.utils.quantity import parse_quantity
+
+from harmony_pulumi.kubernetes import objects
+
+_LABEL = "cnpg.io/cluster"
+"""By which pods and volumes say whose they are: CloudNativePG, "Labels and annotations"."""
+_JOB_LABEL = "cnpg.io/jobRole"
+_VOLUME_LABEL, _DATA = "cnpg.io/pvcRole", "PG_DATA"
+_POD_SPEC = "cnpg.io/podSpec"
+_CONTAINER = "postgres"
+_OFTEN = 3
+"""How often a container has ended for that to be no accident."""
+_TRIES = 2
+"""How many pods that were to make an instance have failed for the same."""
+_NEVER_STARTS = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+}
+"""Kubernetes, "Images", and kubelet: why a container waits that will not start by waiting."""
+_BAD = {"error", "fatal"}
+_GRAVE = {"FATAL", "PANIC"}
+
+SETTINGS = """
+SELECT json_build_object(
+  'settings', (SELECT json_object_agg(declared.key,
+      json_build_object('file', file.setting, 'error', file.error, 'restart', coalesce(pending_restart, false)))
+    FROM json_each_text({declared}) declared
+    LEFT JOIN pg_settings s ON lower(s.name) = lower(declared.key)
+    LEFT JOIN LATERAL (
+      SELECT setting, error FROM pg_file_settings WHERE lower(name) = lower(declared.key) ORDER BY seqno DESC LIMIT 1
+    ) file ON true),
+  'hba', pg_read_file(current_setting('hba_file')),
+  'loaded', pg_conf_load_time() >= (SELECT max((pg_stat_file(name)).modification) FROM unnest(ARRAY[
+    current_setting('hba_file'), current_setting('data_directory') || '/custom.conf']) name))
+"""
+"""What a server is asked; `declared` is a JSON object. What a file has that is refused, or takes a restart, is an error
+there: PostgreSQL, "pg_file_settings"."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is seen of a cluster. All but the words of servers is as the API has it."""
+
+    cluster: Mapping[str, Any]
+    pods: Sequence[Mapping[str, Any]] = ()
+    """Of its instances, and of the jobs that make these."""
+    claims: Sequence[Mapping[str, Any]] = ()
+    """Of its volumes."""
+    databases: Sequence[Mapping[str, Any]] = ()
+    servers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """By the name of its pod, what a server answers to `SETTINGS`; `unasked` with the reason if it does not."""
+    logs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By the name of a pod, the end of its log."""
+
+
+def missing(seen: Seen) -> Iterator[str]:
+    """Iterate over what is not yet as declared."""
+    spec, status = seen.cluster["spec"], seen.cluster.get("status") or {}
+    if not status.get("currentPrimary") or status.get("readyInstances") != spec["instances"]:
+        yield f"{status.get('readyInstances', 0)} of {spec['instances']} instances are ready"
+    for pod in filterfalse(_is_going, filter(is_instance, seen.pods)):
+        name = pod["metadata"]["name"]
+        container = _container(pod)
+        if spec.get("imageName") not in {None, container["image"]}:
+            yield f"{name} runs {container['image']}, and is to run {spec['imageName']}"
+        if _amounts(container) != _amounts(spec):
+            yield f"{name} has other resources than declared"
+    for claim in volumes(seen.claims):
+        has, wanted = (claim.get("status") or {}).get("capacity", {}).get("storage", "0"), spec["storage"]["size"]
+        if quantity(has) < quantity(wanted):
+            yield f"the volume {claim['metadata']['name']} has {has}, and is to have {wanted}"
+    for database in seen.databases if _leads(seen.cluster) else ():
+        if not _is_made(database):
+            yield f"the database {database['spec']['name']} is not what is declared"
+    for name, said in seen.servers.items():
+        yield from (f"{name}: {words}" for words in _missing_of_server(spec["postgresql"], said))
+
+
+def _missing_of_server(declared: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:
+    if "unasked" in said:
+        yield str(said["unasked"])
+        return
+    for name, value in (declared.get("parameters") or {}).items():
+        found = said["settings"][name]
+        if found["file"] != value or found["error"]:
+            yield f"{name} is not yet {value!r}"
+    lines = {line.strip() for line in said["hba"].splitlines()}
+    if not lines.issuperset(declared.get("pg_hba") or ()):
+        yield "pg_hba.conf is the one of before"
+    if not said["loaded"]:
+        yield "it has not loaded its files"
+
+
+def hindrances(seen: Seen) -> Iterator[str]:
+    """Iterate over what keeps a cluster from being as declared, and will not pass by waiting if it lasts."""
+    makers = [pod for pod in seen.pods if _JOB_LABEL in pod["metadata"]["labels"]]
+    failed = sorted((pod for pod in makers if _phase(pod) == "Failed"), key=_began)
+    if len(failed) >= _TRIES and len(failed) == len(makers):  # None is at it, or has done it.
+        name = failed[-1]["metadata"]["name"]
+        yield f"the pod {name} failed, as {len(failed) - 1} before it: {why(seen.logs.get(name, ''))}"
+    for pod in filterfalse(_is_going, seen.pods):
+        yield from _of_pod(pod, seen.logs.get(pod["metadata"]["name"], ""))
+    for database in seen.databases if _leads(seen.cluster) else ():
+        if not _is_made(database) and (reason := _reason(database)):
+            yield f"the database {database['spec']['name']}: {reason}"
+    refused = ((seen.cluster.get("status") or {}).get("managedRolesStatus") or {}).get("cannotReconcile") or {}
+    for role, reasons in refused.items():
+        yield f"the role {role}: {'; '.join(reasons)}"
+    for server, said in seen.servers.items():
+        for name, found in (said.get("settings") or {}).items():
+            if found["error"] and not found["restart"]:
+                yield f"{server}: {name} = {found['file']!r}: {found['error']}"
+
+
+def _of_pod(pod: Mapping[str, Any], log: str) -> Iterator[str]:
+    status, name = pod["status"], pod["metadata"]["name"]
+    for each in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        waits = (each.get("state") or {}).get("waiting") or {}
+        if waits.get("reason") in _NEVER_STARTS:
+            yield f"the pod {name}: {': '.join(filter(None, (waits['reason'], waits.get('message'))))}"
+        elif _is_ending(each):
+            yield f"the pod {name} has ended {each['restartCount']} times: {why(log)}"
+
+
+def listed(namespace: str, kind: str, cluster: str) -> str:
+    """Return where the pods or volumes (`kind`) of a cluster are in the API."""
+    return f"/api/v1/namespaces/{namespace}/{kind}?{urlencode({'labelSelector': f'{_LABEL}={cluster}'})}"
+
+
+def volumes(claims: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Iterate over the volumes with data among those of a cluster."""
+    for claim in claims:
+        about = claim["metadata"]
+        detached = (about.get("annotations") or {}).get(objects.VOLUME_STATUS) == "detached"
+        if about["labels"].get(_VOLUME_LABEL) == _DATA and not detached:
+            yield claim
+
+
+def telling(pods: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, bool]]:
+    """Iterate over the pods whose logs say what hinders, by name, and whether it is the log of the container before."""
+    for pod in pods:
+        if any(map(_is_ending, pod["status"].get("containerStatuses") or ())):
+            yield pod["metadata"]["name"], True
+        elif _JOB_LABEL in pod["metadata"]["labels"] and _phase(pod) == "Failed":
+            yield pod["metadata"]["name"], False
+
+
+def _is_ending(container: Mapping[str, Any]) -> bool:
+    """Tell whether a container, by its status, ends again and again."""
+    return bool(container.get("restartCount", 0) >= _OFTEN and not container.get("ready"))
+
+
+def is_instance(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod is an instance of a cluster, and not a job that makes one."""
+    labels = pod["metadata"]["labels"]
+    return "cnpg.io/instanceName" in labels and _JOB_LABEL not in labels
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Tell whether the server of a pod can be asked."""
+    conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions") or ()}
+    return conditions.get("Ready") == "True" and not _is_going(pod)
+
+
+def why(log: str) -> str:
+    """Return why a program of CloudNativePG ended, by the end of its log: the last grave thing that it said."""
+    found = ""
+    for line in log.splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        record = said.get("record") or {}
+        if record.get("error_severity") in _GRAVE:
+            found = " ".join(filter(None, (record.get("message"), record.get("hint"))))
+        elif said.get("pipe") == "stderr" or said.get("level") in _BAD:
+            message = ": ".join(filter(None, (said.get("msg"), said.get("error"))))
+            # What it ends with says only that what it ran has ended.
+            found = found if found and re.search(r"exit status \d+", message) else message
+    return found or "see its log"
+
+
+def _leads(cluster: Mapping[str, Any]) -> bool:
+    """Tell whether a cluster is none that follows: the operator leaves databases of those alone."""
+    replica = cluster["spec"].get("replica")
+    return replica is None or replica["primary"] == replica["self"]
+
+
+def _is_made(database: Mapping[str, Any]) -> bool:
+    status = database.get("status") or {}
+    return bool(status.get("applied")) and status.get("observedGeneration") == database["metadata"]["generation"]
+
+
+def _reason(database: Mapping[str, Any]) -> str:
+    """Return why a database is not what is declared, as its operator says."""
+    status = database.get("status") or {}
+    parts = [each for each in status.get("extensions") or () if not each.get("applied")]
+    return "; ".join(
+        filter(None, (status.get("message"), *(f"{each['name']}: {each.get('message')}" for each in parts)))
+    )
+
+
+def _container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the container of a server, as its operator wanted it: others may have had a say since (a LimitRange)."""
+    wanted = (pod["metadata"].get("annotations") or {}).get(_POD_SPEC)
+    spec = json.loads(wanted) if wanted else pod["spec"]
+    return next(each for each in spec["containers"] if each["name"] == _CONTAINER)
+
+
+def quantity(text: str) -> Decimal:
+    """Return what Kubernetes has written: "Quantity"."""
+    parse: Any = parse_quantity  # It has no types.
+    return Decimal(parse(text))
+
+
+def _amounts(thing: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Return the resources of a cluster or container, as numbers: the same one is written in more than one way."""
+    declared = thing.get("resources") or {}
+    return {
+        (kind, name): quantity(amount)
+        for kind in ("requests", "limits")
+        for name, amount in (declared.get(kind) or {}).items()
+    }
+
+
+def _phase(pod: Mapping[str, Any]) -> str:
+    return str(pod["status"].get("phase"))
+
+
+def _is_going(pod: Mapping[str, Any]) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def _began(pod: Mapping[str, Any]) -> str:
+    return str(pod["metadata"].get("creationTimestamp"))
