@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harmony_pulumi.hosts.postgresql import files
+
 GROUP, VERSION, PLURAL = "postgresql.cnpg.io", "v1", "clusters"
 API_VERSION = f"{GROUP}/{VERSION}"
 RELEASE = "1.27.0"
@@ -375,14 +377,8 @@ _DEFAULTS: Mapping[str, str] = {"wal_retrieve_retry_interval": "500ms"}
 
 def parameters(settings: Mapping[str, Any], slot_size_bound: str) -> dict[str, str]:
     """Return the settings of a cluster, as CloudNativePG takes them: texts."""
-    declared = {name.lower(): _text(value) for name, value in settings.items()}
+    declared = {name.lower(): files.setting_text(value) for name, value in settings.items()}
     return {**_DEFAULTS, **declared, "max_slot_wal_keep_size": slot_size_bound}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value)
 
 
 def hba(networks: Sequence[str]) -> list[str]:

@@ -245,6 +245,13 @@ def test_all_of_a_site_s_problems_are_told_together(stack: Stack) -> None:
         assert_refused(stack, "something listens on", f"PostgreSQL {missing} is needed", "Unix socket")
 
 
+def test_settings_that_postgresql_refuses_are_told_together_before_anything_is_changed(stack: Stack) -> None:
+    write(stack, 'settings={"TimeZone": "Mars/Olympus", "DateStyle": "stardate", "jit": False}')
+    refused = ('parameter "TimeZone": "Mars/Olympus"', 'parameter "DateStyle": "stardate"')
+    assert_refused(stack, "settings.TimeZone value", "refuses it", *refused)
+    assert "settings.jit" not in stack.preview(expect=1)
+
+
 def test_every_bad_value_of_a_program_is_one_clean_message_and_nothing_is_deployed(stack: Stack) -> None:
     stack.program(
         """

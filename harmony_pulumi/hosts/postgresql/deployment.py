@@ -52,9 +52,10 @@ _END_DEADLINE = 30
 _CHANGED = ("postgresql.conf", "settings.conf", "limits.conf", "pg_hba.conf", "pg_ident.conf", "replication.conf")
 # What only a restart can change is no refusal. One that was removed from the files is told without a name.
 _REFUSED = """
-SELECT json_agg(concat_ws(': ', coalesce(name, sourcefile || ' line ' || sourceline), error)) FROM pg_file_settings
-WHERE error IS NOT NULL AND error <> 'setting could not be applied'
-  AND error NOT LIKE '%cannot be changed without restarting the server'
+SELECT json_agg(concat_ws(': ', coalesce(f.name, sourcefile || ' line ' || sourceline), error))
+FROM pg_file_settings f WHERE error IS NOT NULL AND error NOT LIKE '%cannot be changed without restarting the server'
+  AND NOT (error = 'setting could not be applied' AND EXISTS (
+    SELECT FROM pg_settings s WHERE lower(s.name) = lower(f.name) AND pending_restart))
 """
 _PORT_TAKEN, _PORT_TRIES = "Address already in use", 10
 

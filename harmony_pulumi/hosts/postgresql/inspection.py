@@ -12,7 +12,7 @@ from harmony_pulumi.capabilities.postgresql_settings import needs_restart, quant
 from harmony_pulumi.capabilities.site import Roles
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.connection import Connection, connect
-from harmony_pulumi.hosts.postgresql import adoption, files, renewal
+from harmony_pulumi.hosts.postgresql import adoption, files, renewal, trial
 from harmony_pulumi.hosts.postgresql.following import has_lost_its_source
 from harmony_pulumi.hosts.postgresql.home import (
     Marker,
@@ -284,9 +284,17 @@ def site_problems(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Findin
         return [*findings, *problems]
     major = marker.major if marker and ours and not create else new.get("version")
     try:
-        choose_binaries(connection, major)
+        binaries = choose_binaries(connection, major)
     except SiteError as error:
         findings.append(("version", str(error)))
+    else:
+        changed = {name: value for name, value in new["settings"].items() if old.get("settings", {}).get(name) != value}
+        texts = {name: files.setting_text(value) for name, value in changed.items()}
+        refused = trial.refused(connection, f"{binaries.path}/postgres", user, texts)
+        findings += [
+            (f"settings.{name}", f"{connection.name}: PostgreSQL {binaries.version} refuses it: {reason}")
+            for name, reason in refused.items()
+        ]
     findings += [
         ("directory", f"{connection.name}: {p}") for p in ownership_problems(connection, new, root, user, marker)
     ]
