@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -106,13 +105,11 @@ def problems(
             f"{objects.secret_names(new['cluster'])['authority']} {objects.SERVED}-`, then `pulumi up --refresh`"
         )
         yield "cluster", message
-    if cluster is not None and old.get("image") and not new.get("image"):
-        message = f"was declared (by {old['image']}) and is not: the operator would choose one by itself; leave it in"
-        yield "version", message
-    found, wanted = _major((cluster or {"spec": {}})["spec"].get("imageName")), _major(new.get("image"))
+    found = objects.major((cluster or {"spec": {}})["spec"].get("imageName") or "")
+    wanted = objects.major(new["image"])
     if found and wanted and found != wanted:
         message = (
-            f"{where} runs PostgreSQL {found}, and {wanted} is declared: an upgrade to another major version is not "
+            f"{where} runs PostgreSQL {found}, and would run {wanted}: an upgrade to another major version is not "
             f"offered, as a standby cannot follow it"
         )
         yield "version", message
@@ -147,12 +144,6 @@ def refused(props: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> Iter
                 raise
             except SiteError as error:
                 yield "storage", f"cannot be raised from {has} to {wanted}: {error}"
-
-
-def _major(image: str | None) -> str:
-    """Return the major version in an image's tag, as CloudNativePG has it; empty if it does not say."""
-    found = re.match(r"[^@:]+:(\d+)", (image or "").rpartition("/")[2])
-    return found[1] if found else ""
 
 
 def standing(props: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ MANIFEST = (
 """Where the project publishes its manifest: CloudNativePG, "Installation and upgrades"."""
 IMAGES = "ghcr.io/cloudnative-pg/postgresql"
 """Where the project publishes PostgreSQL, a tag for each major version: CloudNativePG, "Container images"."""
+MAJOR = 17
+"""The version of PostgreSQL where the program is silent: CloudNativePG 1.27, "Release notes"."""
 OWNER = "harmony-pulumi.dev/owner"
 """The annotation that says whose an object is: `<project>/<stack>/<resource>`."""
 LOOK_AGAIN = "harmony-pulumi.dev/look-again"
@@ -56,9 +58,15 @@ def name_problem(name: str) -> str | None:
     return f"{name!r} is not taken; expected up to 40 lower-case letters, digits and '-', the first one a letter"
 
 
-def image(major: object) -> str:
+def image(version: object) -> str:
     """Return the image of a major version of PostgreSQL, as the project publishes it."""
-    return f"{IMAGES}:{major}"
+    return f"{IMAGES}:{version}"
+
+
+def major(image: str) -> str:
+    """Return the major version in an image's tag, as CloudNativePG has it; empty if it does not say."""
+    found = re.match(r"[^@:]+:(\d+)", image.rpartition("/")[2])
+    return found[1] if found else ""
 
 
 def path_of(namespace: str, name: str) -> str:
@@ -252,7 +260,7 @@ def cluster(
         namespace: where it is to be.
         owner: whose it is.
         declared: what the program declares: `databases`, `settings`, `networks`, `slot_size_bound`, `instances`, ...
-        image: of PostgreSQL, if not the operator's own.
+        image: of PostgreSQL; it may be an output.
         storage: `size`, and `storageClass` if one is named.
         source: what to copy and follow: `host`, `port` and `user`; None for a new database.
         roles: what says whom it follows, `replica` and `externalClusters`: as it is made, or as it was left.
@@ -262,7 +270,7 @@ def cluster(
     spec: dict[str, Any] = {
         "instances": declared["instances"],
         **({"resources": declared["resources"]} if declared["resources"] else {}),
-        **({"imageName": image} if image else {}),
+        "imageName": image,
         "storage": dict(storage),
         # Certain settings need a restart after a promotion, and one instance has nobody to move to.
         "primaryUpdateMethod": "restart",

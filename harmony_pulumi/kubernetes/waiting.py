@@ -79,6 +79,7 @@ class Watch:
     """Looks at a cluster until it is what is declared of it."""
 
     def __init__(self, site: Mapping[str, Any], api: Api, show: Callable[[str], None]) -> None:
+        """Look at the cluster of a site; `show` is told what hinders it."""
         self._api, self._show = api, show
         self._namespace, self._cluster, self._owner = site["namespace"], site["cluster"], site["owner"]
         self._since: float | None = None

@@ -145,7 +145,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             storage: the size of each instance's volume, as Kubernetes writes it: `20Gi`; at least twice
                 what a slot may keep (`slot_size_bound`), so that a replica that is away fills none.
             storage_class: of the volumes, if not the cluster's default.
-            image: of PostgreSQL, if not the operator's default for the version.
+            image: of PostgreSQL, if not CloudNativePG's own for the version. That is the declared one; of a replica,
+                its source's; else 17. Its tag must begin with the major version.
             operator_manifest: a file or an address with the manifest of CloudNativePG, for a cluster that has none; by
                 default that of its release.
             opts: for the component; what is deployed there inherits them.
@@ -201,6 +202,12 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 "another one; use 'asynchronous', and `instances=3` for local replicas"
             )
             problems.append(Problem("replication", message))
+        major = objects.major(self._image or "")
+        if config.version and major and major != str(config.version):
+            message = (
+                f"{config.version}, and `image` of {self.name!r} is of {major} ({self._image}); leave one of them out"
+            )
+            problems.append(Problem("version", message))
         claim = Claim(f"Kubernetes {self.name}", "cluster", f"{self._namespace}/{cluster}", "name")
         home = {"kind": "kubernetes", "name": self.name, "owner": self._owner(name)}
         return PostgreSQLPlan(tuple(problems), (claim,), (self.name,), (home,))
@@ -413,13 +420,13 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         """Return the authority of the cluster, PEM."""
         return cluster.ca_certificate
 
-    def _image_of(self, config: PostgreSQLConfig, source: PostgreSQLCluster | None) -> pulumi.Input[str] | None:
+    def _image_of(self, config: PostgreSQLConfig, source: PostgreSQLCluster | None) -> pulumi.Input[str]:
+        """Return the image: always one, since an operator would choose its own anew as that is upgraded."""
         if self._image:
             return self._image
-        if config.version:
-            return objects.image(config.version)
-        # A copy runs no other major version than what it copies; operators differ in theirs.
-        return None if source is None else source.version.apply(lambda version: objects.image(version.split(".")[0]))
+        if config.version or source is None:
+            return objects.image(config.version or objects.MAJOR)
+        return source.version.apply(lambda version: objects.image(version.split(".")[0]))
 
     def _cluster(self, name: str) -> str:
         return f"{self.name}-{name}"

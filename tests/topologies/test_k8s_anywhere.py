@@ -246,6 +246,38 @@ def test_docker_is_no_capability_of_a_pair_of_them() -> None:
         pair.deploy_docker("web", None)
 
 
+@pytest.mark.parametrize(
+    ("version", "image", "expected"),
+    [
+        (16, None, ["ghcr.io/cloudnative-pg/postgresql:16"] * 2),
+        # An operator's own default would change as that is upgraded; a copy runs what its source does ("16.4" here).
+        (None, None, ["ghcr.io/cloudnative-pg/postgresql:17", "ghcr.io/cloudnative-pg/postgresql:16"]),
+        (None, "registry.example/postgresql:15.8", ["registry.example/postgresql:15.8"] * 2),
+    ],
+)
+def test_which_postgresql_runs_is_always_declared(version: int | None, image: str | None, expected: list[str]) -> None:
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
+    config = PostgreSQLConfig(databases=["orders"], version=version)
+
+    def program() -> None:
+        pair = FailoverTopology("orders", primary=site("east", image=image), replica=site("west", image=image))
+        pair.deploy_postgresql("orders", config)
+
+    pulumi.runtime.test(program)()
+    assert [mocks["Cluster", name]["spec"]["imageName"] for name in ("east-orders", "west-orders")] == expected
+    assert [mocks["ClusterSecrets", f"{n}-orders-secrets"]["image"] for n in ("east", "west")] == expected
+
+
+def test_a_version_that_is_not_the_image_s_is_refused() -> None:
+    pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
+    image = "registry.example:5000/shop/postgresql:15.8-bookworm@sha256:0123"
+    for version, problems in ((15, 0), (16, 1)):
+        config = PostgreSQLConfig(databases=["orders"], version=version)
+        assert len(site(image=image).plan_postgresql("orders", config).problems) == problems
+        assert not site(image="registry.example/shop/ours").plan_postgresql("orders", config).problems
+
+
 def test_a_pair_may_be_of_different_places() -> None:
     pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
     pair = FailoverTopology("orders", primary=site("east"), replica=LinuxHostTopology("west"))

@@ -55,14 +55,17 @@ def configure_cluster(stack: Stack, name: str, cluster: Cluster, namespace: str,
         configure(stack, f"{name}:{key}", value)
 
 
-def deploy(stack: Stack, clusters: Sequence[Cluster], namespace: str, program: str = EXAMPLE.read_text()) -> None:
-    """Deploy a program, by default the example, on two clusters."""
+def deploy(
+    stack: Stack, clusters: Sequence[Cluster], namespace: str, program: str = EXAMPLE.read_text(), *, up: bool = True
+) -> None:
+    """Deploy a program, by default the example, on two clusters; or have it ready for that."""
     with_plugin(stack)
     operator = manifest(clusters[0], stack.folder)
     (stack.folder / "__main__.py").write_text(program + EXPORT)
     for name, cluster in zip(NAMES.values(), clusters, strict=True):
         configure_cluster(stack, name, cluster, namespace, operator)
-    stack.up()
+    if up:
+        stack.up()
 
 
 def status(stack: Stack) -> dict[str, Any]:
