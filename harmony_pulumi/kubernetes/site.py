@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from harmony_pulumi.capabilities.addresses import address
@@ -33,7 +33,7 @@ from harmony_pulumi.hosts.postgresql.instance import Session, echo, insist_on_to
 from harmony_pulumi.hosts.postgresql.past import CANNOT_BE_REWOUND, CANNOT_CONNECT, Past
 from harmony_pulumi.hosts.postgresql.roles import refusal, roles_from
 from harmony_pulumi.kubernetes import lease, objects, slots, tls
-from harmony_pulumi.kubernetes.api import Api, NotThereError
+from harmony_pulumi.kubernetes.api import Api, ConflictError, NotThereError
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import PORT, PodInstance
@@ -74,6 +74,7 @@ FROM pg_control_system()
 _PROMOTE = queries.PROMOTE.format(tries=200)  # Each of 5 ms; then its cluster is looked at again.
 _LOOK = queries.together(seen=queries.LOOK, which=_WHICH)
 _LOCK_DEADLINE = 5
+_CHANGE_TRIES = 20
 _STOP_DEADLINE = 120
 _POD_DEADLINE = 60
 _PROMOTE_DEADLINE = 120
@@ -654,22 +655,23 @@ class ClusterPostgreSQL:
         `RequestAndWaitFencingOff`), while clients wait. It takes one that leads already for what it is.
         """
 
-        def is_so() -> bool:
+        def looks() -> str:
+            """Return what is still to come; nothing once it is so."""
             cluster = self._there()  # As long as that can be told, a pod that cannot be asked may be on its way.
             self._insist_on_lock()
             try:
                 server = self._instance(cluster)
                 said = self._session.sql(server, _PROMOTE if leads else queries.IN_RECOVERY, port=PORT, timeout=60)
-            except SiteError:
-                return False
-            return not leads or said.splitlines()[-1] == "f"
+            except SiteError as error:
+                return str(error)
+            return "" if not leads or said.splitlines()[-1] == "f" else "it is a standby"
 
         wait_for(
             f"{self.handle['name']}: the cluster {self._where}{' as a primary' if leads else ''}",
-            is_so,
-            bool,
+            looks,
+            lambda left: not left,
             deadline=_PROMOTE_DEADLINE,
-            words=lambda _: in_words(self._cluster()),
+            words=lambda left: f"{left}; {in_words(self._cluster())}",
             advice=f"See `kubectl describe cluster --namespace {self._namespace} {self.handle['cluster']}`.",
             interval=0.02,
         )
@@ -701,14 +703,27 @@ class ClusterPostgreSQL:
             lock.insist()
 
     def _change(self, body: Mapping[str, Any]) -> None:
-        self._insist_on_lock()
-        self.api.patch(objects.path_of(self._namespace, self.handle["cluster"]), body)
+        self._at_its_version(body, self.api.patch)
 
     def _apply(self, clusters: list[dict[str, Any]], *, leads: bool) -> None:
         """Change whom the cluster follows, and own all that says so: about what others own, no declaration speaks."""
-        self._insist_on_lock()
         thing = objects.told(self.handle["cluster"], clusters, leads=leads)
-        self.api.apply(objects.path_of(self._namespace, self.handle["cluster"]), thing, manager=objects.MANAGER)
+        self._at_its_version(thing, partial(self.api.apply, manager=objects.MANAGER))
+
+    def _at_its_version(self, body: Mapping[str, Any], change: Callable[[str, Mapping[str, Any]], object]) -> None:
+        """Change the cluster, unless it has changed since the lock was looked at: who took that over may be at work.
+
+        Raises:
+            SiteError: the lock is lost; or others change the cluster all the while.
+        """
+        for _ in range(_CHANGE_TRIES):
+            version = self._there()["metadata"]["resourceVersion"]
+            self._insist_on_lock()
+            about = {**body.get("metadata", {}), "resourceVersion": version}
+            with suppress(ConflictError):  # Mostly its operator, which says how it is.
+                change(objects.path_of(self._namespace, self.handle["cluster"]), {**body, "metadata": about})
+                return
+        raise SiteError(f"{self.handle['name']}: {self._where} is changed by others all the while; run this again")
 
     def _drop_token(self, cluster: Mapping[str, Any]) -> None:
         """Drop a token that a promotion by hand has left: no standby may have one, and the operator waits for it."""

@@ -48,9 +48,9 @@ class Api(api.Api):
                 del self.kept[path]
             if method in {"GET", "DELETE"}:
                 return there.encode() if isinstance(there, str) else json.dumps(there).encode()
-            assert body is not None
+            body = {"metadata": {}, **(body or {})}
             version = there["metadata"].get("resourceVersion", 0) if there else 0
-            if method == "PUT" and body["metadata"]["resourceVersion"] != version:
+            if (known := body["metadata"].get("resourceVersion")) != version and (known is not None or method == "PUT"):
                 raise ConflictError("the object has been modified")
             made = merged(there, body) if method == "PATCH" else copy.deepcopy(dict(body))
             for key, text in made.pop("stringData", {}).items():  # Kubernetes, "Secrets": it is only written.

@@ -23,7 +23,7 @@ class Acting(Api):
     """Keeps one cluster, and what is done to it and to its server, in order."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        about = {"name": "montreal-orders", "uid": "a-b-c", "annotations": {}}
+        about = {"name": "montreal-orders", "uid": "a-b-c", "annotations": {}, "resourceVersion": 0}
         status = {"currentPrimary": "montreal-orders-1", "readyInstances": spec["instances"]}
         super().__init__({PATH: {"metadata": about, "spec": dict(spec), "status": status}})
         self.done: list[str] = []
@@ -109,6 +109,40 @@ def test_nothing_is_done_by_who_lost_the_lock(monkeypatch: pytest.MonkeyPatch) -
     api = Acting(LED)
     made = cluster(api, monkeypatch)
     made._held.append(lease.Held("montreal: shop/montreal-orders-operation", taken=True))  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(SiteError, match="somebody else may be at work"):
+        made.fence()
+    assert not api.done
+
+
+class Busy(Acting):
+    """One that others change right before it would be changed."""
+
+    times = 1
+    held: lease.Held | None = None
+
+    def patch(self, path: str, body: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+        if self.times:
+            self.times -= 1
+            self.kept[path]["metadata"]["resourceVersion"] += 1
+            if self.held:
+                self.held.taken = True
+        return super().patch(path, body, dry_run=dry_run)
+
+
+def test_a_cluster_that_its_operator_changes_meanwhile_is_changed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Busy(LED)
+    cluster(api, monkeypatch).fence()
+    assert [each.partition(" ")[0] for each in api.done] == ["patched", "wrote", "applied"]
+    api.times = 99
+    with pytest.raises(SiteError, match="is changed by others all the while"):
+        cluster(api, monkeypatch).fence()
+
+
+def test_what_comes_late_changes_nothing_once_somebody_else_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Busy(LED)
+    made = cluster(api, monkeypatch)
+    api.held = lease.Held("montreal: shop/montreal-orders-operation")
+    made._held.append(api.held)  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(SiteError, match="somebody else may be at work"):
         made.fence()
     assert not api.done
