@@ -108,8 +108,8 @@ def make_root(connection: Connection, root: str, user: str) -> None:
     while parent and not connection.exists(parent):
         missing.insert(0, parent)
         parent = parent.rpartition("/")[0]
-    if missing:  # One by one: `mkdir -p` gives its mode to the last one only.
-        connection.check(["mkdir", "-m", "755", "--", *missing])
+    if missing:  # One by one: the mode is the last one's only. Another server's deployment may make them meanwhile.
+        connection.check(["mkdir", "-p", "-m", "755", "--", *missing])
     group = connection.check(["id", "-gn", user]).strip()
     connection.check(["install", "-d", "-m", "700", "-o", user, "-g", group, "--", root])
 
