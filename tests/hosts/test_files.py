@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts import commands
 from harmony_pulumi.hosts.connection import LocalConnection
+from harmony_pulumi.hosts.postgresql.home import make_root
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 TEXTS = ["", "a", "a\n", "two\nlines", "ü🐘\n", "whole\n", "'; rm -rf $HOME; `id` \\ \"\n", "x" * 100_000 + "\n"]
@@ -140,3 +142,17 @@ def test_what_is_appended_is_there_even_if_the_writer_dies_at_once(tmp_path: Pat
 def test_a_file_that_cannot_be_appended_to_is_said_to_be_so(here: LocalConnection, tmp_path: Path) -> None:
     with pytest.raises(SiteError, match=f"cannot append to {tmp_path}: .*directory"), here.appending(str(tmp_path)):
         pass
+
+
+def test_folders_that_somebody_else_makes_meanwhile_are_no_error(tmp_path: Path) -> None:
+    class Racing(LocalConnection):
+        def exists(self, path: str, user: str | None = None) -> bool:
+            found = super().exists(path, user)
+            Path(path).mkdir(mode=0o711, exist_ok=True)
+            return found
+
+    (tmp_path / "there").mkdir()
+    make_root(Racing(), f"{tmp_path}/there/shop/server", getpass.getuser())
+    make_root(LocalConnection(), f"{tmp_path}/there/stock/dev/server", getpass.getuser())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"there": 0o755, "shop": 0o711, "stock": 0o755, "dev": 0o755, "server": 0o700}
