@@ -8,8 +8,10 @@ import pulumi
 import pytest
 
 from harmony_pulumi import (
+    CapabilityError,
     Database,
     Docker,
+    DockerConfig,
     FailoverTopology,
     InputError,
     K8sAnywhereTopology,
@@ -210,10 +212,13 @@ def test_a_cluster_follows_a_host_as_the_role_of_the_host_s_certificate() -> Non
 
 
 def test_every_problem_of_the_arguments_is_told_at_once() -> None:
+    route: Any = "Route"
     with pytest.raises(InputError) as caught:
-        K8sAnywhereTopology("East", kubeconfig="", namespace="a.b", address="a b", instances=0, storage="ten")
+        K8sAnywhereTopology(
+            "East", kubeconfig="", namespace="a.b", address="a b", service_type=route, instances=0, storage="ten"
+        )
     paths = [str(problem).partition(":")[0] for problem in caught.value.problems]
-    assert sorted(paths) == ["address", "instances", "name", "namespace", "storage"]
+    assert sorted(paths) == ["address", "instances", "name", "namespace", "service_type", "storage"]
 
 
 def test_what_instances_cannot_be_is_told_by_its_path() -> None:
@@ -240,10 +245,16 @@ def test_what_has_no_meaning_on_kubernetes_is_refused_before_anything_is_declare
 
 def test_docker_is_no_capability_of_a_pair_of_them() -> None:
     pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
-    pair: Any = FailoverTopology("orders", primary=site("east"), replica=site("west"))
+    pair = FailoverTopology("orders", primary=site("east"), replica=site("west"))
     assert not isinstance(pair, Docker)
-    with pytest.raises(Exception, match="does not provide Docker"):
-        pair.deploy_docker("web", None)
+    with pytest.raises(CapabilityError) as caught:
+        pair.deploy_docker("web", DockerConfig(image="nginx:1.27"))  # pyright: ignore[reportAttributeAccessIssue]
+    assert str(caught.value) == (
+        "FailoverTopology 'orders' does not provide Docker, so it has no deploy_docker(). It provides what all its "
+        "members provide, and 'east' lacks Docker and 'west' lacks Docker: primary 'east' (K8sAnywhereTopology) "
+        "provides PostgreSQL; replica 'west' (K8sAnywhereTopology) provides PostgreSQL; together PostgreSQL. Use "
+        "members that provide Docker, or do not ask for it here."
+    )
 
 
 def test_a_pair_may_be_of_different_places() -> None:
