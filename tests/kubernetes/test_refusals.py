@@ -114,13 +114,47 @@ def test_a_release_is_refused_or_warned_of_by_what_it_is_known_to_do() -> None:
         ("1.27.2", False, False),
         ("1.28.0", False, True),
         ("2.0.0", False, True),
-        ("", False, False),
+        ("", False, True),
     ):
         assert bool(operator.problem(release)) is refused, release
         assert bool(operator.warning(release)) is warned, release
     assert "expected 1.26 or newer" in str(operator.problem("1.25.4"))
     assert "1.27 is the newest that" in str(operator.warning("1.28.0"))
+    assert "does not say its release" in str(operator.warning(""))
     assert objects.RELEASE.startswith(".".join(map(str, operator.NEWEST)))
+
+
+BY_DIGEST = f"ghcr.io/cloudnative-pg/cloudnative-pg@sha256:{'53995e9d' * 8}"
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "release"),
+    [
+        ("ghcr.io/cloudnative-pg/cloudnative-pg:1.27.0", {}, "1.27.0"),
+        ("registry.example:5000/cloudnative-pg:v1.26.1-rc1", None, "1.26.1"),
+        (f"ghcr.io/cloudnative-pg/cloudnative-pg:1.27.0@sha256:{'0' * 64}", {}, "1.27.0"),
+        # By the Operator Lifecycle Manager, as the bundle of the project has it.
+        (BY_DIGEST, {"olm.owner": "cloudnative-pg.v1.25.1", "olm.owner.kind": "ClusterServiceVersion"}, "1.25.1"),
+        (BY_DIGEST, {"app.kubernetes.io/version": "1.28.0", "app.kubernetes.io/managed-by": "Helm"}, "1.28.0"),
+        # A chart's label says what it installs unless told otherwise; the image is what runs.
+        ("mirror/cloudnative-pg:1.26.0", {"app.kubernetes.io/version": "1.28.0"}, "1.26.0"),
+        (BY_DIGEST, {"app.kubernetes.io/name": "cloudnative-pg"}, ""),
+        (BY_DIGEST, None, ""),
+        ("registry.example:5000/cloudnative-pg:latest", {"olm.owner": "cloudnative-pg"}, ""),
+    ],
+)
+def test_the_release_of_an_operator_is_told_by_its_image_or_by_what_has_installed_it(
+    monkeypatch: pytest.MonkeyPatch, image: str, labels: dict[str, str] | None, release: str
+) -> None:
+    template = {"spec": {"containers": [{"image": image}]}}
+    deployment = {"metadata": {"name": "cnpg", "labels": labels}, "spec": {"template": template}}
+    assert operator.version_of(deployment) == release
+    there = {"version": {"gitVersion": "v1.31.6"}, "cloudnative-pg": {"items": [deployment]}}
+    monkeypatch.setattr(facts, "api_of", lambda _: Api(**there))
+    seen = facts.of({})
+    assert seen["operator"] == release
+    assert seen["problems"] == [problem for problem in [operator.problem(release)] if problem]
+    assert seen["warnings"] == [warning for warning in [operator.warning(release)] if warning]
 
 
 def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(
