@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 ServiceType = Literal["LoadBalancer", "NodePort"]
 
@@ -36,12 +36,27 @@ def service_type(what: str, groups: Collection[str], provider_ids: Sequence[str]
     return "LoadBalancer" if balanced else "NodePort"
 
 
+def service_type_problem(service_type: str) -> str | None:
+    """Return why servers are not reached in such a way from outside, or None."""
+    if service_type in get_args(ServiceType):
+        return None
+    expected = "expected 'LoadBalancer' or 'NodePort', or nothing, to have it found out"
+    if service_type == "Route":
+        return (
+            "'Route' is not offered: a router tells servers apart by the name (SNI) in the first bytes of TLS, and "
+            "PostgreSQL's clients send its own request for TLS before those; only some since PostgreSQL 17 can do "
+            f"without, each if it is told so (sslnegotiation=direct); {expected}"
+        )
+    return f"{service_type!r} is no way in which servers are reached; {expected}"
+
+
 def outside(service: Mapping[str, Any], address: str | None) -> dict[str, Any] | None:
     """Return where a service is reached from outside of its cluster, `host` and `port`; None while that is not known.
 
     Args:
         service: as the API has it.
-        address: of the nodes, as the program says; a load balancer's own name beats it.
+        address: as the program says: of the nodes; or the name of a load balancer in DNS, which beats what it is called
+            by what made it.
     """
     spec = service["spec"]
     [port] = spec["ports"]

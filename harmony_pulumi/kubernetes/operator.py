@@ -31,22 +31,37 @@ def deployments(api: Api) -> list[dict[str, Any]]:
 
 
 def version_of(deployment: Mapping[str, Any]) -> str:
-    """Return the release that a deployment runs, by its image; empty if that does not say."""
+    """Return the release that a deployment runs; empty if nothing there says it.
+
+    Its image does, unless that is one by digest. Then what has installed it may: the Operator Lifecycle Manager of
+    OpenShift (OperatorHub) by the name of its ClusterServiceVersion, `cloudnative-pg.v1.27.0`; Helm by its usual label.
+    """
     [container, *_] = deployment["spec"]["template"]["spec"]["containers"]
-    found = re.search(r":v?(\d+\.\d+\.\d+)", container["image"])
-    return found[1] if found else ""
+    labels = deployment["metadata"].get("labels") or {}
+    said = (
+        (r":v?(\d+\.\d+\.\d+)", container["image"]),
+        (r"\.v(\d+\.\d+\.\d+)", labels.get("olm.owner", "")),
+        (r"^v?(\d+\.\d+\.\d+)", labels.get("app.kubernetes.io/version", "")),
+    )
+    return next((found[1] for pattern, text in said if (found := re.search(pattern, text))), "")
 
 
 def problem(found: str) -> str | None:
     """Return why a release that is there cannot be worked with, or None."""
-    if not found or _minor(found) >= OLDEST:  # Of a build of somebody's own, its API decides.
+    if not found or _minor(found) >= OLDEST:  # Of one that nothing is said of, its API decides.
         return None
     return f"has CloudNativePG {found}; expected {_words(OLDEST)} or newer: upgrade it, then run this again"
 
 
 def warning(found: str) -> str | None:
     """Return what is not known of a release that is there, or None."""
-    if not found or _minor(found) <= NEWEST:
+    if not found:
+        return (
+            f"has a CloudNativePG that does not say its release, neither by a tag of its image nor by a label of its "
+            f"deployment (olm.owner, app.kubernetes.io/version); see that it is {_words(OLDEST)} or newer, and that it "
+            f"is no newer than {_words(NEWEST)}, which this package was tested with"
+        )
+    if _minor(found) <= NEWEST:
         return None
     return (
         f"has CloudNativePG {found}, and {_words(NEWEST)} is the newest that this package was tested with: try "

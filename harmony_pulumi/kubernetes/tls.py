@@ -1,7 +1,8 @@
 """The certificates of a cluster: kept in secrets, taken over by its operator, used by its instances.
 
-The authority's key is in a secret of its own, which only orchestration reads: it leaves its site never, and is in no
-state of Pulumi's.
+The authority's key is kept in a secret of its own and nowhere else: in no state of Pulumi's, no log, no pod, at no
+other site. Who signs with it (`pulumi up`, `harmony rotate-certificates`) makes it or reads it there, and has it in
+memory.
 """
 
 from __future__ import annotations

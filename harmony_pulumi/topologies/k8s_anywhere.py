@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter, methodcaller
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pulumi
 
@@ -26,6 +26,7 @@ from harmony_pulumi.capabilities.postgresql import (
 from harmony_pulumi.capabilities.postgresql_settings import quantity
 from harmony_pulumi.input_errors import InputError, Problem
 from harmony_pulumi.kubernetes import objects
+from harmony_pulumi.kubernetes.found import ServiceType, service_type_problem
 from harmony_pulumi.topologies.base import Topology
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         context: str | None = None,
         namespace: str = "postgresql",
         address: str | None = None,
-        service_type: Literal["LoadBalancer", "NodePort"] | None = None,
+        service_type: ServiceType | None = None,
         service_annotations: Mapping[str, str] | None = None,
         instances: int = 1,
         synchronous_instances: int = 0,
@@ -135,7 +136,8 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             namespace: where everything is made; made, too, and kept on destroy.
             address: the host name or IP by which nodes are reached from outside, for node ports; with a load balancer,
                 the name that it has in DNS, if it is to be reached by one.
-            service_type: how servers are reached from outside; by default what fits the cluster.
+            service_type: how servers are reached from outside, `LoadBalancer` or `NodePort`; by default what fits the
+                cluster.
             service_annotations: of that service, for what makes its load balancer: to have an inner one, say.
             instances: of PostgreSQL, one of which leads; the others are local replicas.
             synchronous_instances: how many of the local replicas each commit waits for; with fewer that run, commits
@@ -155,7 +157,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             InputError: every problem of the arguments.
         """
         problems = [
-            *_problems(name, namespace, storage, address),
+            *_problems(name, namespace, storage, address, service_type),
             *_problems_of_instances(instances, synchronous_instances, resources or {}),
         ]
         if problems:
@@ -488,7 +490,9 @@ def _declared(config: PostgreSQLConfig, *, member: str) -> dict[str, Any]:
     }
 
 
-def _problems(name: object, namespace: str, storage: str, address: str | None) -> list[Problem]:
+def _problems(
+    name: object, namespace: str, storage: str, address: str | None, service_type: str | None
+) -> list[Problem]:
     problems = [
         Problem(path, message)
         for path, value in (("name", name), ("namespace", namespace))
@@ -498,6 +502,8 @@ def _problems(name: object, namespace: str, storage: str, address: str | None) -
         problems.append(Problem("storage", f"{storage!r} is not a size; expected for instance '10Gi'"))
     if address is not None and not is_host(address):
         problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
+    if service_type is not None and (message := service_type_problem(service_type)):
+        problems.append(Problem("service_type", message))
     return problems
 
 

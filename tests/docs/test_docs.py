@@ -14,10 +14,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import harmony_pulumi
 from harmony_pulumi import Authentication
 from harmony_pulumi.cli.main import app
 from harmony_pulumi.hosts.postgresql.files import hba
 from harmony_pulumi.hosts.postgresql.layout import Layout
+from harmony_pulumi.kubernetes import objects
 from harmony_pulumi.orchestration import rotation
 from harmony_pulumi.orchestration.switchover import Step
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, changed, project_of
@@ -210,6 +212,27 @@ def test_the_page_of_files_names_every_file_of_the_layout() -> None:
     files = {getattr(layout, name) for name, of in vars(Layout).items() if isinstance(of, property)}
     paths = {path.removeprefix(f"{layout.root}/") for path in {*files, *layout.folders()} - {layout.root}}
     assert {path for path in paths if f"`{path}`" not in page and f"`{path}/" not in page} == set()
+
+
+def test_the_reference_has_every_name_of_the_package() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    assert {name for name in harmony_pulumi.__all__ if f"\n::: harmony_pulumi.{name}\n" not in pages} == set()
+
+
+def test_the_page_of_objects_names_whatever_is_kept_on_a_cluster() -> None:
+    page = (ROOT / "docs/reference/kubernetes.md").read_text()
+    cluster, sources = (
+        "montreal-orders",
+        [file.read_text() for file in (ROOT / "harmony_pulumi/kubernetes").rglob("*.py")],
+    )
+    named = {*objects.secret_names(cluster).values(), f"{cluster}-{objects.OUTSIDE}", f"{cluster}-operation"}
+    named |= {f"{cluster}-{what}" for text in sources for what in re.findall(r'_keeping\("([a-z]+)"\)', text)}
+    prefix = r'"((?:harmony-pulumi\.dev|pulumi\.com|cnpg\.io)/[A-Za-z-]+)"'
+    named |= {word for text in sources for word in re.findall(prefix, text)}
+    # Labels that the operator sets, and by which a service finds its pods.
+    named -= {"cnpg.io/cluster", "cnpg.io/instanceRole"}
+    assert len(named) >= 16
+    assert {name for name in named if f"`{name}`" not in page} == set()
 
 
 def test_the_page_of_certificates_has_the_rules_that_are_written() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.e2e.conftest import Stack
@@ -23,18 +25,40 @@ MESSAGE = (
     "'toronto' (Workshop) provides Docker, PostgreSQL; together PostgreSQL. Use members that provide Docker, or do not "
     "ask for it here."
 )
+CLUSTERS = """
+kubeconfig = {kubeconfig!r}
+east, west = (K8sAnywhereTopology(name, kubeconfig=kubeconfig, address="127.0.0.1") for name in ("east", "west"))
+site = FailoverTopology("orders", primary=east, replica=west)
+site.deploy_docker("web", DockerConfig(image="nginx:1.27"))
+site.deploy_postgresql("orders", PostgreSQLConfig(databases=["orders"]))
+"""
+MESSAGE_OF_CLUSTERS = (
+    "FailoverTopology 'orders' does not provide Docker, so it has no deploy_docker(). It provides what all its members "
+    "provide, and 'east' lacks Docker and 'west' lacks Docker: primary 'east' (K8sAnywhereTopology) provides "
+    "PostgreSQL; replica 'west' (K8sAnywhereTopology) provides PostgreSQL; together PostgreSQL. Use members that "
+    "provide Docker, or do not ask for it here."
+)
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: one
+clusters: [{{name: one, cluster: {{server: 'https://127.0.0.1:{port}'}}}}]
+contexts: [{{name: one, context: {{cluster: one, user: one}}}}]
+users: [{{name: one, user: {{token: none}}}}]
+"""
 TOPOLOGIES = {
     "pulumi:pulumi:Stack",
     "harmony:index:LinuxHostTopology",
+    "harmony:index:K8sAnywhereTopology",
     "main:index:Workshop",
     "harmony:index:FailoverTopology",
 }
 
 
-def assert_one_clean_message(shown: str) -> None:
+def assert_one_clean_message(shown: str, message: str = MESSAGE) -> None:
     diagnostics = shown.rpartition("Diagnostics:")[2]  # `up` shows a message as it happens, and in the end.
     assert diagnostics.count("does not provide Docker") == 1, shown
-    assert MESSAGE in " ".join(diagnostics.split())
+    assert message in " ".join(diagnostics.split())
     assert "Traceback" not in shown
     assert "__main__.py" not in shown
 
@@ -50,6 +74,18 @@ def test_up_without_a_preview_deploys_nothing(stack: Stack) -> None:
     assert_one_clean_message(stack.up(expect=1))
     assert {resource["type"] for resource in stack.resources()} <= TOPOLOGIES
     assert not list(stack.markers())
+
+
+def test_a_pair_of_clusters_is_refused_before_anything_is_asked_of_one(stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as api_server:
+        api_server.setblocking(False)
+        stack.program(CLUSTERS.format(kubeconfig=KUBECONFIG.format(port=api_server.getsockname()[1])))
+        assert_one_clean_message(stack.preview(expect=1), MESSAGE_OF_CLUSTERS)
+        assert stack.resources() == []
+        assert_one_clean_message(stack.up(expect=1), MESSAGE_OF_CLUSTERS)
+        assert {resource["type"] for resource in stack.resources()} <= TOPOLOGIES
+        with pytest.raises(BlockingIOError):  # Nobody has come.
+            api_server.accept()
 
 
 def test_what_is_deployed_already_stays_as_it_is(stack: Stack) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import certificates
-from harmony_pulumi.kubernetes import facts, made, objects, operator, slots, tls
+from harmony_pulumi.kubernetes import api, facts, made, objects, operator, slots, tls
 from harmony_pulumi.providers import cluster_secrets, kubernetes_cluster
 
 INPUTS = {
@@ -85,24 +85,22 @@ def test_a_cluster_is_fenced_if_the_instance_that_leads_is(annotation: str | Non
     assert not objects.is_fenced(None)
 
 
-class Api:
-    """What an API server answers, by path; and nothing else is there."""
-
-    name, address = "east", "https://east"
+class Api(api.Api):
+    """What an API server answers, by how a path ends; and nothing else is there."""
 
     def __init__(self, **there: Any) -> None:
-        self.there = there
+        self.name, self.address, self.there = "east", "https://east", there
 
     def get(self, path: str) -> Any:
         return next((answer for end, answer in self.there.items() if path.endswith(end)), None)
 
 
 def test_an_operator_that_is_not_found_and_whose_kind_is_known_is_not_installed_over() -> None:
-    operator.insist_on_none(Api(), "shop/dev/east")  # type: ignore[arg-type]
+    operator.insist_on_none(Api(), "shop/dev/east")
     known = Api(v1={"resources": []}, io={"metadata": {"annotations": {objects.OWNER: "shop/dev/east"}}})
-    operator.insist_on_none(known, "shop/dev/east")  # type: ignore[arg-type]  # Ours, and cut off before its deployment.
+    operator.insist_on_none(known, "shop/dev/east")  # Ours, and cut off before its deployment.
     with pytest.raises(SiteError, match=r"is known there, and no deployment with the label"):
-        operator.insist_on_none(known, "shop/prod/east")  # type: ignore[arg-type]
+        operator.insist_on_none(known, "shop/prod/east")
 
 
 def test_a_release_is_refused_or_warned_of_by_what_it_is_known_to_do() -> None:
@@ -112,13 +110,47 @@ def test_a_release_is_refused_or_warned_of_by_what_it_is_known_to_do() -> None:
         ("1.27.2", False, False),
         ("1.28.0", False, True),
         ("2.0.0", False, True),
-        ("", False, False),
+        ("", False, True),
     ):
         assert bool(operator.problem(release)) is refused, release
         assert bool(operator.warning(release)) is warned, release
     assert "expected 1.26 or newer" in str(operator.problem("1.25.4"))
     assert "1.27 is the newest that" in str(operator.warning("1.28.0"))
+    assert "does not say its release" in str(operator.warning(""))
     assert objects.RELEASE.startswith(".".join(map(str, operator.NEWEST)))
+
+
+BY_DIGEST = f"ghcr.io/cloudnative-pg/cloudnative-pg@sha256:{'53995e9d' * 8}"
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "release"),
+    [
+        ("ghcr.io/cloudnative-pg/cloudnative-pg:1.27.0", {}, "1.27.0"),
+        ("registry.example:5000/cloudnative-pg:v1.26.1-rc1", None, "1.26.1"),
+        (f"ghcr.io/cloudnative-pg/cloudnative-pg:1.27.0@sha256:{'0' * 64}", {}, "1.27.0"),
+        # By the Operator Lifecycle Manager, as the bundle of the project has it.
+        (BY_DIGEST, {"olm.owner": "cloudnative-pg.v1.25.1", "olm.owner.kind": "ClusterServiceVersion"}, "1.25.1"),
+        (BY_DIGEST, {"app.kubernetes.io/version": "1.28.0", "app.kubernetes.io/managed-by": "Helm"}, "1.28.0"),
+        # A chart's label says what it installs unless told otherwise; the image is what runs.
+        ("mirror/cloudnative-pg:1.26.0", {"app.kubernetes.io/version": "1.28.0"}, "1.26.0"),
+        (BY_DIGEST, {"app.kubernetes.io/name": "cloudnative-pg"}, ""),
+        (BY_DIGEST, None, ""),
+        ("registry.example:5000/cloudnative-pg:latest", {"olm.owner": "cloudnative-pg"}, ""),
+    ],
+)
+def test_the_release_of_an_operator_is_told_by_its_image_or_by_what_has_installed_it(
+    monkeypatch: pytest.MonkeyPatch, image: str, labels: dict[str, str] | None, release: str
+) -> None:
+    template = {"spec": {"containers": [{"image": image}]}}
+    deployment = {"metadata": {"name": "cnpg", "labels": labels}, "spec": {"template": template}}
+    assert operator.version_of(deployment) == release
+    there = {"version": {"gitVersion": "v1.31.6"}, "cloudnative-pg": {"items": [deployment]}}
+    monkeypatch.setattr(facts, "api_of", lambda _: Api(**there))
+    seen = facts.of({})
+    assert seen["operator"] == release
+    assert seen["problems"] == [problem for problem in [operator.problem(release)] if problem]
+    assert seen["warnings"] == [warning for warning in [operator.warning(release)] if warning]
 
 
 def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from harmony_pulumi.capabilities.postgresql_facts import OPERATOR_ROLE
 from harmony_pulumi.capabilities.site import Rotation
 from harmony_pulumi.hosts.postgresql import certificates, renewal
-from harmony_pulumi.kubernetes import objects, tls
+from harmony_pulumi.kubernetes import made, objects, tls
 from harmony_pulumi.kubernetes.tls import ClusterFiles
+from harmony_pulumi.providers import cluster_secrets
 from tests.kubernetes.kept import Api
 from tests.orchestration.sites import Killed
 
@@ -111,6 +113,46 @@ def test_what_is_declared_anew_is_renewed_once_and_again_for_another_address() -
     tls.renew_as_declared(kept, props, "db.example", moved=True, authority=False)
     shown = certificates.KeyPair(api.texts("server")["tls.crt"], api.texts("server")["tls.key"])
     assert certificates.serves(shown, "db.example")
+
+
+def flat(value: object) -> str:
+    """Return whatever it is in one line, in which a PEM text is as one, too."""
+    return re.sub(r"\\n|\s", "", str(value))
+
+
+def test_an_authority_s_key_is_in_its_secret_alone_and_in_no_state_nor_anything_that_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {"type": "NodePort", "ports": [{"port": 5432, "nodePort": 30432}]}
+    api = Secrets({"/api/v1/namespaces/shop/services/east-orders-outside": {"spec": spec}})
+    provider = cluster_secrets.ClusterSecretsProvider()
+
+    def key(kind: str, name: str) -> str:
+        """Return a private key, as `flat` has it, but its first and last lines."""
+        return flat("".join(api.texts(kind)[name].splitlines()[1:-1]))
+
+    for module in (tls, made):
+        monkeypatch.setattr(module, "api_of", lambda _: api)
+    inputs: dict[str, Any] = {
+        "name": "east", "kubeconfig": "k", "namespace": "shop", "cluster": "east-orders", "owner": "o",
+        "image": "postgresql:17", "address": ADDRESS, "roles": ["orders"], "passwords": {}, "certificate_lifetime_days": DAYS, "deadline": 1,
+        "certificate_generation": None, "authority_generation": None, "live": None,
+    }  # fmt: skip
+    created = provider.create(inputs)
+    first = created.outs or {}
+    for secret in objects.secrets("east-orders", "shop", "o", first["made"]):
+        api.create(PATH, secret)
+    keys = {key("authority", "ca.key")}
+    checked = provider.check(first, {**inputs, "authority_generation": 1}).inputs
+    updated = provider.update(created.id, first, checked).outs or {}
+    keys.add(key("authority", "ca.key"))
+    assert len(keys) == 2, "the authority was rotated, too"
+    states = [first, checked, updated, provider.read(created.id, updated).outs]
+    others = [(path, thing.get("data", {})) for path, thing in api.kept.items() if not path.endswith("-authority")]
+    texts = [objects.decoded({"data": data}, name) for _, data in others for name in data]
+    seen = [flat(each) for each in (*states, capsys.readouterr(), *texts)]
+    assert [each for each in seen for key in keys if key in each] == []
+    assert key("server", "tls.key") in seen[len(states) - 1], "a server's is, and is seen by the same look"
 
 
 @pytest.mark.parametrize("rest", ["", "---\n", "\nMIIB\n-----END CERTIFICATE-----\n"])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pulumi
 import pytest
+from pulumi.runtime.mocks import MockMonitor
 
 from harmony_pulumi import (
+    CapabilityError,
     Database,
     Docker,
+    DockerConfig,
     FailoverTopology,
     InputError,
     K8sAnywhereTopology,
@@ -27,14 +32,16 @@ CONFIG = PostgreSQLConfig(
 SECRET = {"4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270"}
 REPLICAS = certificates.make_client(certificates.make_authority("test"), "streaming_replica", 30)
 OF_HOST = certificates.make_client(certificates.make_authority("test"), "harmony_replication", 30)
+KEYS = ("key of the server", "key of replicas", "key of the host's replicas")
+PASSWORDS = {"orders": "correct horse", "Stock": "battery staple"}
 MADE = {
     "ca": "the authority",
     "trusted": "the authority",
     "server_certificate": "of the server",
-    "server_key": "key of the server",
+    "server_key": KEYS[0],
     "replication_certificate": REPLICAS.certificate,
-    "replication_key": "key of replicas",
-    "passwords": {"orders": "correct horse", "Stock": "battery staple"},
+    "replication_key": KEYS[1],
+    "passwords": PASSWORDS,
 }
 
 
@@ -64,7 +71,7 @@ class Mocks(pulumi.runtime.Mocks):
             "replication_certs": {
                 "ca_certificate": "the host's authority",
                 "client_certificate": OF_HOST.certificate,
-                "client_key": "key of the host's replicas",
+                "client_key": KEYS[2],
             },
             "ca_certificate": "the host's authority",
             "identity": "the host's",
@@ -79,8 +86,37 @@ class Mocks(pulumi.runtime.Mocks):
         return plain(self.registered[key].inputs)
 
 
+class Monitor(MockMonitor):
+    """Remembers what Pulumi is told beside the inputs: parents, and outputs that are to be kept as secrets."""
+
+    def __init__(self, mocks: Mocks) -> None:
+        super().__init__(mocks)
+        self.parents: dict[tuple[str, str], str] = {}
+        self.secret_outputs: dict[str, set[str]] = {}
+
+    def RegisterResource(self, request: Any) -> Any:  # noqa: N802
+        kind = request.type.rpartition(":")[2]
+        self.parents[kind, request.name] = request.parent.rpartition("::")[2]
+        self.secret_outputs.setdefault(kind, set()).update(request.additionalSecretOutputs)
+        return super().RegisterResource(request)
+
+
 def site(name: str = "east", **options: Any) -> K8sAnywhereTopology:
     return K8sAnywhereTopology(name, kubeconfig="apiVersion: v1", address="10.0.0.1", **options)
+
+
+def pair(*members: Callable[[], PostgreSQL]) -> tuple[Mocks, Monitor]:
+    """Return what a program with a pair registers."""
+    mocks = Mocks()
+    monitor = Monitor(mocks)
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False, monitor=monitor)
+
+    def program() -> None:
+        primary, replica = (make() for make in members)
+        FailoverTopology[PostgreSQL]("orders", primary=primary, replica=replica).deploy_postgresql("orders", CONFIG)
+
+    pulumi.runtime.test(program)()
+    return mocks, monitor
 
 
 def declared(**options: Any) -> tuple[Mocks, dict[str, Any]]:
@@ -154,11 +190,46 @@ def test_a_cluster_and_everything_that_it_needs_are_declared_by_the_kubernetes_p
     assert known["site"]["cluster"] == "east-orders"
 
 
-def test_whatever_is_secret_is_declared_so() -> None:
-    mocks = declared()[0]
-    for name in ("east-orders-server", "east-orders-replication", "east-orders-login-orders"):
-        assert SECRET.items() <= mocks.registered["Secret", name].inputs["stringData"].items()
-    assert SECRET.items() <= mocks.registered["KubernetesCluster", "east"].inputs["kubeconfig"].items()
+def in_the_open(value: Any) -> Iterator[str]:
+    """Iterate over the texts of inputs that are in nothing secret."""
+    if isinstance(value, dict) and not SECRET.items() <= value.items():
+        for each in value.values():
+            yield from in_the_open(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from in_the_open(each)
+    elif not isinstance(value, dict):
+        yield str(value)
+
+
+def host() -> LinuxHostTopology:
+    return LinuxHostTopology("west", address="10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("members", "follower"),
+    [([site, partial(site, "west")], "west-orders"), ([host, site], "east-orders"), ([site, host], "")],
+    ids=["clusters", "a cluster follows a host", "a host follows a cluster"],
+)
+def test_whatever_is_secret_is_declared_so(members: Sequence[Callable[[], PostgreSQL]], follower: str) -> None:
+    mocks, monitor = pair(*members)
+    texts = [*KEYS, *PASSWORDS.values(), "apiVersion: v1"]
+    for name, args in mocks.registered.items():
+        # The code of a dynamic provider is no input of anybody's.
+        shown = " ".join(in_the_open({key: value for key, value in args.inputs.items() if key != "__provider"}))
+        assert [text for text in texts if text in shown] == [], name
+    secrets = {name: args.inputs["stringData"] for (kind, name), args in mocks.registered.items() if kind == "Secret"}
+    assert all(SECRET.items() <= data.items() for data in secrets.values())
+    clusters = [name for kind, name in mocks.registered if kind == "Cluster"]
+    kept = {f"{cluster}-{what}" for cluster in clusters for what in ("server", "replication", "login-orders")}
+    assert kept | ({f"{follower}-peer"} if follower else set()) <= secrets.keys()
+    for cluster in clusters:
+        assert SECRET.items() <= mocks.registered["ClusterSecrets", f"{cluster}-secrets"].inputs["passwords"].items()
+        assert SECRET.items() <= mocks.registered["PostgreSQLCluster", cluster].inputs["site"].items()
+    assert monitor.secret_outputs["ClusterSecrets"] == {"made", "passwords"}
+
+
+def test_what_a_program_is_given_is_secret_where_it_logs_in() -> None:
     secret: dict[str, bool] = {}
     pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
 
@@ -174,14 +245,21 @@ def test_whatever_is_secret_is_declared_so() -> None:
     assert len(secret) == 4
 
 
+def test_everything_is_a_child_of_the_topology_that_it_is_on() -> None:
+    mocks, monitor = pair(site, partial(site, "west"))
+    declared = {kind for kind, _ in mocks.registered} - {"K8sAnywhereTopology", "FailoverTopology", "PostgreSQLPair"}
+    assert declared == {
+        "KubernetesCluster", "kubernetes", "Namespace", "Service", "ClusterSecrets", "Secret", "Cluster", "Database",
+        "PostgreSQLCluster",
+    }  # fmt: skip
+    for (kind, name), parent in monitor.parents.items():
+        if kind in declared:
+            assert parent == name.partition("-")[0], (kind, name)
+    assert monitor.parents["PostgreSQLPair", "orders-orders"] == "orders"
+
+
 def test_the_replica_of_a_pair_is_declared_as_one_that_follows_its_source() -> None:
-    mocks = Mocks()
-    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
-
-    def program() -> None:
-        FailoverTopology("orders", primary=site("east"), replica=site("west")).deploy_postgresql("orders", CONFIG)
-
-    pulumi.runtime.test(program)()
+    mocks = pair(site, partial(site, "west"))[0]
     spec = mocks["Cluster", "west-orders"]["spec"]
     assert spec["replica"] == {"self": "west-orders", "primary": "peer", "source": "peer"}
     assert spec["bootstrap"]["pg_basebackup"]["source"] == "peer"
@@ -194,14 +272,7 @@ def test_the_replica_of_a_pair_is_declared_as_one_that_follows_its_source() -> N
 
 
 def test_a_cluster_follows_a_host_as_the_role_of_the_host_s_certificate() -> None:
-    mocks = Mocks()
-    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
-
-    def program() -> None:
-        host = LinuxHostTopology("east", address="10.0.0.1")
-        FailoverTopology[PostgreSQL]("orders", primary=host, replica=site("west")).deploy_postgresql("orders", CONFIG)
-
-    pulumi.runtime.test(program)()
+    mocks = pair(partial(LinuxHostTopology, "east", address="10.0.0.1"), partial(site, "west"))[0]
     clusters = mocks["Cluster", "west-orders"]["spec"]["externalClusters"]
     peer = next(each for each in clusters if each["name"] == "peer")["connectionParameters"]
     assert (peer["host"], peer["user"]) == ("10.0.0.1", "harmony_replication")
@@ -210,10 +281,13 @@ def test_a_cluster_follows_a_host_as_the_role_of_the_host_s_certificate() -> Non
 
 
 def test_every_problem_of_the_arguments_is_told_at_once() -> None:
+    route: Any = "Route"
     with pytest.raises(InputError) as caught:
-        K8sAnywhereTopology("East", kubeconfig="", namespace="a.b", address="a b", instances=0, storage="ten")
+        K8sAnywhereTopology(
+            "East", kubeconfig="", namespace="a.b", address="a b", service_type=route, instances=0, storage="ten"
+        )
     paths = [str(problem).partition(":")[0] for problem in caught.value.problems]
-    assert sorted(paths) == ["address", "instances", "name", "namespace", "storage"]
+    assert sorted(paths) == ["address", "instances", "name", "namespace", "service_type", "storage"]
 
 
 def test_what_instances_cannot_be_is_told_by_its_path() -> None:
@@ -240,10 +314,16 @@ def test_what_has_no_meaning_on_kubernetes_is_refused_before_anything_is_declare
 
 def test_docker_is_no_capability_of_a_pair_of_them() -> None:
     pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
-    pair: Any = FailoverTopology("orders", primary=site("east"), replica=site("west"))
+    pair = FailoverTopology("orders", primary=site("east"), replica=site("west"))
     assert not isinstance(pair, Docker)
-    with pytest.raises(Exception, match="does not provide Docker"):
-        pair.deploy_docker("web", None)
+    with pytest.raises(CapabilityError) as caught:
+        pair.deploy_docker("web", DockerConfig(image="nginx:1.27"))  # pyright: ignore[reportAttributeAccessIssue]
+    assert str(caught.value) == (
+        "FailoverTopology 'orders' does not provide Docker, so it has no deploy_docker(). It provides what all its "
+        "members provide, and 'east' lacks Docker and 'west' lacks Docker: primary 'east' (K8sAnywhereTopology) "
+        "provides PostgreSQL; replica 'west' (K8sAnywhereTopology) provides PostgreSQL; together PostgreSQL. Use "
+        "members that provide Docker, or do not ask for it here."
+    )
 
 
 @pytest.mark.parametrize(

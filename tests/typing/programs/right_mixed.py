@@ -5,8 +5,8 @@ from typing import assert_type
 
 from places import Host, Workshop
 
-from harmony_pulumi import Docker, DockerConfig, DockerService, FailoverTopology, LinuxHostTopology
-from harmony_pulumi import PostgreSQL, PostgreSQLConfig, PostgreSQLPair
+from harmony_pulumi import Docker, DockerConfig, DockerService, FailoverTopology, K8sAnywhereTopology
+from harmony_pulumi import LinuxHostTopology, PostgreSQL, PostgreSQLConfig, PostgreSQLPair
 
 CONFIG = PostgreSQLConfig(databases=["orders"])
 
@@ -22,6 +22,11 @@ def needs_docker(topology: Docker) -> None:
 mixed: FailoverTopology[PostgreSQL] = FailoverTopology("m", primary=LinuxHostTopology("a"), replica=Host("b"))
 assert_type(mixed.deploy_postgresql("orders", CONFIG), PostgreSQLPair)
 needs_postgresql(mixed)
+
+cluster = K8sAnywhereTopology("k", kubeconfig="")
+beside: FailoverTopology[PostgreSQL] = FailoverTopology("n", primary=cluster, replica=LinuxHostTopology("o"))
+assert_type(beside.deploy_postgresql("orders", CONFIG), PostgreSQLPair)
+needs_postgresql(beside)
 
 docker: FailoverTopology[Docker] = FailoverTopology("d", primary=Workshop("c"), replica=Host("d"))
 assert_type(docker.deploy_docker("web", DockerConfig(image="nginx:1.27")), DockerService)

@@ -1,12 +1,12 @@
 # pyright: strict
-"""A pair of hosts, its cluster, its members and its queries."""
+"""A pair of hosts, a pair of clusters: what is deployed on one, its members and its queries."""
 
 from typing import assert_type
 
 import pulumi
 
-from harmony_pulumi import Database, FailoverTopology, LinuxHostTopology, MemberPlacement, PostgreSQLConfig
-from harmony_pulumi import PostgreSQLCluster, PostgreSQLPair
+from harmony_pulumi import Database, FailoverTopology, K8sAnywhereTopology, LinuxHostTopology, MemberPlacement
+from harmony_pulumi import PostgreSQLCluster, PostgreSQLConfig, PostgreSQLPair
 from harmony_pulumi.capabilities.postgresql import Endpoint, ReplicationCerts
 
 site = FailoverTopology("orders", primary=LinuxHostTopology("a"), replica=LinuxHostTopology("b"))
@@ -32,3 +32,11 @@ pulumi.export("message", pulumi.Output.concat("connect to ", database.uri))
 
 alone = LinuxHostTopology("c").deploy_postgresql("orders", config)
 assert_type(alone, PostgreSQLCluster)
+
+east = K8sAnywhereTopology("east", kubeconfig=pulumi.Output.secret(""), service_type="NodePort", address="east.example")
+west = K8sAnywhereTopology("west", kubeconfig="", instances=3, resources={"requests": {"memory": "2Gi"}})
+clusters = FailoverTopology("clusters", primary=east, replica=west)
+assert_type(clusters, FailoverTopology[K8sAnywhereTopology])
+assert_type(clusters.primary, K8sAnywhereTopology)
+assert_type(clusters.deploy_postgresql("orders", config), PostgreSQLPair)
+assert_type(west.deploy_postgresql("stock", config), PostgreSQLCluster)

@@ -7,8 +7,8 @@ its members are not as soon as a protocol stands between.
 import pulumi
 from places import Bare, Host, Workshop
 
-from harmony_pulumi import Database, Docker, DockerConfig, FailoverTopology, LinuxHostTopology, MemberPlacement
-from harmony_pulumi import PostgreSQL, PostgreSQLCluster, PostgreSQLConfig
+from harmony_pulumi import Database, Docker, DockerConfig, FailoverTopology, K8sAnywhereTopology, LinuxHostTopology
+from harmony_pulumi import MemberPlacement, PostgreSQL, PostgreSQLCluster, PostgreSQLConfig
 
 CONFIG = PostgreSQLConfig(databases=["orders"])
 NGINX = DockerConfig(image="nginx:1.27")
@@ -32,6 +32,13 @@ workshops = FailoverTopology("workshops", primary=Workshop("e"), replica=Worksho
 workshops.deploy_postgresql("orders", CONFIG)  # expect: all
 needs_postgresql(workshops)  # expect: pyright ty
 
+east, west = K8sAnywhereTopology("east", kubeconfig=""), K8sAnywhereTopology("west", kubeconfig="")
+clusters = FailoverTopology("clusters", primary=east, replica=west)
+clusters.deploy_docker("web", NGINX)  # expect: all
+needs_docker(clusters)  # expect: pyright ty
+east.deploy_docker("web", NGINX)  # expect: all
+needs_docker(east)  # expect: all
+
 nested = FailoverTopology("nested", primary=hosts, replica=hosts)
 nested.deploy_docker("web", NGINX)  # expect: pyright ty
 needs_docker(nested)  # expect: pyright ty
@@ -54,6 +61,11 @@ FailoverTopology("positional", LinuxHostTopology("p"), LinuxHostTopology("q"))  
 FailoverTopology("alone", primary=LinuxHostTopology("r"))  # expect: all
 FailoverTopology("typo", primary=LinuxHostTopology("s"), secondary=LinuxHostTopology("t"))  # expect: all
 hosts.standby  # expect: all
+
+# Places.
+K8sAnywhereTopology("nowhere")  # expect: all
+K8sAnywhereTopology("route", kubeconfig="", service_type="Route")  # expect: all
+K8sAnywhereTopology("many", kubeconfig="", instances="3")  # expect: all
 
 # Configurations.
 hosts.deploy_postgresql("orders", NGINX)  # expect: all
