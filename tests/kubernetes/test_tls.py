@@ -134,10 +134,11 @@ def test_an_authority_s_key_is_in_its_secret_alone_and_in_no_state_nor_anything_
     for module in (tls, made):
         monkeypatch.setattr(module, "api_of", lambda _: api)
     inputs: dict[str, Any] = {
-        "name": "east", "kubeconfig": "k", "namespace": "shop", "cluster": "east-orders", "owner": "o",
-        "image": "postgresql:17", "address": ADDRESS, "roles": ["orders"], "passwords": {}, "certificate_lifetime_days": DAYS, "deadline": 1,
-        "certificate_generation": None, "authority_generation": None, "live": None,
-    }  # fmt: skip
+        **dict.fromkeys(("certificate_generation", "authority_generation", "live")),
+        **{"name": "east", "kubeconfig": "k", "namespace": "shop", "cluster": "east-orders", "owner": "o"},
+        **{"image": "postgresql:17", "address": ADDRESS, "roles": ["orders"], "passwords": {}},
+        **{"certificate_lifetime_days": DAYS, "deadline": 1},
+    }
     created = provider.create(inputs)
     first = created.outs or {}
     for secret in objects.secrets("east-orders", "shop", "o", first["made"]):
