@@ -135,9 +135,17 @@ def test_an_authority_s_key_is_in_its_secret_alone_and_in_no_state_nor_anything_
         monkeypatch.setattr(module, "api_of", lambda _: api)
     inputs: dict[str, Any] = {
         **dict.fromkeys(("certificate_generation", "authority_generation", "live")),
-        **{"name": "east", "kubeconfig": "k", "namespace": "shop", "cluster": "east-orders", "owner": "o"},
-        **{"image": "postgresql:17", "address": ADDRESS, "roles": ["orders"], "passwords": {}},
-        **{"certificate_lifetime_days": DAYS, "deadline": 1},
+        "name": "east",
+        "kubeconfig": "k",
+        "namespace": "shop",
+        "cluster": "east-orders",
+        "owner": "o",
+        "image": "postgresql:17",
+        "address": ADDRESS,
+        "roles": ["orders"],
+        "passwords": {},
+        "certificate_lifetime_days": DAYS,
+        "deadline": 1,
     }
     created = provider.create(inputs)
     first = created.outs or {}
