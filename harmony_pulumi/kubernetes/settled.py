@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import filterfalse
@@ -34,6 +35,7 @@ _NEVER_STARTS = {
     "CreateContainerError",
 }
 """Kubernetes, "Images", and kubelet: why a container waits that will not start by waiting."""
+_RETRIES = "will retry"
 _BAD = {"error", "fatal"}
 _GRAVE = {"FATAL", "PANIC"}
 
@@ -115,6 +117,10 @@ def hindrances(seen: Seen) -> Iterator[str]:
     if len(failed) >= _TRIES and len(failed) == len(makers):  # None is at it, or has done it.
         name = failed[-1]["metadata"]["name"]
         yield f"the pod {name} failed, as {len(failed) - 1} before it: {why(seen.logs.get(name, ''))}"
+    for pod in makers:
+        name = pod["metadata"]["name"]
+        if _phase(pod) == "Running" and (reason := waits_for(seen.logs.get(name, ""))):
+            yield f"the pod {name} waits: {reason}"
     for pod in filterfalse(_is_going, seen.pods):
         yield from _of_pod(pod, seen.logs.get(pod["metadata"]["name"], ""))
     for database in seen.databases if _leads(seen.cluster) else ():
@@ -158,7 +164,7 @@ def telling(pods: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, bool]]:
     for pod in pods:
         if any(map(_is_ending, pod["status"].get("containerStatuses") or ())):
             yield pod["metadata"]["name"], True
-        elif _JOB_LABEL in pod["metadata"]["labels"] and _phase(pod) == "Failed":
+        elif _JOB_LABEL in pod["metadata"]["labels"] and _phase(pod) in {"Running", "Failed"}:
             yield pod["metadata"]["name"], False
 
 
@@ -179,14 +185,16 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
     return conditions.get("Ready") == "True" and not _is_going(pod)
 
 
+def waits_for(log: str) -> str:
+    """Return what a program of CloudNativePG waits for, if that is the last that its log says; its source, say."""
+    said = next(_said(reversed(log.splitlines())), {})
+    return str(said.get("err") or said["msg"]) if _RETRIES in (said.get("msg") or "") else ""
+
+
 def why(log: str) -> str:
     """Return why a program of CloudNativePG ended, by the end of its log: the last grave thing that it said."""
     found = ""
-    for line in log.splitlines():
-        try:
-            said = json.loads(line)
-        except ValueError:
-            continue
+    for said in _said(log.splitlines()):
         record = said.get("record") or {}
         if record.get("error_severity") in _GRAVE:
             found = " ".join(filter(None, (record.get("message"), record.get("hint"))))
@@ -195,6 +203,13 @@ def why(log: str) -> str:
             # What it ends with says only that what it ran has ended.
             found = found if found and re.search(r"exit status \d+", message) else message
     return found or "see its log"
+
+
+def _said(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """Iterate over what is said in lines of a log, as far as it is in JSON."""
+    for line in lines:
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def _leads(cluster: Mapping[str, Any]) -> bool:

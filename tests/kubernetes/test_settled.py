@@ -139,6 +139,7 @@ def test_what_is_not_yet_as_declared_is_said(seen: settled.Seen, expected: list[
 
 
 ENDED = {"name": "postgres", "ready": False, "restartCount": 3}
+RETRIES = json.dumps({"level": "info", "msg": "DB not available, will retry", "err": "no route to host"})
 LOG = "\n".join(
     json.dumps(line)
     for line in (
@@ -159,6 +160,11 @@ LOG = "\n".join(
         (SEEN, []),
         (replace(SEEN, pods=[job(1, "Failed")]), []),
         (replace(SEEN, pods=[job(1, "Failed"), job(2, "Failed"), job(3, "Running")]), []),
+        (
+            replace(SEEN, pods=[job(1, "Running")], logs={"east-orders-1-pgbasebackup-1": RETRIES}),
+            ["the pod east-orders-1-pgbasebackup-1 waits: no route to host"],
+        ),
+        (replace(SEEN, pods=[job(1, "Running")], logs={"east-orders-1-pgbasebackup-1": f"{RETRIES}\n{LOG}"}), []),
         (
             replace(
                 SEEN,
