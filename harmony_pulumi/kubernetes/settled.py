@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import filterfalse
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from kubernetes.utils.quantity import parse_quantity
@@ -36,6 +36,8 @@ _NEVER_STARTS = {
 }
 """Kubernetes, "Images", and kubelet: why a container waits that will not start by waiting."""
 _RETRIES = "will retry"
+_ADDRESS_SECONDS = 180
+"""For a new load balancer of a cloud to be reached, and its name to be known."""
 _BAD = {"error", "fatal"}
 _GRAVE = {"FATAL", "PANIC"}
 
@@ -54,6 +56,14 @@ SELECT json_build_object(
 """
 """What a server is asked; `declared` is a JSON object. What a file has that is refused, or takes a restart, is an error
 there: PostgreSQL, "pg_file_settings"."""
+
+
+class Hindrance(NamedTuple):
+    """What keeps a cluster from being as declared."""
+
+    words: str
+    seconds: int = 30
+    """For which it may last before that is taken to be so for good: a registry is busy, a role is not there yet."""
 
 
 @dataclass(frozen=True)
@@ -110,39 +120,39 @@ def _missing_of_server(declared: Mapping[str, Any], said: Mapping[str, Any]) -> 
         yield "it has not loaded its files"
 
 
-def hindrances(seen: Seen) -> Iterator[str]:
+def hindrances(seen: Seen) -> Iterator[Hindrance]:
     """Iterate over what keeps a cluster from being as declared, and will not pass by waiting if it lasts."""
     makers = [pod for pod in seen.pods if _JOB_LABEL in pod["metadata"]["labels"]]
     failed = sorted((pod for pod in makers if _phase(pod) == "Failed"), key=_began)
     if len(failed) >= _TRIES and len(failed) == len(makers):  # None is at it, or has done it.
         name = failed[-1]["metadata"]["name"]
-        yield f"the pod {name} failed, as {len(failed) - 1} before it: {why(seen.logs.get(name, ''))}"
+        yield Hindrance(f"the pod {name} failed, as {len(failed) - 1} before it: {why(seen.logs.get(name, ''))}")
     for pod in makers:
         name = pod["metadata"]["name"]
         if _phase(pod) == "Running" and (reason := waits_for(seen.logs.get(name, ""))):
-            yield f"the pod {name} waits: {reason}"
+            yield Hindrance(f"the pod {name} waits: {reason}", _ADDRESS_SECONDS)
     for pod in filterfalse(_is_going, seen.pods):
         yield from _of_pod(pod, seen.logs.get(pod["metadata"]["name"], ""))
     for database in seen.databases if _leads(seen.cluster) else ():
         if not _is_made(database) and (reason := _reason(database)):
-            yield f"the database {database['spec']['name']}: {reason}"
+            yield Hindrance(f"the database {database['spec']['name']}: {reason}")
     refused = ((seen.cluster.get("status") or {}).get("managedRolesStatus") or {}).get("cannotReconcile") or {}
     for role, reasons in refused.items():
-        yield f"the role {role}: {'; '.join(reasons)}"
+        yield Hindrance(f"the role {role}: {'; '.join(reasons)}")
     for server, said in seen.servers.items():
         for name, found in (said.get("settings") or {}).items():
             if found["error"] and not found["restart"]:
-                yield f"{server}: {name} = {found['file']!r}: {found['error']}"
+                yield Hindrance(f"{server}: {name} = {found['file']!r}: {found['error']}")
 
 
-def _of_pod(pod: Mapping[str, Any], log: str) -> Iterator[str]:
+def _of_pod(pod: Mapping[str, Any], log: str) -> Iterator[Hindrance]:
     status, name = pod["status"], pod["metadata"]["name"]
     for each in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         waits = (each.get("state") or {}).get("waiting") or {}
         if waits.get("reason") in _NEVER_STARTS:
-            yield f"the pod {name}: {': '.join(filter(None, (waits['reason'], waits.get('message'))))}"
+            yield Hindrance(f"the pod {name}: {': '.join(filter(None, (waits['reason'], waits.get('message'))))}")
         elif _is_ending(each):
-            yield f"the pod {name} has ended {each['restartCount']} times: {why(log)}"
+            yield Hindrance(f"the pod {name} has ended {each['restartCount']} times: {why(log)}")
 
 
 def listed(namespace: str, kind: str, cluster: str) -> str:

@@ -23,7 +23,6 @@ from harmony_pulumi.orchestration.wait import wait_for
 
 _SLOW = 600
 """Seconds for which a cluster is waited for at least: volumes are made, images come, servers restart."""
-_PATIENCE = 30
 _LINES = 200
 
 
@@ -83,7 +82,7 @@ class Watch:
         self._api, self._show = api, show
         self._namespace, self._cluster, self._owner = site["namespace"], site["cluster"], site["owner"]
         self._since: float | None = None
-        self._shown: list[str] = []
+        self._shown = ""
 
     def until_settled(self, deadline: float) -> dict[str, Any]:
         """Wait; return the cluster. One that is fenced, as a role change left it, is what it is.
@@ -120,20 +119,17 @@ class Watch:
         self._insist_on_hope(list(settled.hindrances(seen)))
         return seen
 
-    def _insist_on_hope(self, found: list[str]) -> None:
-        """End early where waiting is of no use. What hinders may also pass: a registry that is busy, say."""
-        if not found:
-            self._since = None
-            return
-        if found != self._shown:
-            self._shown = found
-            self._show(f"{self._api.name}: {self._namespace}/{self._cluster}: {'; '.join(found)}")
-        self._since = self._since or time.monotonic()
-        if time.monotonic() > self._since + _PATIENCE:
+    def _insist_on_hope(self, found: list[settled.Hindrance]) -> None:
+        """End early where waiting is of no use."""
+        words = "; ".join(each.words for each in found)
+        if words and words != self._shown:
+            self._shown = words
+            self._show(f"{self._api.name}: {self._namespace}/{self._cluster}: {words}")
+        self._since = (self._since or time.monotonic()) if found else None
+        if self._since and (lasted := time.monotonic() - self._since) > max(each.seconds for each in found):
             msg = (
                 f"{self._api.name}: the cluster {self._namespace}/{self._cluster} does not become what is declared: "
-                f"{'; '.join(found)}. This has not passed for {_PATIENCE} s. Correct it, or what is declared, then run "
-                f"this again"
+                f"{words}. This has been so for {lasted:.0f} s. Correct it, or what is declared, then run this again"
             )
             raise SiteError(msg)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,7 +216,7 @@ LOG = "\n".join(
     ],
 )
 def test_what_will_not_pass_by_waiting_is_said(seen: settled.Seen, expected: list[str]) -> None:
-    assert list(settled.hindrances(seen)) == expected
+    assert [each.words for each in settled.hindrances(seen)] == expected
 
 
 def test_a_log_says_why_a_program_ended() -> None:
@@ -240,7 +242,8 @@ def listed(*pods: dict[str, Any], databases: list[dict[str, Any]] | None = None)
 
 
 def test_waiting_ends_early_where_it_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_PATIENCE", 0.1)
+    clock = itertools.count(1, 20)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     waits = changed(POD, "status", "containerStatuses", to=[{"state": {"waiting": {"reason": "InvalidImageName"}}}])
     api, said = Api(changed(listed(waits), PATH, "status", to={})), list[str]()
     with pytest.raises(
