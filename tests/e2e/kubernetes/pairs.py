@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from tests.e2e.conftest import Stack
 from tests.e2e.history import Clients
 from tests.e2e.kubernetes.conftest import Cluster
 from tests.e2e.test_roles_cli import harmony
+from tests.plugins.found import add_kubernetes_plugin
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
 NAMES = {"primary": "montreal", "replica": "toronto"}
 EXAMPLE = Path(__file__).parents[3] / "examples/kubernetes_failover/__main__.py"
 # Only for tests, which move roles by the handle itself, too.
@@ -23,8 +22,8 @@ EXPORT = '\npulumi.export("site", database.site)\n'
 
 
 def with_plugin(stack: Stack) -> Stack:
-    """Have the stack find the stand-in for the Kubernetes plugin."""
-    stack.env["PATH"] = f"{PLUGINS}:{os.environ['PATH']}"
+    """Have the stack find a Kubernetes plugin."""
+    add_kubernetes_plugin(stack.env)
     return stack
 
 
