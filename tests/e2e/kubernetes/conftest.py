@@ -224,11 +224,18 @@ def clusters_with_operator(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, 
 
 
 @pytest.fixture(scope="module")
-def stack(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
-    """Return a stack with a pair that is up."""
-    from tests.e2e.kubernetes.pairs import deploy  # It knows what a cluster is by this module.
+def declared(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+    """Return a stack that declares a pair in a namespace that is yet to be made."""
+    from tests.e2e.kubernetes.pairs import declare  # It knows what a cluster is by this module.
 
     with stacks(tmp_path_factory) as make, new_namespace(*clusters) as namespace:
         stack = make()
-        deploy(stack, clusters, namespace)
+        declare(stack, clusters, namespace)
         yield stack
+
+
+@pytest.fixture(scope="module")
+def stack(declared: Stack) -> Stack:
+    """Return a stack with a pair that is up."""
+    declared.up()
+    return declared
