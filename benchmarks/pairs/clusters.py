@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import secrets
-import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,10 @@ from harmony_pulumi.kubernetes.api import Api, Paths
 from harmony_pulumi.kubernetes.objects import path_of
 from harmony_pulumi.kubernetes.waiting import is_ready
 from tests.e2e.kubernetes.conftest import NAMES, Cluster
+from tests.plugins.found import add_kubernetes_plugin
 
 _STORAGE = "20Gi"
 _DATABASE = "orders"
-_PLUGIN = "pulumi-resource-kubernetes"
-_PLUGINS = common.REPOSITORY / "tests/plugins"
 _DEADLINE = 300.0
 _TICK = 0.02
 
@@ -128,8 +126,7 @@ class OursOnClusters(OnClusters):
             "benchmarks.programs.clusters",
             {"BENCHMARK_CLUSTERS": json.dumps(declared)},
         )
-        if not shutil.which(_PLUGIN):
-            project.environment["PATH"] = f"{_PLUGINS}:{project.environment['PATH']}"
+        add_kubernetes_plugin(project.environment)
         project.up()
         outputs = json.loads(project.pulumi("stack", "output", "--json", "--show-secrets"))
         self.endpoints = dict(zip(self.members, outputs["endpoints"], strict=True))

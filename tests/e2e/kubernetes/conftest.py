@@ -1,7 +1,8 @@
 """Two real Kubernetes clusters, and a link between them that can be cut.
 
 They are made by scripts/kubernetes/site for the session and removed at its end, however it ends. With
-HARMONY_E2E_KUBECONFIGS=ONE:OTHER, two paths, they are two that are given, and their link is out of reach.
+HARMONY_E2E_KUBECONFIGS=ONE:OTHER, two paths, they are two that are given, with or without the operator; their link and
+their nodes are out of reach, and nothing but the operator is left in them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from kubernetes import client, config, stream
 
+from harmony_pulumi.kubernetes import facts
 from tests.e2e.conftest import Stack, eventually, needs_root, stacks
 
 ROOT = Path(__file__).parents[3]
@@ -48,9 +50,16 @@ class Cluster:
         """Return the nodes, as they are."""
         return self.api("CoreV1Api").list_node(_request_timeout=30).items
 
+    @cached_property
+    def service_type(self) -> str:
+        """How services are reached from outside: `NodePort`, or `LoadBalancer`."""
+        return str(facts.of({"name": self.name, "kubeconfig": self.kubeconfig.read_text()})["service_type"])
+
     @property
-    def address(self) -> str:
-        """The address at which the cluster's NodePorts are reached, from here and from the other."""
+    def address(self) -> str | None:
+        """The address at which NodePorts are reached, from here and from the other; load balancers have their own."""
+        if self.service_type != "NodePort":
+            return None
         addresses = {one.type: one.address for one in self.nodes()[0].status.addresses}
         return addresses.get("ExternalIP") or addresses["InternalIP"]
 
@@ -62,6 +71,20 @@ class Cluster:
         chosen = next(filter(None, found), None)
         assert chosen, f"the cluster {self.name} has no image of PostgreSQL: HARMONY_E2E_POSTGRESQL_IMAGE must name one"
         return chosen
+
+    def operator_manifest(self, folder: Path) -> str | None:
+        """Return what its operator is installed from if it has none; None leaves that to the product.
+
+        Args:
+            folder: for the manifest of a cluster of ours, which can pull nothing: the image is there.
+        """
+        if self.run is None:
+            told = os.environ.get("HARMONY_E2E_OPERATOR_MANIFEST")
+            return str(Path(told).absolute()) if told and "://" not in told else told
+        path = folder / "operator.yaml"
+        text = (self.kubeconfig.parent / "parts/operator.yaml").read_text()
+        path.write_text(text.replace("imagePullPolicy: Always", "imagePullPolicy: IfNotPresent"))
+        return str(path)
 
     def has_operator(self) -> bool:
         """Return whether the definitions of CloudNativePG's resources are installed."""
@@ -110,15 +133,26 @@ class Cluster:
     @contextmanager
     def namespace(self) -> Generator[str]:
         """Make a namespace; at the end remove it with all that is in it."""
-        name = f"t{secrets.token_hex(4)}"
-        api = self.api("CoreV1Api")
-        api.create_namespace({"metadata": {"name": name}}, _request_timeout=30)
-        try:
+        with new_namespace(self) as name:
+            self.api("CoreV1Api").create_namespace({"metadata": {"name": name}}, _request_timeout=30)
             yield name
-        finally:
-            api.delete_namespace(name, _request_timeout=30)
-            selector = f"metadata.name={name}"
-            eventually(lambda: not api.list_namespace(field_selector=selector).items, f"{name} to be gone", 120)
+
+    def namespaces(self, name: str) -> list[Any]:
+        """Return the namespace of a name, if there is one."""
+        return self.api("CoreV1Api").list_namespace(field_selector=f"metadata.name={name}", _request_timeout=30).items
+
+
+@contextmanager
+def new_namespace(*clusters: Cluster) -> Generator[str]:
+    """Return the name of a namespace that is yet to be made; at the end remove it from each with all that is in it."""
+    name = f"t{secrets.token_hex(4)}"
+    try:
+        yield name
+    finally:
+        made = [cluster for cluster in clusters if cluster.namespaces(name)]
+        for cluster in made:
+            cluster.api("CoreV1Api").delete_namespace(name, _request_timeout=30)
+        eventually(lambda: not any(cluster.namespaces(name) for cluster in made), f"{name} to be gone", 120)
 
 
 def _given(paths: str) -> list[Cluster]:
@@ -190,11 +224,18 @@ def clusters_with_operator(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, 
 
 
 @pytest.fixture(scope="module")
-def stack(our_clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
-    """Return a stack with a pair that is up."""
-    from tests.e2e.kubernetes.pairs import deploy  # It knows what a cluster is by this module.
+def declared(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+    """Return a stack that declares a pair in a namespace that is yet to be made."""
+    from tests.e2e.kubernetes.pairs import declare  # It knows what a cluster is by this module.
 
-    with stacks(tmp_path_factory) as make, our_clusters[0].namespace() as namespace:
+    with stacks(tmp_path_factory) as make, new_namespace(*clusters) as namespace:
         stack = make()
-        deploy(stack, our_clusters, namespace)
+        declare(stack, clusters, namespace)
         yield stack
+
+
+@pytest.fixture(scope="module")
+def stack(declared: Stack) -> Stack:
+    """Return a stack with a pair that is up."""
+    declared.up()
+    return declared

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from tests.e2e.conftest import Stack
 from tests.e2e.history import Clients
 from tests.e2e.kubernetes.conftest import Cluster
 from tests.e2e.test_roles_cli import harmony
+from tests.plugins.found import add_kubernetes_plugin
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
 NAMES = {"primary": "montreal", "replica": "toronto"}
 EXAMPLE = Path(__file__).parents[3] / "examples/kubernetes_failover/__main__.py"
 # Only for tests, which move roles by the handle itself, too.
@@ -23,8 +22,8 @@ EXPORT = '\npulumi.export("site", database.site)\n'
 
 
 def with_plugin(stack: Stack) -> Stack:
-    """Have the stack find the stand-in for the Kubernetes plugin."""
-    stack.env["PATH"] = f"{PLUGINS}:{os.environ['PATH']}"
+    """Have the stack find a Kubernetes plugin."""
+    add_kubernetes_plugin(stack.env)
     return stack
 
 
@@ -34,38 +33,32 @@ def configure(stack: Stack, key: str, value: str, *options: str) -> None:
     subprocess.run(argv, cwd=stack.folder, env=stack.env, input=value, text=True, check=True, timeout=60)
 
 
-def manifest(cluster: Cluster, folder: Path) -> Path:
-    """Return the operator's manifest for a cluster that can pull nothing."""
-    path = folder / "operator.yaml"
-    text = (cluster.kubeconfig.parent / "parts/operator.yaml").read_text()
-    path.write_text(text.replace("imagePullPolicy: Always", "imagePullPolicy: IfNotPresent"))
-    return path
-
-
-def configure_cluster(stack: Stack, name: str, cluster: Cluster, namespace: str, operator: Path) -> None:
-    """Set what an example takes of a cluster; `operator` is the file of its operator's manifest."""
+def configure_cluster(stack: Stack, name: str, cluster: Cluster, namespace: str) -> None:
+    """Set what an example takes of a cluster."""
     configure(stack, f"{name}:kubeconfig", cluster.kubeconfig.read_text(), "--secret")
     for key, value in {
         "address": cluster.address,
         "image": cluster.image,
         "namespace": namespace,
-        "operator-manifest": str(operator),
+        "operator-manifest": cluster.operator_manifest(stack.folder),
         "storage": "20Gi",
     }.items():
-        configure(stack, f"{name}:{key}", value)
+        if value is not None:
+            configure(stack, f"{name}:{key}", value)
 
 
-def deploy(
-    stack: Stack, clusters: Sequence[Cluster], namespace: str, program: str = EXAMPLE.read_text(), *, up: bool = True
-) -> None:
-    """Deploy a program, by default the example, on two clusters; or have it ready for that."""
+def declare(stack: Stack, clusters: Sequence[Cluster], namespace: str, program: str = EXAMPLE.read_text()) -> None:
+    """Have a stack declare, on two clusters, what a program does: by default the example."""
     with_plugin(stack)
-    operator = manifest(clusters[0], stack.folder)
     (stack.folder / "__main__.py").write_text(program + EXPORT)
     for name, cluster in zip(NAMES.values(), clusters, strict=True):
-        configure_cluster(stack, name, cluster, namespace, operator)
-    if up:
-        stack.up()
+        configure_cluster(stack, name, cluster, namespace)
+
+
+def deploy(stack: Stack, clusters: Sequence[Cluster], namespace: str, program: str = EXAMPLE.read_text()) -> None:
+    """Deploy a program, by default the example, on two clusters."""
+    declare(stack, clusters, namespace, program)
+    stack.up()
 
 
 def status(stack: Stack) -> dict[str, Any]:

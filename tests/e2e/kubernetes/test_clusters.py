@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from harmony_pulumi.kubernetes.found import outside
 from tests.e2e.conftest import eventually, needs_root, processes_about
 from tests.e2e.kubernetes.conftest import Cluster, sites
 
@@ -48,17 +49,22 @@ def running(api: Any, namespace: str, name: str) -> bool:
     return api.read_namespaced_pod(name, namespace).status.phase == "Running"
 
 
-def serve(cluster: Cluster, namespace: str) -> int:
-    """Run a server on a volume; return the NodePort of its service."""
+def serve(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    """Run a server on a volume; return the `host` and `port` at which it is reached from outside."""
     api = cluster.api("CoreV1Api")
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     api.create_namespaced_persistent_volume_claim(namespace, {"metadata": {"name": "data"}, "spec": claim})
     volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
     api.create_namespaced_pod(namespace, pod("server", cluster.image, SERVE, volumes=volumes))
-    service = {"type": "NodePort", "selector": {"app": "server"}, "ports": [{"port": 5432}]}
-    made = api.create_namespaced_service(namespace, {"metadata": {"name": "server"}, "spec": service})
-    eventually(lambda: running(api, namespace, "server"), "the server's pod to run", 120)
-    return made.spec.ports[0].node_port
+    service = {"type": cluster.service_type, "selector": {"app": "server"}, "ports": [{"port": 5432}]}
+    api.create_namespaced_service(namespace, {"metadata": {"name": "server"}, "spec": service})
+
+    def place() -> dict[str, Any] | None:
+        there = api.read_namespaced_service("server", namespace)
+        return outside(api.api_client.sanitize_for_serialization(there), cluster.address)
+
+    eventually(lambda: running(api, namespace, "server") and place(), "the server to run and to be reached", 120)
+    return place() or {}
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class Pair:
 def pair_of_pods(clusters: tuple[Cluster, Cluster]) -> Generator[Pair]:
     one, other = clusters
     with one.namespace() as here, other.namespace() as there:
-        pair = Pair(one, other, here, there, other.address, serve(other, there))
+        place = serve(other, there)
+        pair = Pair(one, other, here, there, place["host"], place["port"])
         one.api("CoreV1Api").create_namespaced_pod(here, pod("client", one.image, "exec sleep infinity"))
         eventually(lambda: running(one.api("CoreV1Api"), here, "client"), "the client's pod to run", 120)
         eventually(lambda: pair.over_the_link() == ANSWER, "an answer over the link")

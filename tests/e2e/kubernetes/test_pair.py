@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -14,10 +16,31 @@ from harmony_pulumi.kubernetes.objects import SERVED, path_of
 from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, eventually
 from tests.e2e.kubernetes.conftest import Cluster
-from tests.e2e.kubernetes.pairs import clients, insist, status
+from tests.e2e.kubernetes.pairs import NAMES, clients, insist, status
 from tests.e2e.test_roles_cli import harmony
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
+
+
+def changes(stack: Stack) -> Counter[tuple[str, str]]:
+    """Return how many resources of each type a preview says that an `up` would create, change, and so on."""
+    steps = json.loads(stack.run("preview", "--json"))["steps"]
+    kinds = [(step["op"], step["urn"].split("::")[2].split("$")[-1].split(":")[-1]) for step in steps]
+    return Counter((op, kind) for op, kind in kinds if op != "same")
+
+
+def test_a_preview_from_nothing_says_what_would_be_made_and_makes_nothing(
+    declared: Stack, clusters: tuple[Cluster, Cluster]
+) -> None:
+    """The first of all, which find the pair up."""
+    had = [cluster.has_operator() for cluster in clusters]
+    found = changes(declared)
+    print(found)
+    assert {op for op, _ in found} == {"create"}
+    assert not declared.resources()
+    for name, cluster in zip(NAMES.values(), clusters, strict=True):
+        assert not cluster.namespaces(declared.run("config", "get", f"{name}:namespace").strip())
+    assert [cluster.has_operator() for cluster in clusters] == had
 
 
 def test_the_operator_is_installed_and_the_pair_settles(stack: Stack) -> None:
@@ -32,6 +55,20 @@ def test_the_operator_is_installed_and_the_pair_settles(stack: Stack) -> None:
     stack.up("--expect-no-changes")
     stack.refresh()
     stack.up("--expect-no-changes")
+
+
+def test_a_preview_of_another_setting_shows_that_alone(stack: Stack) -> None:
+    program = stack.folder / "__main__.py"
+    before = program.read_text()
+    declared = 'PostgreSQLConfig(databases=["orders"]'
+    assert declared in before
+    program.write_text(before.replace(declared, f'{declared}, settings={{"work_mem": "8MB"}}'))
+    said = stack.preview()
+    print(said)
+    assert said.count("8MB") == 4
+    assert changes(stack) == {("update", "Cluster"): 2, ("update", "PostgreSQLCluster"): 2}
+    program.write_text(before)
+    stack.preview("--expect-no-changes")
 
 
 def test_certificates_are_rotated_by_command_and_by_input_while_clients_write(stack: Stack) -> None:
@@ -79,6 +116,7 @@ def test_roles_move_there_and_back_and_nothing_is_lost(stack: Stack) -> None:
     with clients(stack) as running:
         harmony(stack, "switchover", "--to", "toronto", "--yes")
         running.wait_until_served()
+        stack.preview("--expect-no-changes")
         stack.up("--expect-no-changes")
         harmony(stack, "switchover", "--to", "montreal", "--yes")
         running.wait_until_served()

@@ -10,7 +10,7 @@ from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.replication import Member
 from harmony_pulumi.testing import check_sites
 from tests.e2e.conftest import Stack, stacks
-from tests.e2e.kubernetes.conftest import Cluster
+from tests.e2e.kubernetes.conftest import Cluster, new_namespace
 from tests.e2e.kubernetes.pairs import EXAMPLE, clients, deploy, insist
 from tests.e2e.test_roles_cli import harmony
 
@@ -23,7 +23,7 @@ ENDPOINT = (
 
 
 @pytest.fixture(scope="module")
-def stack(our_clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+def stack(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
     """Return a stack with a pair that is up, behind an endpoint on this machine."""
     head, declared, tail = EXAMPLE.read_text().partition('PostgreSQLConfig(databases=["orders"]))')
     assert declared
@@ -31,9 +31,9 @@ def stack(our_clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPa
     line = "pair = FailoverTopology("
     assert line in program
     program = program.replace(line, f"{ENDPOINT}{line}")
-    with stacks(tmp_path_factory) as make, our_clusters[0].namespace() as namespace:
+    with stacks(tmp_path_factory) as make, new_namespace(*clusters) as namespace:
         stack = make()
-        deploy(stack, our_clusters, namespace, program)
+        deploy(stack, clusters, namespace, program)
         yield stack
 
 
@@ -49,14 +49,14 @@ def test_an_endpoint_outside_of_the_clusters_fails_no_statement_as_roles_move(st
 
 
 def test_the_sites_of_a_pair_keep_the_contract_by_which_roles_move(
-    stack: Stack, our_clusters: tuple[Cluster, Cluster]
+    stack: Stack, clusters: tuple[Cluster, Cluster]
 ) -> None:
     handle = stack.outputs()["site"]
-    clusters = {cluster.name: cluster for cluster in our_clusters}
+    named = {cluster.name: cluster for cluster in clusters}
 
     def ask(member: Member, sql: str) -> str:
         where = member.handle["namespace"], f"{member.handle['cluster']}-1"
-        status, said = clusters[member.name].execute(*where, "psql", "-XAtqc", sql, "orders")
+        status, said = named[member.name].execute(*where, "psql", "-XAtqc", sql, "orders")
         assert status == 0, said
         return said
 

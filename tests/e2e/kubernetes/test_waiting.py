@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import psycopg
 import pytest
 
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.objects import path_of
-from tests.e2e.conftest import Stack, eventually, stacks
+from tests.e2e.conftest import Stack, eventually
 from tests.e2e.kubernetes.conftest import Cluster
-from tests.e2e.kubernetes.pairs import EXAMPLE, deploy
+from tests.e2e.kubernetes.pairs import EXAMPLE
 from tests.e2e.test_roles_cli import harmony
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
@@ -22,12 +20,9 @@ EARLY = 300
 
 
 @pytest.fixture(scope="module")
-def stack(our_clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
-    """Return a stack that is not up yet."""
-    with stacks(tmp_path_factory) as make, our_clusters[0].namespace() as namespace:
-        stack = make()
-        deploy(stack, our_clusters, namespace, up=False)
-        yield stack
+def stack(declared: Stack, our_clusters: tuple[Cluster, Cluster]) -> Stack:
+    """Return a stack that is not up yet, on clusters whose link can be cut."""
+    return declared
 
 
 def declare(stack: Stack, config: str) -> None:
