@@ -20,7 +20,7 @@ from harmony_pulumi.hosts.postgresql import certificates
 from harmony_pulumi.kubernetes import found, objects, tls
 from harmony_pulumi.kubernetes.api import Api, Paths
 from harmony_pulumi.kubernetes.objects import path_of
-from harmony_pulumi.kubernetes.waiting import is_ready
+from harmony_pulumi.kubernetes.settled import serves
 from tests.e2e.kubernetes.conftest import NAMES, Cluster
 from tests.plugins.found import add_kubernetes_plugin
 
@@ -212,9 +212,7 @@ class ByHand(OnClusters):
             },
         )
         self._apply(name, thing)
-        wait_for(
-            f"{self.name}: {name} ready", lambda: is_ready(self._read(name)), deadline=_DEADLINE, interval=_TICK * 5
-        )
+        wait_for(f"{self.name}: {name} ready", lambda: serves(self._read(name)), deadline=_DEADLINE, interval=_TICK * 5)
 
     def switch_over(self) -> None:
         old, new = self.leader, self.follower

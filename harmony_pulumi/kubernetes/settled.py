@@ -82,10 +82,16 @@ class Seen:
     """By the name of a pod, the end of its log."""
 
 
+def serves(cluster: Mapping[str, Any]) -> bool:
+    """Tell whether the instance that leads in a cluster serves, and all others run."""
+    status = cluster.get("status") or {}
+    return bool(status.get("currentPrimary")) and status.get("readyInstances") == cluster["spec"]["instances"]
+
+
 def missing(seen: Seen) -> Iterator[str]:
     """Iterate over what is not yet as declared."""
     spec, status = seen.cluster["spec"], seen.cluster.get("status") or {}
-    if not status.get("currentPrimary") or status.get("readyInstances") != spec["instances"]:
+    if not serves(seen.cluster):
         yield f"{status.get('readyInstances', 0)} of {spec['instances']} instances are ready"
     for pod in filterfalse(_is_going, filter(is_instance, seen.pods)):
         name = pod["metadata"]["name"]
