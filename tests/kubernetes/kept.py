@@ -26,15 +26,7 @@ class Api(api.Api):
         self.asked: list[tuple[str, str]] = []
         self.lock = threading.Lock()
 
-    def _answered(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        content: str = "application/json",
-        query: Mapping[str, str] | None = None,
-    ) -> bytes:
+    def _answered(self, method: str, path: str, body: Mapping[str, Any] | None = None, **how: Any) -> bytes:
         with self.lock:
             self.asked.append((method, path))
             there, name = self.kept.get(path), (body or {}).get("metadata", {}).get("name")
@@ -56,7 +48,7 @@ class Api(api.Api):
             for key, text in made.pop("stringData", {}).items():  # Kubernetes, "Secrets": it is only written.
                 made.setdefault("data", {})[key] = encoded(text)
             made["metadata"]["resourceVersion"] = version + 1
-            if "dryRun" not in (query or {}):
+            if "dryRun" not in how["query"]:
                 self.kept[path] = made
             return json.dumps(made).encode()
 
