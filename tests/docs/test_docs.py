@@ -229,8 +229,9 @@ def test_the_page_of_objects_names_whatever_is_kept_on_a_cluster() -> None:
     named |= {f"{cluster}-{what}" for text in sources for what in re.findall(r'_keeping\("([a-z]+)"\)', text)}
     prefix = r'"((?:harmony-pulumi\.dev|pulumi\.com|cnpg\.io)/[A-Za-z-]+)"'
     named |= {word for text in sources for word in re.findall(prefix, text)}
-    # Labels that the operator sets, and by which a service finds its pods.
-    named -= {"cnpg.io/cluster", "cnpg.io/instanceRole"}
+    # What the operator sets, and things are found, or told, by.
+    named -= {"cnpg.io/cluster", "cnpg.io/instanceRole", "cnpg.io/instanceName", "cnpg.io/jobRole", "cnpg.io/pvcRole"}
+    named -= {"cnpg.io/podSpec"}
     assert len(named) >= 16
     assert {name for name in named if f"`{name}`" not in page} == set()
 
