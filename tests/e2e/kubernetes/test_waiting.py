@@ -107,12 +107,14 @@ def test_what_is_declared_and_cannot_be_ends_up_early_with_the_reason(stack: Sta
 
 
 def test_a_server_that_does_not_start_with_what_is_declared_ends_up_early_with_what_it_said(stack: Stack) -> None:
+    declare(stack, 'databases=["orders"], settings={"work_mem": "8MB"}')
+    stack.up()
     site = stack.outputs()["site"]["members"]["replica"]
     before = (stack.folder / "__main__.py").read_text()
     # More than there is: neither a program nor its own can tell that beforehand.
     (stack.folder / "__main__.py").write_text(before.replace('"work_mem": "8MB"', '"shared_buffers": "900GB"'))
     said = early(stack)
-    assert "Cannot allocate memory" in said
+    assert "Cannot allocate memory" in said, said
     (stack.folder / "__main__.py").write_text(before)
     stack.up()
     assert ask(stack, "primary", "SHOW work_mem") == "8MB"
