@@ -39,6 +39,7 @@ HONOURED = {
     "kubeconfig",
     "skipUpdateUnreachable",
     "upsertExistingObjects",
+    "version",  # of the plugin
 }
 SIGNATURE, SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"

@@ -91,6 +91,13 @@ class Cluster:
         found = self.api("ApiextensionsV1Api").list_custom_resource_definition(_request_timeout=30).items
         return any(one.metadata.name == "clusters.postgresql.cnpg.io" for one in found)
 
+    def operators(self) -> dict[str, tuple[Any, ...]]:
+        """Return what a change of the operator's deployments, or by whom it was made, would change."""
+        label = "app.kubernetes.io/name=cloudnative-pg"
+        found = self.api("AppsV1Api").list_deployment_for_all_namespaces(label_selector=label, _request_timeout=30)
+        about = [one.metadata for one in found.items]
+        return {one.uid: (one.generation, one.labels, one.annotations) for one in about}
+
     def execute(self, namespace: str, pod: str, *argv: str, deadline: float = 60) -> tuple[int, str]:
         """Run a command in a pod; return its exit status and what it said."""
         api = self.api("CoreV1Api")

@@ -35,8 +35,19 @@ def test_a_preview_from_nothing_says_what_would_be_made_and_makes_nothing(
     """The first of all, which find the pair up."""
     had = [cluster.has_operator() for cluster in clusters]
     found = changes(declared)
-    print(found)
     assert {op for op, _ in found} == {"create"}
+    of_each = (
+        "KubernetesCluster",
+        "Namespace",
+        "Service",
+        "ClusterSecrets",
+        "Cluster",
+        "Database",
+        "PostgreSQLCluster",
+    )
+    assert [found["create", kind] for kind in of_each] == [2] * len(of_each)
+    # Four of certificates and one of a password in each, and what the replica connects with.
+    assert (found["create", "Secret"], found["create", "PostgreSQLPair"]) == (11, 1)
     assert not declared.resources()
     for name, cluster in zip(NAMES.values(), clusters, strict=True):
         assert not cluster.namespaces(declared.run("config", "get", f"{name}:namespace").strip())
@@ -63,9 +74,7 @@ def test_a_preview_of_another_setting_shows_that_alone(stack: Stack) -> None:
     declared = 'PostgreSQLConfig(databases=["orders"]'
     assert declared in before
     program.write_text(before.replace(declared, f'{declared}, settings={{"work_mem": "8MB"}}'))
-    said = stack.preview()
-    print(said)
-    assert said.count("8MB") == 4
+    assert stack.preview().count("8MB") == 4
     assert changes(stack) == {("update", "Cluster"): 2, ("update", "PostgreSQLCluster"): 2}
     program.write_text(before)
     stack.preview("--expect-no-changes")

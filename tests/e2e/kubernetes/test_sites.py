@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,15 @@ ENDPOINT = (
 
 
 @pytest.fixture(scope="module")
-def stack(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+def operators(clusters: tuple[Cluster, Cluster]) -> list[dict[str, Any]]:
+    """Return the operators that were there before the pair."""
+    return [cluster.operators() for cluster in clusters]
+
+
+@pytest.fixture(scope="module")
+def stack(
+    clusters: tuple[Cluster, Cluster], operators: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Stack]:
     """Return a stack with a pair that is up, behind an endpoint on this machine."""
     head, declared, tail = EXAMPLE.read_text().partition('PostgreSQLConfig(databases=["orders"]))')
     assert declared
@@ -35,6 +44,15 @@ def stack(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFa
         stack = make()
         deploy(stack, clusters, namespace, program)
         yield stack
+
+
+def test_an_operator_that_was_there_is_left_as_it_is(
+    operators: list[dict[str, Any]], stack: Stack, clusters: tuple[Cluster, Cluster]
+) -> None:
+    for before, cluster in zip(operators, clusters, strict=True):
+        after = cluster.operators()
+        assert len(after) == 1
+        assert after == before or not before
 
 
 def test_an_endpoint_outside_of_the_clusters_fails_no_statement_as_roles_move(stack: Stack) -> None:
