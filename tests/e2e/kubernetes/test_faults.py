@@ -268,7 +268,7 @@ PASSED: Mapping[Kind, Sequence[str]] = {
 # What a driver does to have something fail, in the cluster of the member with this role.
 FAULTS: Mapping[str, Callable[[Pair, str], str]] = {
     "link": lambda pair, role: pair.site("cut", role, "sites"),
-    "API server": lambda pair, role: pair.site("freeze-api", role),
+    "API": lambda pair, role: pair.site("freeze-api", role),
     "site": lambda pair, role: pair.site("cut", role),
     "pod": Pair.killed_pod,
     "node": Pair.restarted_node,
@@ -342,7 +342,7 @@ def test_whatever_fails_while_roles_move_the_same_again_ends_it(
 
 
 def test_the_sample_has_each_kind_of_fault() -> None:
-    kinds = {"link", "API server", "site", "pod", "node", "operator", "orchestrator"}
+    kinds = {"link", "API", "site", "pod", "node", "operator", "orchestrator"}
     assert {fault for _, _, fault, _ in drawn()} == kinds
 
 
