@@ -22,6 +22,8 @@ from typing import Any, Literal, TypedDict
 from harmony_pulumi.capabilities.site import Roles, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
+from harmony_pulumi.kubernetes.api import Api
+from harmony_pulumi.kubernetes.pods import Pod
 from harmony_pulumi.kubernetes.site import ClusterPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.members import Pair
@@ -67,7 +69,7 @@ class Plan(TypedDict):
     """Of a failover."""
     acts: list[Act]
     die_at_command: int
-    """Die before the n-th command that is run on a host; 0 for never."""
+    """Die before the n-th command that is run on a host, or call to a cluster (`count_calls`); 0 for never."""
     die_after: float
     """Die so many seconds after the operation began; 0 for never."""
 
@@ -132,12 +134,16 @@ class Boundaries:
             if act["at"] == at and act["times"] == self.passed[at]:
                 self._do(act["do"])
 
+    def command(self) -> None:
+        """Count a command that is about to be run, and die before it if that is planned."""
+        self.commands += 1
+        if self.commands == self.plan["die_at_command"]:
+            die()
+
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """See each command that is about to be run."""
         if event == "subprocess.Popen":
-            self.commands += 1
-            if self.commands == self.plan["die_at_command"]:
-                die()
+            self.command()
             for act in self.plan["acts"]:
                 word = act["at"].removeprefix("runs ")
                 if word != act["at"] and word in args[1]:
@@ -206,12 +212,35 @@ def watch(kind: type[HostPostgreSQL | ClusterPostgreSQL], boundaries: Boundaries
     kind.tell = watched  # type: ignore[method-assign]
 
 
+def count_calls(boundaries: Boundaries) -> None:
+    """Have what is asked of a cluster count as the commands on a host do.
+
+    Right after a call is right before the next one, so each counts once: what may change something, but for the lock,
+    which is renewed by the clock. A command in a pod runs on without whoever began it, so it counts once more then.
+    """
+    answer, begin = Api._answer, Pod._open  # pyright: ignore[reportPrivateUsage]
+
+    def answered(api: Api, method: str, url: str, *rest: Any) -> Any:
+        if method != "GET" and "/leases" not in url:
+            boundaries.command()
+        return answer(api, method, url, *rest)
+
+    def begun(pod: Pod, *command: Any, **options: Any) -> Any:
+        boundaries.command()
+        session = begin(pod, *command, **options)
+        boundaries.command()
+        return session
+
+    Api._answer, Pod._open = answered, begun  # type: ignore[method-assign] # pyright: ignore[reportPrivateUsage]
+
+
 def main() -> int:
     """Do what the plan says."""
     plan: Plan = json.load(sys.stdin)
     boundaries = Boundaries(plan)
     for kind in (HostPostgreSQL, ClusterPostgreSQL):
         watch(kind, boundaries)
+    count_calls(boundaries)
     journal = WatchedJournal(plan["handle"]["name"], "driver", lambda line: print(line, file=sys.stderr, flush=True))
     journal.boundaries = boundaries
     pair = pair_of(plan["handle"])

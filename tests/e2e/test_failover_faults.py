@@ -98,7 +98,7 @@ class Pair(Mover):
         die_at_command: int = 0,
     ) -> Driven:
         terms = terms or (ANYTHING if kind == "failover" else None)
-        return self.drive(active, self.epoch + 1, acts, kind=kind, terms=terms, die_at_command=die_at_command)
+        return self.drive(active, self.next_epoch, acts, kind=kind, terms=terms, die_at_command=die_at_command)
 
     def killed_and_again(self, kind: Kind, active: str, acts: Sequence[Act] = (), *, die_at_command: int = 0) -> Driven:
         """Have whoever does this be killed, if that is planned, and do the same again."""

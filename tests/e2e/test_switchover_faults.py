@@ -78,6 +78,11 @@ class Mover:
     def of(cls, stack: Stack) -> Self:
         """Deploy the pair that is the program of a stack."""
         stack.up()
+        return cls.found_in(stack)
+
+    @classmethod
+    def found_in(cls, stack: Stack) -> Self:
+        """Return the pair that a stack has deployed."""
         outputs = stack.outputs()
         ca = stack.folder / "ca.crt"
         ca.write_text(outputs["ca_certificate"])
@@ -103,6 +108,13 @@ class Mover:
     @property
     def epoch(self) -> int:
         return max(int(self.told(role)["epoch"]) for role in ("primary", "replica"))
+
+    @property
+    def next_epoch(self) -> int:
+        """Return the epoch of what is under way, or else of what is begun next."""
+        told = [self.told(role) for role in ("primary", "replica")]
+        under_way = [int(roles["operation"]["epoch"]) for roles in told if roles["operation"]]
+        return max(under_way, default=1 + max(int(roles["epoch"]) for roles in told))
 
     @property
     def leader(self) -> str:

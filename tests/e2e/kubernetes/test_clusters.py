@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from urllib3.exceptions import HTTPError
 
 from harmony_pulumi.kubernetes.found import outside
 from tests.e2e.conftest import eventually, needs_root, processes_about
@@ -133,6 +134,20 @@ def test_what_ran_on_a_killed_node_is_gone_and_its_cluster_answers(our_clusters:
         pair.other.site("start-node")
         api = pair.other.api("CoreV1Api")
         eventually(lambda: api.read_namespaced_pod("server", pair.there).status.phase == "Failed", "it to be noticed")
+
+
+def test_whatever_runs_behind_an_api_server_that_hangs_goes_on(our_clusters: tuple[Cluster, Cluster]) -> None:
+    cluster, _ = our_clusters
+    with cluster.namespace() as namespace:
+        address, port = cluster.address, serve(cluster, namespace)
+        cluster.site("freeze-api")
+        try:
+            with pytest.raises(HTTPError):
+                cluster.api("VersionApi").get_code(_request_timeout=1)
+            socket.create_connection((address, port), timeout=3).close()
+        finally:
+            cluster.mend()
+        assert cluster.nodes()
 
 
 def test_an_operator_is_ready_in_each(clusters_with_operator: tuple[Cluster, Cluster]) -> None:

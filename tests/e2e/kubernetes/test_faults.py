@@ -1,7 +1,7 @@
 """Whatever fails while roles move between two clusters: the same again ends it, and nothing is lost unannounced.
 
-By default a sample of the boundaries is visited, by a seed that is printed (HARMONY_TEST_SEED); HARMONY_TEST_ALL=1
-visits all. All tests share one pair, as it was left, as long as it is healthy.
+By default a sample is visited, by a seed that is printed (HARMONY_TEST_SEED): one boundary for each kind of fault.
+HARMONY_TEST_ALL=1 visits all. All tests share one pair, as it was left, as long as it is healthy.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import random
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 
 from harmony_pulumi.capabilities.site import Observation, Roles, Transaction
+from harmony_pulumi.errors import SiteError
 from harmony_pulumi.kubernetes.facts import api_of
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.objects import path_of
@@ -34,14 +37,13 @@ from tests.e2e.driver import REFUSED, Act, Kind
 from tests.e2e.history import Clients
 from tests.e2e.kubernetes.conftest import SITE, Cluster
 from tests.e2e.kubernetes.pairs import NAMES
-from tests.e2e.sampling import SEED, sampled
+from tests.e2e.sampling import ALL, SEED, sampled
 from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover_faults import KILLED, Driven, act, other_than
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
 
 KEPT = "/var/lib/postgresql/data/harmony"
-BOUNDARIES = [*switchovers.STEPS, *switchovers.LAST_STEPS, *switchovers.TOLD]
 
 
 def both(one: str, other: str) -> str:
@@ -134,16 +136,20 @@ class Pair(failovers.Pair):
         eventually(lambda: all(o["state"] in ANSWERING for o in self.look().values()), "both sites to answer", 120)
 
     def start_operator(self, role: str) -> None:
-        """Have a member's cluster have its operator again, which answers."""
-        api = api_of(self.handle["members"][role])
+        """Have a member's cluster have its operator again, without which no change of a cluster is taken."""
+        site = self.handle["members"][role]
+        api = api_of(site)
         path = "/apis/apps/v1/namespaces/cnpg-system/deployments/cnpg-controller-manager"
         api.patch(f"{path}/scale", {"spec": {"replicas": 1}})
 
-        def is_ready() -> bool:
-            there = api.get(path)
-            return there is not None and there["status"].get("readyReplicas") == 1
+        def answers() -> bool:
+            try:
+                api.patch(path_of(site["namespace"], site["cluster"]), {"metadata": {"annotations": {}}}, dry_run=True)
+            except SiteError:
+                return False
+            return True
 
-        eventually(is_ready, "the operator to be ready", 120)
+        eventually(answers, f"the operator of {role} to answer", 120)
 
     def crash(self, role: str) -> None:
         """Kill every process of an instance, and have it be fenced before it is back: it has crashed, and stays so."""
@@ -196,16 +202,25 @@ class Pair(failovers.Pair):
 
     def clients(self) -> Clients:
         # What is cut off says nothing: without a limit a client would wait for minutes.
-        return Clients([f"{self.outputs['uri']}&tcp_user_timeout=3000"] * 2, self.ca, pause=0.02)
+        return Clients([f"{self.outputs['uri']}&tcp_user_timeout=3000"] * 2, self.ca, pause=0.02, deadline=600)
+
+
+@contextmanager
+def deployed_on(clusters: Sequence[Cluster], stack: Stack) -> Generator[Pair]:
+    """Return the pair that a stack has deployed on two clusters."""
+    pair = Pair.found_in(stack)
+    pair.clusters = dict(zip(NAMES, clusters, strict=True))
+    try:
+        yield pair
+    finally:
+        pair.close()
 
 
 @pytest.fixture(scope="module")
 def deployed(stack: Stack, our_clusters: tuple[Cluster, Cluster]) -> Generator[Pair]:
     print(f"HARMONY_TEST_SEED={SEED}")
-    pair = Pair.of(stack)
-    pair.clusters = dict(zip(NAMES, our_clusters, strict=True))
-    yield pair
-    pair.close()
+    with deployed_on(our_clusters, stack) as pair:
+        yield pair
 
 
 @pytest.fixture
@@ -243,96 +258,145 @@ def test_what_cannot_be_rewound_is_copied_and_its_data_of_before_kept(pair: Pair
         print(found)
 
 
-@pytest.mark.parametrize("at", sampled(BOUNDARIES, 1))
-def test_whoever_moves_roles_is_killed_between_two_steps(pair: Pair, at: str) -> None:
-    switchovers.kill_and_run_again(pair, [act(at)])
+# What an operation goes through, as on hosts, whose tests hold that these are all.
+PASSED: Mapping[Kind, Sequence[str]] = {
+    "switchover": [*switchovers.STEPS, *switchovers.LAST_STEPS, *switchovers.TOLD],
+    "failover": [*failovers.FAILOVER, *failovers.FAILOVER_TOLD],
+    "rejoin": [*failovers.REWIND, *failovers.REWIND_TOLD],
+    "revert": [*failovers.REVERT, *failovers.REVERT_TOLD],
+}
+# What a driver does to have something fail, in the cluster of the member with this role.
+FAULTS: Mapping[str, Callable[[Pair, str], str]] = {
+    "link": lambda pair, role: pair.site("cut", role, "sites"),
+    "API": lambda pair, role: pair.site("freeze-api", role),
+    "site": lambda pair, role: pair.site("cut", role),
+    "pod": Pair.killed_pod,
+    "node": Pair.restarted_node,
+    "operator": Pair.no_operator,
+    "orchestrator": lambda _pair, _role: "die",
+}
 
 
-@pytest.mark.parametrize(
-    ("failover", "rejoin"),
-    sampled(
-        failovers.in_step([*failovers.FAILOVER, *failovers.FAILOVER_TOLD], [*failovers.REWIND, *failovers.REWIND_TOLD]),
-        1,
-    ),
-)
-def test_whoever_fails_over_or_rewinds_is_killed_between_two_steps(pair: Pair, failover: str, rejoin: str) -> None:
-    failovers.lose_and_get_back(pair, [failover], [rejoin])
+def cases() -> Iterator[tuple[Kind, str, str, str]]:
+    """Yield each operation at each of its boundaries with each fault, of the one that led and of the other in turn.
 
-
-@pytest.mark.parametrize("at", sampled([*failovers.REVERT, *failovers.REVERT_TOLD], 1))
-def test_whoever_reverts_is_killed_between_two_steps(pair: Pair, at: str) -> None:
-    if pair.leader != "primary":
-        pair.killed_and_again("switchover", "primary")
-    with pair.clients() as clients:
-        pair.lose("primary", clients)
-        pair.killed_and_again("failover", "replica")
-        clients.wait_until_served()
-        pair.killed_and_again("revert", "primary", [act(at)])
-        pair.account(clients, "primary")
-
-
-# -- what else fails -------------------------------------------------------------------------------------------------
-
-
-def until_it_ends(pair: Pair, target: str, acts: Sequence[Act]) -> list[Driven]:
-    """Have a switchover meet a fault, mend that, and do the same again until it is done; return all runs.
-
-    One that was given up has the old primary back, and is begun anew.
+    But for who is killed, a step that is done is where the next one begins. In a failover, the link is cut anyway.
     """
-    source, epoch = pair.leader, pair.epoch + 1
+    for (number, fault), (kind, passed) in itertools.product(enumerate(FAULTS), PASSED.items()):
+        if (kind, fault) != ("failover", "link"):
+            met = [at for at in passed if fault == "orchestrator" or not at.endswith(":done")]
+            for n, at in enumerate(met, number):
+                yield kind, at, fault, ("source", "target")[n % 2]
+
+
+def drawn() -> list[tuple[Kind, str, str, str]]:
+    """Return one case of each fault, by the seed; all of them if all are to be visited."""
+    chance = random.Random(SEED)
+    return [*cases()] if ALL else [chance.choice([case for case in cases() if case[2] == fault]) for fault in FAULTS]
+
+
+def until_it_ends(pair: Pair, kind: Kind, active: str, fault: Act) -> str:
+    """Have an operation meet a fault, mend that, and do the same again until it is done; return who is active then.
+
+    One that is given up has the old primary back. A switchover is begun anew then, and a failover is not needed.
+    """
+    run = pair.do(kind, active, [fault])
+    assert fault["at"] in run.boundaries, run
+    assert run.status in ({KILLED} if fault["do"] == "die" else {0, REFUSED}), run
+    pair.mend()
+    for _ in range(1 if fault["do"] == "die" else 3):
+        if run.status == 0:
+            break
+        print(run.said)
+        if "given up" in run.said:
+            assert f"{NAMES[other_than(active)]} is active" in run.said
+            if kind == "failover":
+                return other_than(active)
+        run = pair.do(kind, active)
+    assert run.status == 0, run
+    return active
+
+
+@pytest.mark.parametrize(("kind", "at", "fault", "whose"), drawn())
+def test_whatever_fails_while_roles_move_the_same_again_ends_it(
+    pair: Pair, kind: Kind, at: str, fault: str, whose: str
+) -> None:
+    if kind == "revert" and pair.leader != "primary":
+        pair.killed_and_again("switchover", "primary")
+    source = pair.leader
+    target = other_than(source)
+    meets = act(at, FAULTS[fault](pair, source if whose == "source" else target))
     with pair.clients() as clients:
-        runs = [pair.drive(target, epoch, acts)]
-        assert runs[0].status in {0, REFUSED}, runs[0]
-        if "given up" in runs[0].said:
-            assert f"{NAMES[source]} is active" in runs[0].said
+        if kind == "switchover":
+            pair.insist(clients, until_it_ends(pair, kind, target, meets))
+            return
+        pair.lose(source, clients)
+        if kind != "failover":
+            pair.killed_and_again("failover", target)
+            clients.wait_until_served()
+        leader = until_it_ends(pair, kind, source if kind == "revert" else target, meets)
+        if kind == "failover" and leader == target:
+            clients.wait_until_served()
+            pair.killed_and_again("rejoin", target)
+        pair.account(clients, leader)
+
+
+def test_the_sample_has_each_kind_of_fault() -> None:
+    kinds = {"link", "API", "site", "pod", "node", "operator", "orchestrator"}
+    assert {fault for _, _, fault, _ in drawn()} == kinds
+
+
+def calls(done: Driven, first: str, last: str) -> range:
+    """Return the numbers of the calls that were made from the beginning of one step to the end of another."""
+    assert done.status == 0, done.said
+    at = {passed["at"]: passed["commands"] for passed in done.passed}
+    return range(at[f"{first}:started"] + 1, at[f"{last}:done"] + 1)
+
+
+def test_whoever_switches_over_is_killed_between_two_calls(pair: Pair) -> None:
+    numbers = calls(pair.do("switchover", other_than(pair.leader)), "prepare", "settle")
+    for number in sampled(numbers, 2):
+        print(f"call {number} of {numbers}")
+        switchovers.kill_and_run_again(pair, die_at_command=number)
+
+
+def test_whoever_rejoins_is_killed_between_two_calls(pair: Pair) -> None:
+    def lose_and_get_back(call: int = 0) -> Driven:
+        target = other_than(pair.leader)
+        with pair.clients() as clients:
+            pair.lose(pair.leader, clients)
+            pair.killed_and_again("failover", target)
+            clients.wait_until_served()
+            done = pair.killed_and_again("rejoin", target, die_at_command=call)
+            pair.account(clients, target)
+            return done
+
+    numbers = calls(lose_and_get_back(), "retire", "settle")
+    for number in sampled(numbers, 1):
+        print(f"call {number} of {numbers}")
+        lose_and_get_back(number)
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", sampled(["source", "target"], 1))
+def test_nothing_is_touched_while_an_api_server_hangs_and_clients_are_served(pair: Pair, who: str) -> None:
+    source, epoch = pair.leader, pair.epoch + 1
+    target = other_than(source)
+    with pair.clients() as clients:
+        pair.clusters[source if who == "source" else target].site("freeze-api")
+        kinds: list[Kind] = ["switchover", "failover"]
+        for kind in kinds:
+            refused = pair.drive(target, epoch, kind=kind, terms={**failovers.ANYTHING, "accept_unknown_loss": True})
+            assert refused.status == REFUSED, refused
+            assert "nothing was touched" in refused.said
+            assert refused.boundaries == ["end"]
+            # Nobody but an operator can tell that it accepts no writes: it does, as clients see.
+            assert (kind == "failover" and who == "source") == ("add --fenced-by-me" in refused.said), refused.said
+            clients.wait_until_served()
         pair.mend()
-        while runs[-1].status:
-            assert len(runs) < 4, runs
-            print(runs[-1].said)
-            known = pair.known()
-            assert known
-            under_way = known["operation"]
-            runs.append(pair.drive(target, under_way["epoch"] if under_way else known["epoch"] + 1))
-        pair.insist(clients, target)
-    return runs
-
-
-WHILE_IT_MOVES = ["demote:started", "demote:done", "verify:done", "promote:done", "follow:done"]
-WHOSE = list(itertools.product(["source", "target"], WHILE_IT_MOVES))
-
-
-@pytest.mark.parametrize(("who", "at"), sampled(WHOSE, 1))
-def test_a_pod_is_killed_while_roles_move(pair: Pair, who: str, at: str) -> None:
-    source = pair.leader
-    target = other_than(source)
-    until_it_ends(pair, target, [act(at, pair.killed_pod(source if who == "source" else target))])
-
-
-@pytest.mark.parametrize(("who", "at"), sampled(WHOSE, 1))
-def test_a_node_is_started_anew_while_roles_move(pair: Pair, who: str, at: str) -> None:
-    source = pair.leader
-    target = other_than(source)
-    until_it_ends(pair, target, [act(at, pair.restarted_node(source if who == "source" else target))])
-
-
-@pytest.mark.parametrize("at", sampled(WHILE_IT_MOVES, 1))
-def test_the_link_is_cut_while_roles_move(pair: Pair, at: str) -> None:
-    source = pair.leader
-    until_it_ends(pair, other_than(source), [act(at, pair.site("cut", source, "sites"))])
-
-
-@pytest.mark.parametrize(("who", "at"), sampled(WHOSE, 1))
-def test_a_cluster_cannot_be_reached_while_roles_move(pair: Pair, who: str, at: str) -> None:
-    source = pair.leader
-    target = other_than(source)
-    until_it_ends(pair, target, [act(at, pair.site("cut", source if who == "source" else target))])
-
-
-@pytest.mark.parametrize(("who", "at"), sampled(WHOSE, 1))
-def test_an_operator_is_down_while_roles_move(pair: Pair, who: str, at: str) -> None:
-    source = pair.leader
-    target = other_than(source)
-    until_it_ends(pair, target, [act(at, pair.no_operator(source if who == "source" else target))])
+        pair.insist(clients, source)
 
 
 @pytest.mark.parametrize("who", sampled(["primary", "replica"], 1))
@@ -407,30 +471,48 @@ def test_roles_move_three_times_in_a_row(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("who", sampled(["primary", "replica"], 1))
-def test_the_stack_while_one_cluster_is_gone_ends_and_says_which(pair: Pair, who: str) -> None:
-    stack = pair.stack
+def test_the_rest_of_a_stack_is_shown_deployed_and_read_while_one_cluster_is_gone(pair: Pair, who: str) -> None:
+    stack, living = pair.stack, other_than(who)
     if pair.leader != "primary":  # As the stack knows: drivers do not tell it.
         harmony(stack, "revert", "--yes")
-    pair.clusters[who].cut()
-    for command in (stack.preview, stack.up, stack.refresh):
-        began = time.monotonic()
-        said = command(expect=None)
-        print(f"{command.__name__}, {time.monotonic() - began:.0f} s: {said}")
-        assert "Traceback" not in said
-        assert f"the API server at {api_of(pair.handle['members'][who]).address} does not answer" in said
-    pair.mend()
-    stack.up()
-    eventually(pair.healthy, "the pair to be as before", 120)
+    program, site = stack.folder / "__main__.py", pair.handle["members"][living]
+    found, annotated = program.read_text(), f'{{"seen": "{who}"}} if name == "{NAMES[living]}" else None'
+    assert "address=config" in found
+    changed = found.replace("address=config", f"service_annotations={annotated}, address=config")
+    program.write_text(f'{changed}\npulumi.export("seen", "{who}")\n')
+    silent = f"the API server at {api_of(pair.handle['members'][who]).address} does not answer"
+    with pair.clients() as clients:
+        pair.clusters[who].cut()
+        run = ("--yes", "--skip-preview")
+        for command, *options in (("preview", "--diff"), ("up", *run), ("refresh", *run)):
+            began = time.monotonic()
+            said = stack.run(command, *options, deadline=60)
+            print(f"{command}, {time.monotonic() - began:.0f} s: {said}")
+            assert "Traceback" not in said
+            assert silent in said
+            if who == "replica":
+                clients.wait_until_served()
+        pair.mend()
+        services = f"/api/v1/namespaces/{site['namespace']}/services"
+        listed = (api_of(site).get(services) or {"items": []})["items"]
+        assert [each for each in listed if (each["metadata"].get("annotations") or {}).get("seen") == who]
+        assert stack.outputs()["seen"] == who
+        stack.up("--expect-no-changes")
+        pair.insist(clients, "primary")
 
 
 def test_destroy_while_one_cluster_is_gone_keeps_what_it_cannot_reach_and_ends_later(pair: Pair) -> None:
     if pair.leader != "primary":  # As the stack knows: drivers do not tell it.
         harmony(pair.stack, "revert", "--yes")
-    pair.clusters["primary"].cut()
-    said = pair.stack.run("destroy", "--yes", "--skip-preview", "--continue-on-error", expect=1)
-    assert "Traceback" not in said
-    assert f"the API server at {api_of(pair.handle['members']['primary']).address} does not answer" in said
-    assert pair.look()["replica"]["state"] == "stopped"
-    pair.mend()
-    pair.stack.run("destroy", "--yes", "--skip-preview")
-    assert {role: seen["state"] for role, seen in pair.look().items()} == {"primary": "stopped", "replica": "stopped"}
+    with pair.clients() as clients:
+        pair.clusters["primary"].cut()
+        said = pair.stack.run("destroy", "--yes", "--skip-preview", "--continue-on-error", expect=1)
+        assert "Traceback" not in said
+        assert f"the API server at {api_of(pair.handle['members']['primary']).address} does not answer" in said
+        assert pair.look()["replica"]["state"] == "stopped"
+        pair.mend()
+        clients.wait_until_served()
+        pair.stack.run("destroy", "--yes", "--skip-preview")
+        assert {r: seen["state"] for r, seen in pair.look().items()} == {"primary": "stopped", "replica": "stopped"}
+        pair.stack.up()
+        pair.insist(clients, "primary")

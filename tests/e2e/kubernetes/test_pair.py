@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from harmony_pulumi.orchestration.pair import pair_of
 from tests.e2e.conftest import Stack, eventually
 from tests.e2e.kubernetes.conftest import Cluster
 from tests.e2e.kubernetes.pairs import NAMES, clients, insist, status
+from tests.e2e.kubernetes.test_faults import deployed_on
 from tests.e2e.test_roles_cli import harmony
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
@@ -135,23 +138,39 @@ def test_roles_move_there_and_back_and_nothing_is_lost(stack: Stack) -> None:
 def test_a_cluster_that_is_cut_off_is_failed_over_from_and_comes_back_by_a_rewind(
     stack: Stack, our_clusters: tuple[Cluster, Cluster]
 ) -> None:
+    """What is lost by that was announced, and what a rewind takes back is what clients miss, exactly."""
     lost = our_clusters[0]
-    lost.cut()
-    try:
-        said = harmony(stack, "failover", "--to", "toronto", "--yes", "--max-data-loss", "0", expect=1)
-        assert "--fenced-by-me" in said
-        harmony(
-            stack,
-            *("failover", "--to", "toronto", "--yes", "--max-data-loss", "1000000", "--accept-unknown-loss"),
-            *("--fenced-by-me", "montreal"),
-        )
-    finally:
-        lost.mend()
-    eventually(lambda: status(stack)["montreal"]["state"] == "running", "montreal to answer", 60)
-    said = harmony(stack, "rejoin", "--yes")
-    assert "montreal is rewound" in said
-    seen = status(stack)
-    assert {name: member["role"] for name, member in seen.items()} == {"montreal": "standby", "toronto": "primary"}
+    with deployed_on(our_clusters, stack) as pair, pair.clients() as running:
+        lost.cut_from_peer()
+        running.wait_until_served()  # Only montreal has this.
+        lost.cut()
+        try:
+            said = harmony(stack, "failover", "--to", "toronto", "--yes", "--max-data-loss", "0", expect=1)
+            assert "--fenced-by-me" in said
+            asked = time.monotonic()
+            said = harmony(
+                stack,
+                *("failover", "--to", "toronto", "--yes", "--max-data-loss", "1000000", "--accept-unknown-loss"),
+                *("--fenced-by-me", "montreal"),
+            )
+            running.wait_until_served()  # By toronto, before montreal is a primary again that can be reached.
+        finally:
+            lost.mend()
+        announced = re.search(r"lost: (\d+) bytes .* montreal committed in the (\d+) s since", said)
+        assert announced, said
+        eventually(lambda: status(stack)["montreal"]["state"] == "running", "montreal to answer", 60)
+        said = harmony(stack, "rejoin", "--yes")
+        assert "montreal is rewound" in said
+        seen = status(stack)
+        assert {name: member["role"] for name, member in seen.items()} == {"montreal": "standby", "toronto": "primary"}
+        place = re.search(r"what montreal alone has is in (\S+)", said)
+        assert place, said
+        listed = json.loads(pair.execute("primary", "cat", f"{place[1]}/transactions.json"))
+        assert int(announced[1]) <= listed["bytes"]
+        found = pair.account(running, "replica")
+    lost_commits = [attempt for attempt in found.missing if attempt.outcome == "acknowledged"]
+    assert lost_commits
+    assert min(attempt.ended for attempt in lost_commits) > asked - int(announced[2]) - 1
     with clients(stack) as running:
         harmony(stack, "revert", "--yes")
         running.wait_until_served()
@@ -195,8 +214,10 @@ def test_a_cluster_that_moves_its_own_leader_meanwhile_loses_nothing(stack: Stac
         there = api_of(site).get(path) or {}
         return there["status"]["currentPrimary"], there["status"]["targetPrimary"]
 
+    tries: list[str] = []
+
     def moved() -> bool:
-        print(harmony(stack, "switchover", "--to", "toronto", "--yes", expect=None))
+        tries.append(harmony(stack, "switchover", "--to", "toronto", "--yes", expect=None))
         return bool(status(stack)["toronto"]["role"] == "primary")
 
     first = leading()[0]
@@ -208,6 +229,8 @@ def test_a_cluster_that_moves_its_own_leader_meanwhile_loses_nothing(stack: Stac
         api_of(site).patch(f"{path}/status", {"status": moving})
         # It is refused as long as that lasts, for one reason or another; then it is done.
         eventually(moved, "the roles to move", 180)
+        print(*tries, sep="\n")
+        assert len(tries) > 1, "the cluster had moved its leader before it was asked to step down"
         running.wait_until_served()
         harmony(stack, "switchover", "--to", "montreal", "--yes")
         running.wait_until_served()
@@ -249,6 +272,12 @@ def test_what_a_rewind_takes_back_is_in_no_instance_any_more(
     assert "montreal is rewound" in harmony(stack, "rejoin", "--yes")
     eventually(lambda: len(instances() - before) == 1, "another instance of montreal to be ready", 180)
     eventually(lambda: streaming() == 1, "it to stream from the one that leads in montreal", 60)
+    taken_back = {attempt.value for attempt in running.check(stack.outputs()["replica_uri"]).missing}
+    assert taken_back
+    for pod in instances():
+        code, said = lost.execute(site["namespace"], pod, "psql", "-XAtd", "orders", "-c", "SELECT value FROM history")
+        assert code == 0, said
+        assert not taken_back & {*said.split()}, pod
     with clients(stack) as running:
         harmony(stack, "revert", "--yes")
         running.wait_until_served()
