@@ -139,7 +139,7 @@ def test_what_ran_on_a_killed_node_is_gone_and_its_cluster_answers(our_clusters:
 def test_whatever_runs_behind_an_api_server_that_hangs_goes_on(our_clusters: tuple[Cluster, Cluster]) -> None:
     cluster, _ = our_clusters
     with cluster.namespace() as namespace:
-        address, port = cluster.address, serve(cluster, namespace)
+        address, port = str(cluster.address), serve(cluster, namespace)
         cluster.site("freeze-api")
         try:
             with pytest.raises(HTTPError):
