@@ -162,8 +162,9 @@ class Pair(failovers.Pair):
             return int(found["restartCount"]) if "running" in found["state"] else -1
 
         before = starts()
-        # All but the first one in the pod, which ends by itself then; its container is started again.
-        self.execute(role, "sh", "-c", "kill -KILL -1 || true")
+        # All but the first one in the pod, which ends by itself then, unless it hears of the fence before it sees that;
+        # its container is started again.
+        self.execute(role, "sh", "-c", "kill -KILL -1 || true; (sleep 3; kill 1) </dev/null >/dev/null 2>&1 &")
         fence = {"metadata": {"annotations": {"cnpg.io/fencedInstances": '["*"]'}}}
         api.patch(path_of(site["namespace"], site["cluster"]), fence)
         # After some crashes the kubelet waits minutes: Kubernetes, "Container restart policy".
