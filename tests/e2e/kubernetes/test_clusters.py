@@ -139,12 +139,12 @@ def test_what_ran_on_a_killed_node_is_gone_and_its_cluster_answers(our_clusters:
 def test_whatever_runs_behind_an_api_server_that_hangs_goes_on(our_clusters: tuple[Cluster, Cluster]) -> None:
     cluster, _ = our_clusters
     with cluster.namespace() as namespace:
-        address, port = str(cluster.address), serve(cluster, namespace)
+        server = serve(cluster, namespace)
         cluster.site("freeze-api")
         try:
             with pytest.raises(HTTPError):
                 cluster.api("VersionApi").get_code(_request_timeout=1)
-            socket.create_connection((address, port), timeout=3).close()
+            socket.create_connection((server["host"], server["port"]), timeout=3).close()
         finally:
             cluster.mend()
         assert cluster.nodes()
