@@ -40,6 +40,7 @@ _ADDRESS_SECONDS = 180
 """For a new load balancer of a cloud to be reached, and its name to be known."""
 _BAD = {"error", "fatal"}
 _GRAVE = {"FATAL", "PANIC"}
+_ERROR = re.compile(r"\b(error|FATAL|PANIC): ")
 
 SETTINGS = """
 SELECT json_build_object(
@@ -91,9 +92,11 @@ def serves(cluster: Mapping[str, Any]) -> bool:
 def missing(seen: Seen) -> Iterator[str]:
     """Iterate over what is not yet as declared."""
     spec, status = seen.cluster["spec"], seen.cluster.get("status") or {}
-    if not serves(seen.cluster):
-        yield f"{status.get('readyInstances', 0)} of {spec['instances']} instances are ready"
-    for pod in filterfalse(_is_going, filter(is_instance, seen.pods)):
+    # Its operator takes its time to say that one is ready no more.
+    ready = min(len(ready_instances(seen.pods)), status.get("readyInstances", 0))
+    if ready < spec["instances"] or not serves(seen.cluster):
+        yield f"{ready} of {spec['instances']} instances are ready"
+    for pod in filterfalse(_is_going, filter(_is_instance, seen.pods)):
         name = pod["metadata"]["name"]
         container = _container(pod)
         if spec.get("imageName") not in {None, container["image"]}:
@@ -189,14 +192,18 @@ def _is_ending(container: Mapping[str, Any]) -> bool:
     return bool(container.get("restartCount", 0) >= _OFTEN and not container.get("ready"))
 
 
-def is_instance(pod: Mapping[str, Any]) -> bool:
+def ready_instances(pods: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the pods of a cluster whose servers can be asked, by name."""
+    return [pod["metadata"]["name"] for pod in pods if _is_instance(pod) and _is_ready(pod)]
+
+
+def _is_instance(pod: Mapping[str, Any]) -> bool:
     """Tell whether a pod is an instance of a cluster, and not a job that makes one."""
     labels = pod["metadata"]["labels"]
     return "cnpg.io/instanceName" in labels and _JOB_LABEL not in labels
 
 
-def is_ready(pod: Mapping[str, Any]) -> bool:
-    """Tell whether the server of a pod can be asked."""
+def _is_ready(pod: Mapping[str, Any]) -> bool:
     conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions") or ()}
     return conditions.get("Ready") == "True" and not _is_going(pod)
 
@@ -216,8 +223,8 @@ def why(log: str) -> str:
             found = " ".join(filter(None, (record.get("message"), record.get("hint"))))
         elif said.get("pipe") == "stderr" or said.get("level") in _BAD:
             message = ": ".join(filter(None, (said.get("msg"), said.get("error"))))
-            # What it ends with says only that what it ran has ended.
-            found = found if found and re.search(r"exit status \d+", message) else message
+            # Around that there are hints, and at last that what it ran has ended.
+            found = message if not found or _ERROR.search(message) else found
     return found or "see its log"
 
 

@@ -114,8 +114,8 @@ class Watch:
             logs={name: self._log(name, previous=previous) for name, previous in settled.telling(pods)},
         )
         if not (objects.is_fenced(cluster) or any(settled.missing(seen))):
-            ready = [pod["metadata"]["name"] for pod in pods if settled.is_instance(pod) and settled.is_ready(pod)]
-            seen = replace(seen, servers={name: self._asked(name, cluster) for name in ready})
+            servers = {name: self._asked(name, cluster) for name in settled.ready_instances(pods)}
+            seen = replace(seen, servers=servers)
         self._insist_on_hope(list(settled.hindrances(seen)))
         return seen
 

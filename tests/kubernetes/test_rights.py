@@ -36,11 +36,11 @@ THERE = {
     "/apis/apps/v1/deployments?labelSelector=app.kubernetes.io%2Fname%3Dcloudnative-pg": {"items": [DEPLOYMENT]},
     CLUSTER: {
         "metadata": {"name": "east-orders", "uid": "a-b-c"},
-        "spec": {"instances": 2, "postgresql": {}, "storage": {"size": "2Gi"}},
+        "spec": {"instances": 1, "postgresql": {}, "storage": {"size": "2Gi"}},
         "status": {
             "instanceNames": ["east-orders-1", "east-orders-2", "east-orders-3"],
             "currentPrimary": "east-orders-1",
-            "readyInstances": 2,
+            "readyInstances": 1,
         },
     },
     f"{SHOP}/persistentvolumeclaims/east-orders-2": {"metadata": {}},
@@ -48,9 +48,14 @@ THERE = {
     settled.listed("postgresql", "pods", "east-orders"): {
         "items": [
             {
+                "metadata": {"name": "east-orders-1", "labels": {"cnpg.io/instanceName": "east-orders-1"}},
+                "spec": {"containers": [{"name": "postgres"}]},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            },
+            {
                 "metadata": {"name": "east-orders-1-join", "labels": {"cnpg.io/jobRole": "join"}},
                 "status": {"phase": "Failed"},
-            }
+            },
         ]
     },
 }

@@ -33,7 +33,7 @@ CONTAINER = {"name": "postgres", "image": IMAGE, "resources": {"requests": {"cpu
 POD: dict[str, Any] = {
     "metadata": {"name": "east-orders-1", "labels": {"cnpg.io/instanceName": "east-orders-1"}},
     "spec": {"containers": [CONTAINER]},
-    "status": {"phase": "Running"},
+    "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
 }
 CLAIM: dict[str, Any] = {
     "metadata": {"name": "east-orders-1", "labels": {"cnpg.io/pvcRole": "PG_DATA"}},
@@ -86,6 +86,7 @@ UNMADE = changed(DATABASE, "status", to={"applied": False, "observedGeneration":
     [
         (SEEN, []),
         (replace(SEEN, cluster=changed(CLUSTER, "status", to={})), ["0 of 1 instances are ready"]),
+        (replace(SEEN, pods=[changed(POD, "status", "conditions", to=[])]), ["0 of 1 instances are ready"]),
         (
             replace(SEEN, pods=[changed(POD, "spec", to=WANTED)]),
             [f"east-orders-1 runs registry.example/postgresql:16.3, and is to run {IMAGE}"],
@@ -224,7 +225,8 @@ def test_a_log_says_why_a_program_ended() -> None:
     assert settled.why("no JSON") == "see its log"
     stderr = json.dumps({"level": "info", "pipe": "stderr", "msg": "pg_basebackup: error: connection refused"})
     ended = json.dumps({"level": "error", "msg": "Error while bootstrapping", "error": "exit status 1"})
-    assert settled.why(f"{stderr}\n{ended}") == "pg_basebackup: error: connection refused"
+    hint = json.dumps({"level": "info", "pipe": "stderr", "msg": "HINT:  Look at it."})
+    assert settled.why(f"{stderr}\n{hint}\n{ended}") == "pg_basebackup: error: connection refused"
 
 
 HANDLE = {"name": "east", "namespace": "shop", "cluster": "east-orders", "owner": "o"}
@@ -264,10 +266,9 @@ def test_waiting_ends_once_all_servers_have_what_is_declared(monkeypatch: pytest
         return answer
 
     monkeypatch.setattr(PodInstance, "look", look)
-    ready = changed(POD, "status", "conditions", to=[{"type": "Ready", "status": "True"}])
-    going = changed(changed(ready, "metadata", "deletionTimestamp", to="now"), "metadata", "name", to="east-orders-2")
+    going = changed(changed(POD, "metadata", "deletionTimestamp", to="now"), "metadata", "name", to="east-orders-2")
     others = [changed(UNMADE, "spec", "cluster", "name", to="west-orders"), changed(UNMADE, "metadata", to={})]
-    api = Api(listed(ready, going, databases=[DATABASE, *others]))
+    api = Api(listed(POD, going, databases=[DATABASE, *others]))
     found = waiting.Watch(HANDLE, api, pytest.fail).until_settled(60)
     assert found == CLUSTER
     assert len(asked) == 3

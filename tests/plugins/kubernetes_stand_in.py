@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent import futures
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -166,7 +167,7 @@ class Kubernetes(provider_pb2_grpc.ResourceProviderServicer):
         return pb.ProviderHandshakeResponse(accept_secrets=True)
 
     def GetPluginInfo(self, request: empty_pb2.Empty, context: Context) -> plugin_pb2.PluginInfo:  # noqa: N802
-        return plugin_pb2.PluginInfo(version="4.0.0")
+        return plugin_pb2.PluginInfo(version=version("pulumi_kubernetes"))
 
     def GetSchema(self, request: pb.GetSchemaRequest, context: Context) -> pb.GetSchemaResponse:  # noqa: N802
         return pb.GetSchemaResponse(schema="{}")
