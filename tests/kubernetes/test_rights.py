@@ -49,7 +49,7 @@ THERE = {
         "items": [
             {
                 "metadata": {"name": "east-orders-1", "labels": {"cnpg.io/instanceName": "east-orders-1"}},
-                "spec": {"containers": [{"name": "postgres"}]},
+                "spec": {"containers": [{"name": "postgres", "image": "postgresql:17"}]},
                 "status": {"conditions": [{"type": "Ready", "status": "True"}]},
             },
             {
