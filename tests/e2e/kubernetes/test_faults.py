@@ -279,15 +279,17 @@ FAULTS: Mapping[str, Callable[[Pair, str], str]] = {
 
 
 def cases() -> Iterator[tuple[Kind, str, str, str]]:
-    """Yield each operation at each of its boundaries with each fault, of the one that led and of the other in turn.
+    """Yield each operation at each of its boundaries with the faults, of the one that led and of the other in turn.
 
-    But for who is killed, a step that is done is where the next one begins. In a failover, the link is cut anyway.
+    A step that is done is where the next one begins: but for who is killed, both are one. A boundary of a switchover
+    meets all faults; one of the others, which take longer, every second one, and the next boundary the rest.
     """
     for (number, fault), (kind, passed) in itertools.product(enumerate(FAULTS), PASSED.items()):
-        if (kind, fault) != ("failover", "link"):
+        if (kind, fault) != ("failover", "link"):  # It is cut by then.
             met = [at for at in passed if fault == "orchestrator" or not at.endswith(":done")]
             for n, at in enumerate(met, number):
-                yield kind, at, fault, ("source", "target")[n % 2]
+                if n % 2 or kind == "switchover" or fault == "orchestrator":
+                    yield kind, at, fault, ("source", "target")[n // 2 % 2]
 
 
 def drawn() -> list[tuple[Kind, str, str, str]]:
