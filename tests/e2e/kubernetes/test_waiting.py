@@ -5,12 +5,9 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from harmony_pulumi.kubernetes.facts import api_of
-from harmony_pulumi.kubernetes.objects import path_of
-from tests.e2e.conftest import Stack, eventually
+from tests.e2e.conftest import Stack
 from tests.e2e.kubernetes.conftest import Cluster
 from tests.e2e.kubernetes.pairs import EXAMPLE
-from tests.e2e.test_roles_cli import harmony
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kubernetes]
 
@@ -104,25 +101,3 @@ def test_what_is_declared_and_cannot_be_ends_up_early_with_the_reason(stack: Sta
     assert 'extension "nowhere" is not available' in said
     (stack.folder / "__main__.py").write_text(before)
     stack.up()
-
-
-def test_a_server_that_does_not_start_with_what_is_declared_ends_up_early_with_what_it_said(stack: Stack) -> None:
-    declare(stack, 'databases=["orders"], settings={"work_mem": "8MB"}')
-    stack.up()
-    site = stack.outputs()["site"]["members"]["replica"]
-    before = (stack.folder / "__main__.py").read_text()
-    # More than there is: neither a program nor its own can tell that beforehand.
-    (stack.folder / "__main__.py").write_text(before.replace('"work_mem": "8MB"', '"shared_buffers": "900GB"'))
-    said = early(stack)
-    assert "Cannot allocate memory" in said, said
-    (stack.folder / "__main__.py").write_text(before)
-    stack.up()
-    assert ask(stack, "primary", "SHOW work_mem") == "8MB"
-    api, path = api_of(site), path_of(site["namespace"], site["cluster"])
-
-    def ready() -> bool:
-        return bool(((api.get(path) or {}).get("status") or {}).get("readyInstances") == 1)
-
-    eventually(ready, "the replica to be ready", 60)
-    harmony(stack, "switchover", "--to", "toronto", "--yes")
-    harmony(stack, "switchover", "--to", "montreal", "--yes")
