@@ -157,8 +157,10 @@ def new_namespace(*clusters: Cluster) -> Generator[str]:
         yield name
     finally:
         made = [cluster for cluster in clusters if cluster.namespaces(name)]
-        for cluster in made:
-            cluster.api("CoreV1Api").delete_namespace(name, _request_timeout=30)
+        for api in [cluster.api("CoreV1Api") for cluster in made]:
+            api.delete_namespace(name, _request_timeout=30)
+            # A server would wait long for its clients to leave.
+            api.delete_collection_namespaced_pod(name, grace_period_seconds=0, _request_timeout=30)
         eventually(lambda: not any(cluster.namespaces(name) for cluster in made), f"{name} to be gone", 120)
 
 
