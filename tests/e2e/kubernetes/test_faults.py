@@ -314,7 +314,7 @@ def until_it_ends(pair: Pair, kind: Kind, active: str, fault: Act) -> str:
         print(run.said)
         if "given up" in run.said:
             assert f"{NAMES[other_than(active)]} is active" in run.said
-            if kind == "failover":
+            if kind == "failover" and (known := pair.known()) and not known["operation"]:
                 return other_than(active)
         run = pair.do(kind, active)
     assert run.status == 0, run
