@@ -10,6 +10,7 @@ import base64
 import itertools
 import json
 import random
+import re
 import shlex
 import subprocess
 import time
@@ -313,7 +314,7 @@ def until_it_ends(pair: Pair, kind: Kind, active: str, fault: Act) -> str:
         print(run.said)
         if "given up" in run.said:
             assert f"{NAMES[other_than(active)]} is active" in run.said
-            if kind == "failover":
+            if kind == "failover" and (known := pair.known()) and not known["operation"]:
                 return other_than(active)
         run = pair.do(kind, active)
     assert run.status == 0, run
@@ -358,7 +359,7 @@ def calls(done: Driven, first: str, last: str) -> range:
 
 def test_whoever_switches_over_is_killed_between_two_calls(pair: Pair) -> None:
     numbers = calls(pair.do("switchover", other_than(pair.leader)), "prepare", "settle")
-    for number in sampled(numbers, 2):
+    for number in sampled(numbers, 1):
         print(f"call {number} of {numbers}")
         switchovers.kill_and_run_again(pair, die_at_command=number)
 
@@ -487,10 +488,15 @@ def test_the_rest_of_a_stack_is_shown_deployed_and_read_while_one_cluster_is_gon
     with pair.clients() as clients:
         pair.clusters[who].cut()
         run = ("--yes", "--skip-preview")
-        for command, *options in (("preview", "--diff"), ("up", *run), ("refresh", *run)):
+        for shows, command, *options in (
+            ("~ 1 to update", "preview", "--diff"),
+            ("~ 1 updated", "up", *run),
+            (r"\d+ unchanged", "refresh", *run),
+        ):
             began = time.monotonic()
             said = stack.run(command, *options, deadline=60)
             print(f"{command}, {time.monotonic() - began:.0f} s: {said}")
+            assert re.search(rf"Resources:\n    {shows}\n", said)
             assert "Traceback" not in said
             assert silent in said
             if who == "replica":
