@@ -9,8 +9,9 @@ from typing import Any
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.hosts.postgresql import certificates, trial
 from harmony_pulumi.kubernetes import found, objects, settled, tls
+from harmony_pulumi.kubernetes.api import Api
 from harmony_pulumi.kubernetes.facts import api_of
-from harmony_pulumi.kubernetes.pods import Pod, PodInstance
+from harmony_pulumi.kubernetes.waiting import instance
 from harmony_pulumi.orchestration.wait import wait_for
 
 
@@ -125,25 +126,30 @@ def refused(props: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> Iter
     if cluster is None or not pod or objects.is_asleep(cluster):
         return
     api, known = api_of(props), cluster["spec"]["postgresql"].get("parameters") or {}
-    server = PodInstance(Pod(api, props["namespace"], pod))
+    server = instance(api, props["namespace"], pod)
     changed = {name: value for name, value in props["parameters"].items() if known.get(name) != value}
     for name, reason in trial.refused(server.connection, server.program("postgres"), server.user, changed).items():
         yield f"settings.{name}", f"is refused by PostgreSQL: {reason}"
-    claims = settled.listed(props["namespace"], "persistentvolumeclaims", props["cluster"])
+    claims = objects.listed(props["namespace"], "persistentvolumeclaims", props["cluster"])
     for claim in settled.volumes(api.items(claims)):
-        wanted, has = props["storage"]["size"], claim["spec"]["resources"]["requests"]["storage"]
-        volume = claim["metadata"]["name"]
-        if settled.quantity(wanted) < settled.quantity(has):
-            yield "storage", f"would be {wanted}, and the volume {volume} was made with {has}: none can be made smaller"
-        elif settled.quantity(wanted) > settled.quantity(has):
-            larger = {"spec": {"resources": {"requests": {"storage": wanted}}}}
-            path = f"/api/v1/namespaces/{props['namespace']}/persistentvolumeclaims/{volume}"
-            try:
-                api.patch(path, larger, dry_run=True)
-            except UnreachableError:
-                raise
-            except SiteError as error:
-                yield "storage", f"cannot be raised from {has} to {wanted}: {error}"
+        if problem := _size_problem(api, props["namespace"], claim, props["storage"]["size"]):
+            yield "storage", problem
+
+
+def _size_problem(api: Api, namespace: str, claim: Mapping[str, Any], wanted: str) -> str | None:
+    """Return why a volume cannot have another size, or None."""
+    volume, has = claim["metadata"]["name"], claim["spec"]["resources"]["requests"]["storage"]
+    if settled.quantity(wanted) < settled.quantity(has):
+        return f"would be {wanted}, and the volume {volume} was made with {has}: none can be made smaller"
+    if settled.quantity(wanted) > settled.quantity(has):
+        larger = {"spec": {"resources": {"requests": {"storage": wanted}}}}
+        try:
+            api.patch(objects.volume_path(namespace, volume), larger, dry_run=True)
+        except UnreachableError:
+            raise
+        except SiteError as error:
+            return f"cannot be raised from {has} to {wanted}: {error}"
+    return None
 
 
 def standing(props: Mapping[str, Any]) -> dict[str, Any]:

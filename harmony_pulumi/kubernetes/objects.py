@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from harmony_pulumi.hosts.postgresql import files
 
@@ -47,6 +48,8 @@ MANAGER = "harmony"
 MOVED = ("spec.replica", "spec.externalClusters", f'metadata.annotations["{HIBERNATION}"]')
 """What orchestration changes once a cluster is made: the declaration is silent about it from then on."""
 
+_LABEL = "cnpg.io/cluster"
+"""By which pods and volumes say whose they are: CloudNativePG, "Labels and annotations"."""
 _PORT = 5432
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
@@ -180,7 +183,7 @@ def service(
         "spec": {
             "type": service_type,
             # The operator's own labels: CloudNativePG, "Labels and annotations".
-            "selector": {"cnpg.io/cluster": cluster, "cnpg.io/instanceRole": "primary"},
+            "selector": {_LABEL: cluster, "cnpg.io/instanceRole": "primary"},
             "ports": [{"name": "postgresql", "port": _PORT, "targetPort": _PORT, "protocol": "TCP"}],
         },
     }
@@ -362,6 +365,22 @@ def database(cluster: str, namespace: str, owner: str, declared: Mapping[str, An
             **({"extensions": extensions} if extensions else {}),  # An empty list is not kept by the API server.
         },
     }
+
+
+def leads(cluster: Mapping[str, Any]) -> bool:
+    """Tell whether a cluster is declared to lead, and not to follow."""
+    replica = cluster["spec"].get("replica")
+    return replica is None or bool(replica["primary"] == replica["self"])
+
+
+def volume_path(namespace: str, name: str) -> str:
+    """Return where a volume is in the API."""
+    return f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
+
+
+def listed(namespace: str, kind: str, cluster: str) -> str:
+    """Return where the pods or volumes (`kind`) of a cluster are in the API."""
+    return f"/api/v1/namespaces/{namespace}/{kind}?{urlencode({'labelSelector': f'{_LABEL}={cluster}'})}"
 
 
 def databases_in(namespace: str) -> str:

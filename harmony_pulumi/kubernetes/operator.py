@@ -26,8 +26,7 @@ _READY_SECONDS = 300
 
 def deployments(api: Api) -> list[dict[str, Any]]:
     """Return the operator's deployments, in whatever namespace."""
-    found = api.get("/apis/apps/v1/deployments?labelSelector=app.kubernetes.io%2Fname%3Dcloudnative-pg")
-    return [] if found is None else list(found["items"])
+    return api.items("/apis/apps/v1/deployments?labelSelector=app.kubernetes.io%2Fname%3Dcloudnative-pg")
 
 
 def version_of(deployment: Mapping[str, Any]) -> str:

@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import filterfalse
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 from kubernetes.utils.quantity import parse_quantity
 
 from harmony_pulumi.kubernetes import objects
 
-_LABEL = "cnpg.io/cluster"
-"""By which pods and volumes say whose they are: CloudNativePG, "Labels and annotations"."""
 _JOB_LABEL = "cnpg.io/jobRole"
 _VOLUME_LABEL, _DATA = "cnpg.io/pvcRole", "PG_DATA"
 _POD_SPEC = "cnpg.io/podSpec"
@@ -107,9 +104,8 @@ def missing(seen: Seen) -> Iterator[str]:
         has, wanted = (claim.get("status") or {}).get("capacity", {}).get("storage", "0"), spec["storage"]["size"]
         if quantity(has) < quantity(wanted):
             yield f"the volume {claim['metadata']['name']} has {has}, and is to have {wanted}"
-    for database in seen.databases if _leads(seen.cluster) else ():
-        if not _is_made(database):
-            yield f"the database {database['spec']['name']} is not what is declared"
+    for database in _unmade(seen):
+        yield f"the database {database['spec']['name']} is not what is declared"
     for name, said in seen.servers.items():
         yield from (f"{name}: {words}" for words in _missing_of_server(spec["postgresql"], said))
 
@@ -142,8 +138,8 @@ def hindrances(seen: Seen) -> Iterator[Hindrance]:
             yield Hindrance(f"the pod {name} waits: {reason}", _ADDRESS_SECONDS)
     for pod in filterfalse(_is_going, seen.pods):
         yield from _of_pod(pod, seen.logs.get(pod["metadata"]["name"], ""))
-    for database in seen.databases if _leads(seen.cluster) else ():
-        if not _is_made(database) and (reason := _reason(database)):
+    for database in _unmade(seen):
+        if reason := _reason(database):
             yield Hindrance(f"the database {database['spec']['name']}: {reason}")
     refused = ((seen.cluster.get("status") or {}).get("managedRolesStatus") or {}).get("cannotReconcile") or {}
     for role, reasons in refused.items():
@@ -162,11 +158,6 @@ def _of_pod(pod: Mapping[str, Any], log: str) -> Iterator[Hindrance]:
             yield Hindrance(f"the pod {name}: {': '.join(filter(None, (waits['reason'], waits.get('message'))))}")
         elif _is_ending(each):
             yield Hindrance(f"the pod {name} has ended {each['restartCount']} times: {why(log)}")
-
-
-def listed(namespace: str, kind: str, cluster: str) -> str:
-    """Return where the pods or volumes (`kind`) of a cluster are in the API."""
-    return f"/api/v1/namespaces/{namespace}/{kind}?{urlencode({'labelSelector': f'{_LABEL}={cluster}'})}"
 
 
 def volumes(claims: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -235,15 +226,12 @@ def _said(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
             yield json.loads(line)
 
 
-def _leads(cluster: Mapping[str, Any]) -> bool:
-    """Tell whether a cluster is none that follows: the operator leaves databases of those alone."""
-    replica = cluster["spec"].get("replica")
-    return replica is None or replica["primary"] == replica["self"]
-
-
-def _is_made(database: Mapping[str, Any]) -> bool:
-    status = database.get("status") or {}
-    return bool(status.get("applied")) and status.get("observedGeneration") == database["metadata"]["generation"]
+def _unmade(seen: Seen) -> Iterator[Mapping[str, Any]]:
+    """Iterate over the databases that are not what is declared. Of a cluster that follows, its operator makes none."""
+    for database in seen.databases if objects.leads(seen.cluster) else ():
+        status = database.get("status") or {}
+        if not (status.get("applied") and status.get("observedGeneration") == database["metadata"]["generation"]):
+            yield database
 
 
 def _reason(database: Mapping[str, Any]) -> str:

@@ -533,7 +533,7 @@ class ClusterPostgreSQL:
             if name != server.connection.pod:
                 keeps = self._keeps(instance(self.api, self._namespace, name))
                 self._insist_on_lock()
-                volume = f"/api/v1/namespaces/{self._namespace}/persistentvolumeclaims/{name}"
+                volume = objects.volume_path(self._namespace, name)
                 if keeps:
                     with suppress(NotThereError):
                         self.api.patch(volume, objects.DETACHED)
@@ -748,9 +748,6 @@ class ClusterPostgreSQL:
             raise SiteError(f"{self.handle['name']}: no instance leads in {self._where}: {in_words(cluster)}")
         return instance(self.api, self._namespace, pod)
 
-    def _secret(self, name: str) -> dict[str, Any] | None:
-        return self.api.get(f"/api/v1/namespaces/{self._namespace}/secrets/{name}")
-
     @property
     def _namespace(self) -> str:
         return str(self.handle["namespace"])
@@ -766,8 +763,7 @@ class ClusterPostgreSQL:
         return Keeping(self.api, self._namespace, self.handle["cluster"], self.handle["owner"], what)
 
     def _left_as(self, cluster: Mapping[str, Any]) -> str:
-        replica = cluster["spec"].get("replica")
-        return "primary" if replica is None or replica["primary"] == replica["self"] else "standby"
+        return "primary" if objects.leads(cluster) else "standby"
 
     def _certificates(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return when each certificate expires, and what else is wrong with one."""

@@ -142,7 +142,7 @@ class Watch:
             return {"unasked": str(error)}
 
     def _log(self, pod: str, *, previous: bool) -> str:
-        """Return the end of a pod's log, or of the one of before; nothing if that is gone by now."""
+        """Return the end of a pod's log, or of the one of before; if it cannot be read, a line that says so."""
         path = (
             f"/api/v1/namespaces/{self._namespace}/pods/{pod}/log?tailLines={_LINES}&previous={str(previous).lower()}"
         )
@@ -155,7 +155,7 @@ class Watch:
 
     def _list(self, kind: str) -> list[dict[str, Any]]:
         """Return the pods or volumes of the cluster."""
-        return self._api.items(settled.listed(self._namespace, kind, self._cluster))
+        return self._api.items(objects.listed(self._namespace, kind, self._cluster))
 
 
 def _follow_as_declared(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from harmony_pulumi.hosts.postgresql import trial
-from harmony_pulumi.kubernetes import facts, lease, made, objects, settled, site, tls, waiting
+from harmony_pulumi.kubernetes import facts, lease, made, objects, site, tls, waiting
 from harmony_pulumi.kubernetes.keeping import Keeping
 from harmony_pulumi.kubernetes.pods import Pod, PodInstance
 from tests.docs.blocks import ROOT, blocks_of
@@ -45,7 +45,7 @@ THERE = {
     },
     f"{SHOP}/persistentvolumeclaims/east-orders-2": {"metadata": {}},
     f"{SHOP}/persistentvolumeclaims/east-orders-3": {"metadata": {}},
-    settled.listed("postgresql", "pods", "east-orders"): {
+    objects.listed("postgresql", "pods", "east-orders"): {
         "items": [
             {
                 "metadata": {"name": "east-orders-1", "labels": {"cnpg.io/instanceName": "east-orders-1"}},

@@ -237,8 +237,8 @@ def listed(*pods: dict[str, Any], databases: list[dict[str, Any]] | None = None)
     """Return what an API server has of a cluster."""
     return {
         PATH: CLUSTER,
-        settled.listed("shop", "pods", "east-orders"): {"items": list(pods)},
-        settled.listed("shop", "persistentvolumeclaims", "east-orders"): {"items": [CLAIM]},
+        objects.listed("shop", "pods", "east-orders"): {"items": list(pods)},
+        objects.listed("shop", "persistentvolumeclaims", "east-orders"): {"items": [CLAIM]},
         objects.databases_in("shop"): {"items": databases or []},
     }
 
