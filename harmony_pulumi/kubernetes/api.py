@@ -20,7 +20,9 @@ from kubernetes.config.kube_config import new_client_from_config_dict
 from harmony_pulumi.errors import SiteError, UnreachableError
 from harmony_pulumi.kubernetes import login
 
-_CONNECT_SECONDS, _READ_SECONDS = 5, 30
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 15
+"""An API server gives its webhooks 10 s, by default, and answers then: Kubernetes, "Dynamic Admission Control"."""
 AGAIN_SECONDS = 5
 """For which a call is tried again that the API server could not take just then; shorter than a lease is held for."""
 _AGAIN_AFTER = 0.25
