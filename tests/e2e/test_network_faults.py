@@ -198,7 +198,7 @@ def test_a_standby_that_lags_behind_a_slow_link_is_waited_for_or_else_refused(pa
     target, epoch = other_than(source), pair.epoch + 1
     with pair.clients() as clients:
         # So slow that it is behind still once it is looked at, however slow this machine is.
-        with pair.network.slow("2mbit"):
+        with pair.network.slow("4mbit"):
             pair.ask(source, BULK.format(megabytes=80))
             done = pair.drive(target, epoch)
             assert done.status == REFUSED, done.said
