@@ -73,7 +73,8 @@ def clients(stack: Stack, *, pooled: bool = False) -> Generator[Clients]:
     outputs = stack.outputs()
     ca = stack.folder / "ca.crt"
     ca.write_text(outputs["ca_certificate"])
-    with Clients([outputs["uri"]] * 2, ca, pause=0.02, pooled=pooled) as running:
+    # What is cut off says nothing: without a limit a client would wait for minutes.
+    with Clients([f"{outputs['uri']}&tcp_user_timeout=3000"] * 2, ca, pause=0.02, pooled=pooled) as running:
         yield running
 
 

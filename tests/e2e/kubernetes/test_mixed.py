@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -46,6 +48,8 @@ class Mixed:
     stack: Stack
     first: str
     """The member that began as the primary."""
+    cluster: Cluster
+    namespace: str
 
     @property
     def other(self) -> str:
@@ -62,6 +66,16 @@ class Mixed:
             row = connection.execute(query.encode()).fetchone()
         assert row is not None
         return row[0]
+
+    def put_aside(self, place: str) -> set[int]:
+        """Return the transactions that the cluster's member alone had, by the folder where they are listed."""
+        pods = self.cluster.api("CoreV1Api").list_namespaced_pod(
+            self.namespace, label_selector="cnpg.io/podRole=instance"
+        )
+        (pod,) = (one.metadata.name for one in pods.items)
+        code, said = self.cluster.execute(self.namespace, pod, "cat", f"{place}/transactions.json")
+        assert code == 0, said
+        return {transaction["xid"] for transaction in json.loads(said)["transactions"]}
 
     def insist_on_roles(self, primary: str) -> None:
         found = {name: member["role"] for name, member in status(self.stack).items()}
@@ -82,7 +96,7 @@ def pair(
         configure(stack, f"{HOST}:address", address)
         configure_cluster(stack, CLUSTER, cluster, namespace)
         stack.up()
-        yield Mixed(stack, request.param)
+        yield Mixed(stack, request.param, cluster, namespace)
 
 
 def test_the_pair_settles_and_the_primarys_rows_are_on_the_replica(pair: Mixed) -> None:
@@ -137,3 +151,36 @@ def test_a_host_that_died_is_failed_over_from_and_comes_back_by_a_rewind(pair: M
     assert f"{HOST} is rewound" in said
     assert "copied anew" not in said
     pair.insist_on_roles(CLUSTER)
+
+
+def test_a_cluster_that_is_cut_off_is_failed_over_from_and_comes_back_by_a_rewind(
+    pair: Mixed, our_clusters: tuple[Cluster, Cluster]
+) -> None:
+    if status(pair.stack)[HOST]["role"] == "primary":
+        harmony(pair.stack, "switchover", "--to", CLUSTER, "--yes")
+    with clients(pair.stack) as running:
+        running.wait_until_served()
+        pair.cluster.cut()
+        try:
+            terms = ("--max-data-loss", "1000000", "--accept-unknown-loss", "--fenced-by-me", CLUSTER)
+            said = harmony(pair.stack, "failover", "--to", HOST, "--yes", *terms)
+            print(said)
+            running.wait_until_served()  # By the host, before the cluster is a primary again that can be reached.
+        finally:
+            pair.cluster.mend()
+        eventually(lambda: status(pair.stack)[CLUSTER]["state"] == "running", "the cluster to answer", 60)
+        said = harmony(pair.stack, "rejoin", "--yes")
+        print(said)
+        assert f"{CLUSTER} is rewound" in said
+        pair.insist_on_roles(HOST)
+        place = re.search(rf"what {CLUSTER} alone has is in (\S+)", said)
+        aside = pair.put_aside(place[1]) if place else set()
+        running.wait_until_served()
+        if pair.first == CLUSTER:
+            harmony(pair.stack, "revert", "--yes")
+            running.wait_until_served()
+    pair.insist_on_roles(pair.first)
+    found = running.insist(pair.uri(pair.first), pair.uri(pair.other), lossless=False)
+    print(f"history: {found}")
+    assert {attempt.xid for attempt in found.missing if attempt.outcome == "acknowledged"} <= aside
+    pair.stack.up("--expect-no-changes")
