@@ -232,14 +232,21 @@ def clusters_with_operator(clusters: tuple[Cluster, Cluster]) -> tuple[Cluster, 
     return clusters
 
 
-@pytest.fixture(scope="module")
-def declared(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
-    """Return a stack that declares a pair in a namespace that is yet to be made."""
+@contextmanager
+def declared_on(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+    """Return a stack that declares a pair in a namespace that is yet to be made; at the end, remove both."""
     from tests.e2e.kubernetes.pairs import declare  # It knows what a cluster is by this module.
 
     with stacks(tmp_path_factory) as make, new_namespace(*clusters) as namespace:
         stack = make()
         declare(stack, clusters, namespace)
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def declared(clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
+    """Return a stack that declares a pair in a namespace that is yet to be made."""
+    with declared_on(clusters, tmp_path_factory) as stack:
         yield stack
 
 

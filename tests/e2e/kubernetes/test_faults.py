@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,7 @@ from tests.e2e import test_switchover_faults as switchovers
 from tests.e2e.conftest import Stack, eventually
 from tests.e2e.driver import REFUSED, Act, Kind
 from tests.e2e.history import Clients
-from tests.e2e.kubernetes.conftest import SITE, Cluster
+from tests.e2e.kubernetes.conftest import SITE, Cluster, declared_on
 from tests.e2e.kubernetes.pairs import NAMES
 from tests.e2e.sampling import ALL, SEED, sampled
 from tests.e2e.test_roles_cli import harmony
@@ -141,10 +141,10 @@ class Pair(failovers.Pair):
         site = self.handle["members"][role]
         api = api_of(site)
         path = "/apis/apps/v1/namespaces/cnpg-system/deployments/cnpg-controller-manager"
-        api.patch(f"{path}/scale", {"spec": {"replicas": 1}})
 
         def answers() -> bool:
             try:
+                api.patch(f"{path}/scale", {"spec": {"replicas": 1}})
                 api.patch(path_of(site["namespace"], site["cluster"]), {"metadata": {"annotations": {}}}, dry_run=True)
             except SiteError:
                 return False
@@ -219,21 +219,32 @@ def deployed_on(clusters: Sequence[Cluster], stack: Stack) -> Generator[Pair]:
 
 
 @pytest.fixture(scope="module")
-def deployed(stack: Stack, our_clusters: tuple[Cluster, Cluster]) -> Generator[Pair]:
+def current(
+    our_clusters: tuple[Cluster, Cluster], tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Callable[[], Pair]]:
+    """Return the pair of before, or a new one if that was left ill by a test that failed."""
     print(f"HARMONY_TEST_SEED={SEED}")
-    with deployed_on(our_clusters, stack) as pair:
-        yield pair
+    with ExitStack() as there:
+        made: list[Pair] = []
+
+        def get() -> Pair:
+            if not made or not made[-1].healthy():
+                there.close()
+                stack = there.enter_context(declared_on(our_clusters, tmp_path_factory))
+                stack.up()
+                made.append(there.enter_context(deployed_on(our_clusters, stack)))
+            return made[-1]
+
+        yield get
 
 
 @pytest.fixture
-def pair(deployed: Pair) -> Generator[Pair]:
-    """Return the pair as it was left, if that is healthy."""
-    if not deployed.healthy():
-        pytest.fail(f"the pair was left ill by a test before: {deployed.look()}")
+def pair(current: Callable[[], Pair]) -> Generator[Pair]:
+    found = current()
     try:
-        yield deployed
+        yield found
     finally:
-        deployed.mend()
+        found.mend()
 
 
 # Without its WAL neither what it alone has can be listed, nor the pages that it changed.
