@@ -14,10 +14,15 @@ SEED = os.environ.get("HARMONY_TEST_SEED") or os.environ.get("PYTEST_XDIST_TESTR
 V = TypeVar("V")
 
 
-def sampled(items: Sequence[V], count: int) -> list[V]:
-    """Return so many of the items, by the seed, in their order; all of them if all are to be visited."""
+def sampled(items: Sequence[V], count: int, *, whole: int | None = None) -> list[V]:
+    """Return so many of the items, by the seed, in their order.
+
+    If all are to be visited, return all of them; or, of what would take too long for that, `whole` of them.
+    """
     # By nothing but their number: items such as functions are not told alike by all workers.
-    if ALL or count >= len(items):
+    if ALL:
+        count = len(items) if whole is None else whole
+    if count >= len(items):
         return list(items)
     chosen = random.Random(f"{SEED} {len(items)}").sample(range(len(items)), count)
     return [items[index] for index in sorted(chosen)]

@@ -288,20 +288,27 @@ FAULTS: Mapping[str, Callable[[Pair, str], str]] = {
     "operator": Pair.no_operator,
     "orchestrator": lambda _pair, _role: "die",
 }
+# What takes with it all that others do one by one: met now and then.
+WHOLE = {"site", "node", "operator"}
+# What one of the two may meet as well as the other, at the same boundary.
+EITHER = {"API", "pod"}
 
 
 def cases() -> Iterator[tuple[Kind, str, str, str]]:
-    """Yield each operation at each of its boundaries with the faults, of the one that led and of the other in turn.
+    """Yield each operation at its boundaries with the faults, of the one that led or of the other.
 
     A step that is done is where the next one begins: but for who is killed, both are one. A boundary of a switchover
-    meets all faults; one of the others, which take longer, every second one, and the next boundary the rest.
+    meets each fault; one of the others, which take longer, every second one, and the next boundary the rest, of both
+    members in turn. What takes all of a site is met at every third.
     """
     for (number, fault), (kind, passed) in itertools.product(enumerate(FAULTS), PASSED.items()):
         if (kind, fault) != ("failover", "link"):  # It is cut by then.
             met = [at for at in passed if fault == "orchestrator" or not at.endswith(":done")]
-            for n, at in enumerate(met, number):
-                if n % 2 or kind == "switchover" or fault == "orchestrator":
-                    yield kind, at, fault, ("source", "target")[n // 2 % 2]
+            every = 1 if fault == "orchestrator" else 3 if fault in WHOLE else 1 if kind == "switchover" else 2
+            for turn, at in enumerate(met[number % every :: every], number):
+                both = every == 1 and fault in EITHER
+                for whose in ("source", "target") if both else (("source", "target")[turn % 2],):
+                    yield kind, at, fault, whose
 
 
 def drawn() -> list[tuple[Kind, str, str, str]]:
@@ -370,7 +377,7 @@ def calls(done: Driven, first: str, last: str) -> range:
 
 def test_whoever_switches_over_is_killed_between_two_calls(pair: Pair) -> None:
     numbers = calls(pair.do("switchover", other_than(pair.leader)), "prepare", "settle")
-    for number in sampled(numbers, 1):
+    for number in sampled(numbers, 1, whole=12):
         print(f"call {number} of {numbers}")
         switchovers.kill_and_run_again(pair, die_at_command=number)
 
@@ -387,7 +394,7 @@ def test_whoever_rejoins_is_killed_between_two_calls(pair: Pair) -> None:
             return done
 
     numbers = calls(lose_and_get_back(), "retire", "settle")
-    for number in sampled(numbers, 1):
+    for number in sampled(numbers, 1, whole=8):
         print(f"call {number} of {numbers}")
         lose_and_get_back(number)
 
