@@ -471,9 +471,9 @@ class RoleSite(PostgreSQLSite, Protocol):
         ...
 
     def archive(self, fork: Fork) -> str:
-        """Put aside the WAL that this stopped server wrote past a fork, with a list of its transactions; return where.
+        """Put aside the WAL that this stopped server wrote past a fork, with a list of its transactions.
 
-        Empty if it wrote none. Raises:
+        Returns where, and how much, in words; nothing if it wrote none. Raises:
             PassingError: there is no room, say.
             SiteError: its WAL from there on cannot be read, and never will be.
         """

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harmony_pulumi.capabilities.site import Beyond, Fork
-from harmony_pulumi.errors import PassingError, SiteError, UnreachableError
+from harmony_pulumi.errors import PassingError, SiteError, UnreachableError, counted
 from harmony_pulumi.hosts.postgresql import wal
 from harmony_pulumi.hosts.postgresql.instance import Instance
 
@@ -129,7 +129,7 @@ class Past:
         return ""
 
     def archive(self, fork: Fork) -> str:
-        """Put aside the WAL past a fork, and a list of its transactions; return where, or nothing if there is none."""
+        """Put aside the WAL past a fork, and a list of its transactions; return where, and how much, or nothing."""
         found = self.beyond(fork)
         if not found["bytes"]:
             return ""
@@ -153,7 +153,7 @@ class Past:
         # The list last: where it is, everything is.
         text = json.dumps({"fork": fork, **found}, indent=1) + "\n"
         server.write({f"{place}/transactions.json": text})
-        return place
+        return f"{place} ({counted(len(found['transactions']), 'transaction')}, {found['bytes']} bytes of WAL)"
 
     def _insist_on_room(self, folder: str, names: list[str]) -> None:
         server = self.server

@@ -163,9 +163,10 @@ def test_a_cluster_that_is_cut_off_is_failed_over_from_and_comes_back_by_a_rewin
         assert "montreal is rewound" in said
         seen = status(stack)
         assert {name: member["role"] for name, member in seen.items()} == {"montreal": "standby", "toronto": "primary"}
-        place = re.search(r"what montreal alone has is in (\S+)", said)
+        place = re.search(r"what montreal alone has is in (\S+) \((\d+) transactions?, (\d+) bytes of WAL\)", said)
         assert place, said
         listed = json.loads(pair.execute("primary", "cat", f"{place[1]}/transactions.json"))
+        assert (len(listed["transactions"]), listed["bytes"]) == (int(place[2]), int(place[3]))
         assert int(announced[1]) <= listed["bytes"]
         found = pair.account(running, "replica")
     lost_commits = [attempt for attempt in found.missing if attempt.outcome == "acknowledged"]
