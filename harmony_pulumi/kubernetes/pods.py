@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ _CONNECT_SECONDS = 30
 # The command's standard input comes through the connection, and there is no way to close that alone: how long it is
 # comes first. Its standard error goes to a channel of its own.
 _FED = 'head -c "$1" | { shift; exec "$@"; }'
+# As a pod ends, the rest of what a command said may be lost, and its success be told nevertheless.
+_WHOLE = '"$@"; status=$?; printf %s "$0"; exit "$status"'
 # What the client makes of an answer that is no connection: the status, the headers, and what was said.
 _ANSWERED = re.compile(r"Handshake status (\d+ .*?) -\+-\+- .*? -\+-\+- (.*)", re.DOTALL)
 # Connections to a cluster that was cut off would else be tried for minutes. Nothing else here uses this library.
@@ -73,7 +76,8 @@ class Pod(Commands):
     ) -> Completed:
         """Run a command to its end; one that takes longer than its timeout is waited for no longer."""
         del user
-        command, data = _with(env, argv), stdin.encode()
+        mark, data = secrets.token_hex(16), stdin.encode()  # No output can end with it: it is made up now.
+        command = _with(env, ["sh", "-c", _WHOLE, mark, *argv])
         if data:
             command = ["sh", "-c", _FED, "sh", str(len(data)), *command]
         where = self.name
@@ -88,7 +92,10 @@ class Pod(Commands):
             raise UnreachableError(f"{where}: the connection broke while `{argv[0]}` ran: {error}") from error
         finally:
             session.sock.shutdown()  # `session.close` leaves a socket open that the other end has closed
-        return Completed(_status(where, argv[0], result), texts["stdout"], texts["stderr"])
+        status, said = _status(where, argv[0], result), texts["stdout"]
+        if status == 0 and not said.endswith(mark):
+            raise UnreachableError(f"{where}: the connection ended before all that `{argv[0]}` said had come")
+        return Completed(status, said.removesuffix(mark), texts["stderr"])
 
     @contextmanager
     def conversing(
