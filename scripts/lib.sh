@@ -298,20 +298,18 @@ build_kubernetes_plugin() {
 # Without it, tests run with a stand-in (tests/plugins).
 setup_kubernetes_plugin() {
 	local dir
-	dir=$(kubernetes_plugin_dir)
 	! have_kubernetes_plugin || return 0
-	if [ ! -d "$dir" ]; then
-		if installer_reachable; then
-			step "Install Pulumi's Kubernetes plugin" 600 "$KUBERNETES_PLUGIN_HINT" download_kubernetes_plugin
-			return
-		elif command -v go >/dev/null; then
-			step "Build Pulumi's Kubernetes plugin from Go modules into $dir (once, some 4 minutes)" 1800 "$KUBERNETES_PLUGIN_HINT" build_kubernetes_plugin
-		else
-			say "Pulumi's Kubernetes plugin cannot be had, so tests run with a stand-in: $KUBERNETES_PLUGIN_HINT"
-			return
-		fi
+	dir=$(kubernetes_plugin_dir)
+	if [ -d "$dir" ]; then
+		put_on_path "$dir"
+	elif installer_reachable; then
+		step "Install Pulumi's Kubernetes plugin" 600 "$KUBERNETES_PLUGIN_HINT" download_kubernetes_plugin
+	elif command -v go >/dev/null; then
+		step "Build Pulumi's Kubernetes plugin from Go modules into $dir (once, some 4 minutes)" 1800 "$KUBERNETES_PLUGIN_HINT" build_kubernetes_plugin
+		put_on_path "$dir"
+	else
+		say "Pulumi's Kubernetes plugin cannot be had, so tests run with a stand-in: $KUBERNETES_PLUGIN_HINT"
 	fi
-	put_on_path "$dir"
 }
 
 # --- Redis, for the test of an extension ------------------------------------------------------------
