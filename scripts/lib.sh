@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Set-up shared by scripts/test and scripts/demo: `source` it, then call setup_python, setup_postgresql, setup_pulumi,
-# setup_redis, setup_pgbouncer, setup_haproxy, setup_network_tools, setup_faketime, setup_kubernetes as needed. Each
-# does nothing where nothing is missing.
+# setup_redis, setup_pgbouncer, setup_haproxy, setup_network_tools, setup_faketime, setup_kubernetes_plugin,
+# setup_kubernetes as needed. Each does nothing where nothing is missing.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -75,6 +75,24 @@ lock() {
 	mkdir -p "$1"
 	exec 9<"$1"
 	! command -v flock >/dev/null || flock 9
+}
+
+# A new folder of the cache ends with one rename, so an interrupted step leaves nothing half-done.
+new_folder() {
+	NEW=$(mktemp -d "$CACHE/.new.XXXXXX")
+	on_exit "rm -rf '$NEW'"
+}
+keep_folder() { # FOLDER
+	chmod 755 "$NEW"
+	rm -rf "$1"
+	mv "$NEW" "$1"
+}
+
+# What is built is named by what it is built from.
+built_dir() { # NAME FILE...
+	local inputs
+	inputs=$(cat "${@:2}" | sha256sum)
+	printf '%s\n' "$CACHE/$1-${inputs:0:12}"
 }
 
 # The virtual environment stays first: the language host takes the first python3 on PATH.
@@ -213,35 +231,25 @@ pulumi_works() { # [FOLDER]: without one, what is on PATH
 	printf '%s\n' "$PULUMI_VERSION" "${version#v}" | sort -CV
 }
 
-# Both ways of getting Pulumi end with one rename, so an interrupted one leaves nothing half-done.
-new_pulumi_folder() {
-	NEW=$(mktemp -d "$CACHE/.new-pulumi.XXXXXX")
-	on_exit "rm -rf '$NEW'"
-}
-keep_pulumi_folder() {
-	pulumi_works "$NEW/bin"
-	chmod 755 "$NEW"
-	rm -rf "$PULUMI_DIR"
-	mv "$NEW" "$PULUMI_DIR"
-}
-
 download_pulumi() {
 	local installer
 	lock "$CACHE"
 	! pulumi_works "$PULUMI_DIR/bin" || return 0
-	new_pulumi_folder
+	new_folder
 	installer=$(curl -fsSL --connect-timeout 10 --max-time 60 https://get.pulumi.com)
 	sh -s -- --version "$PULUMI_VERSION" --install-root "$NEW" --no-edit-path <<<"$installer"
-	keep_pulumi_folder
+	pulumi_works "$NEW/bin"
+	keep_folder "$PULUMI_DIR"
 }
 
 build_pulumi() {
 	lock "$CACHE"
 	! pulumi_works "$PULUMI_DIR/bin" || return 0
-	new_pulumi_folder
-	"$ROOT/scripts/pulumi/build" "$NEW/bin"
+	new_folder
+	"$ROOT/scripts/pulumi/build" pulumi "$NEW/bin"
 	touch "$NEW/built-from-modules"
-	keep_pulumi_folder
+	pulumi_works "$NEW/bin"
+	keep_folder "$PULUMI_DIR"
 }
 
 installer_reachable() {
@@ -265,6 +273,42 @@ setup_pulumi() {
 	# Where the installer could not be reached, neither can the plugins' server: do not wait for it.
 	if [ -e "$PULUMI_DIR/built-from-modules" ]; then
 		export PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION=${PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION:-true}
+	fi
+}
+
+# --- Pulumi's Kubernetes plugin, for the tests on clusters --------------------------------------------
+
+KUBERNETES_PLUGIN_HINT="install it (pulumi plugin install resource kubernetes VERSION, as 'pip show pulumi-kubernetes' has it), or install Go 1.26 so that it can be built"
+
+kubernetes_plugin_dir() (cd "$ROOT/scripts/pulumi" && built_dir pulumi-kubernetes build resource-kubernetes/*)
+
+in_tests() { (cd "$ROOT" && "$VENV/bin/python" -c "from tests.plugins import found; $1"); }
+have_kubernetes_plugin() { in_tests 'raise SystemExit(found.official_plugin() is None)'; }
+
+download_kubernetes_plugin() { pulumi plugin install resource kubernetes "$(in_tests 'print(found.WANTED)')"; }
+
+build_kubernetes_plugin() {
+	lock "$CACHE"
+	[ ! -d "$(kubernetes_plugin_dir)" ] || return 0
+	new_folder
+	"$ROOT/scripts/pulumi/build" kubernetes "$NEW"
+	keep_folder "$(kubernetes_plugin_dir)"
+}
+
+# Without it, tests run with a stand-in (tests/plugins).
+setup_kubernetes_plugin() {
+	local dir
+	! have_kubernetes_plugin || return 0
+	dir=$(kubernetes_plugin_dir)
+	if [ -d "$dir" ]; then
+		put_on_path "$dir"
+	elif installer_reachable; then
+		step "Install Pulumi's Kubernetes plugin" 600 "$KUBERNETES_PLUGIN_HINT" download_kubernetes_plugin
+	elif command -v go >/dev/null; then
+		step "Build Pulumi's Kubernetes plugin from Go modules into $dir (once, some 4 minutes)" 1800 "$KUBERNETES_PLUGIN_HINT" build_kubernetes_plugin
+		put_on_path "$dir"
+	else
+		say "Pulumi's Kubernetes plugin cannot be had, so tests run with a stand-in: $KUBERNETES_PLUGIN_HINT"
 	fi
 }
 
@@ -325,12 +369,7 @@ setup_faketime() {
 
 KUBERNETES_HINT='run scripts/kubernetes/build as root on Debian or Ubuntu with Go 1.26, or give two clusters: HARMONY_E2E_KUBECONFIGS=ONE:OTHER'
 
-# What is built is named by what it is built from.
-kubernetes_dir() {
-	local inputs
-	inputs=$(cd "$ROOT/scripts/kubernetes" && cat build pause.c ./*/* | sha256sum)
-	printf '%s\n' "$CACHE/kubernetes-${inputs:0:12}"
-}
+kubernetes_dir() (cd "$ROOT/scripts/kubernetes" && built_dir kubernetes build pause.c ./*/*)
 kubernetes_built() { [ -e "$(kubernetes_dir)/versions" ]; }
 
 # Prints the folder of the plugins for pods' networks: Debian's, Fedora's or upstream's.

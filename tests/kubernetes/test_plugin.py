@@ -6,8 +6,8 @@ What it does on a cluster, tests/e2e/kubernetes/test_plugin.py has.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ import yaml
 from google.protobuf import json_format, struct_pb2
 from pulumi.runtime.proto import provider_pb2
 
-from tests.plugins.found import PLUGIN, STAND_IN, official_plugin
+from tests.plugins.found import PLUGIN, STAND_IN, WANTED, add_kubernetes_plugin, official_plugin, version_of
 from tests.plugins.kubernetes_stand_in import UNKNOWN, Kubernetes
 
 BEFORE = {"metadata": {"name": "orders"}, "spec": {"instances": 1}}
@@ -134,12 +134,21 @@ def made(folder: Path) -> Path:
 
 @pytest.mark.e2e  # Pulumi itself says what is installed.
 def test_the_official_plugin_is_taken_where_it_is_there(tmp_path: Path) -> None:
-    wanted = version("pulumi_kubernetes")
     env = {**os.environ, "PULUMI_HOME": str(tmp_path / "home"), "PATH": f"{STAND_IN.parent}:{os.environ['PATH']}"}
     assert official_plugin(env) is None
     made(tmp_path / "home/plugins/resource-kubernetes-v4.0.0")
     assert official_plugin(env) is None
-    installed = made(tmp_path / f"home/plugins/resource-kubernetes-v{wanted}")
+    installed = made(tmp_path / f"home/plugins/resource-kubernetes-v{WANTED}")
     assert official_plugin(env) == installed
     on_path = made(tmp_path / "bin")
     assert official_plugin({**env, "PATH": f"{on_path.parent}:{env['PATH']}"}) == on_path
+
+
+def test_one_that_is_chosen_is_found_before_others(tmp_path: Path) -> None:
+    env = {"PATH": f"{made(tmp_path / 'bin').parent}:{os.environ['PATH']}"}
+    add_kubernetes_plugin(env, STAND_IN)
+    assert shutil.which(PLUGIN, path=env["PATH"]) == str(STAND_IN)
+
+
+def test_the_stand_in_says_that_it_is_what_it_stands_in_for() -> None:
+    assert version_of(STAND_IN) == WANTED

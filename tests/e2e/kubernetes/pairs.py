@@ -21,9 +21,9 @@ EXAMPLE = Path(__file__).parents[3] / "examples/kubernetes_failover/__main__.py"
 EXPORT = '\npulumi.export("site", database.site)\n'
 
 
-def with_plugin(stack: Stack) -> Stack:
+def with_plugin(stack: Stack, plugin: Path | None = None) -> Stack:
     """Have the stack find a Kubernetes plugin."""
-    add_kubernetes_plugin(stack.env)
+    add_kubernetes_plugin(stack.env, plugin)
     return stack
 
 
