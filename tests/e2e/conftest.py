@@ -357,7 +357,9 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], S
                 "PULUMI_CONFIG_PASSPHRASE": secrets.token_hex(16),
                 "PULUMI_SKIP_UPDATE_CHECK": "1",
                 "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-                "GOGC": "off",  # A CLI that runs for seconds spends a good part of them on collecting garbage.
+                # What runs for seconds spends a good part of them on collecting garbage that there is room for.
+                "GOGC": "off",
+                "GOMEMLIMIT": "1GiB",
             },
         )
         made.append(stack)
