@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+import harmony_pulumi
 from harmony_pulumi.hosts.connection import LocalConnection
 from harmony_pulumi.hosts.postgresql.server import Binaries, choose_binaries, installed
 
 DEADLINE = 180
-HEAD = "import pulumi\nfrom harmony_pulumi import *\n"
 
 PAIR = """
 primary = LinuxHostTopology("montreal")
@@ -69,8 +69,10 @@ class Stack:
     """A state, and the outputs of it."""
 
     def program(self, text: str) -> None:
-        """Set the program."""
-        (self.folder / "__main__.py").write_text(HEAD + text)
+        """Set the program. It imports what it uses, as one would: the rest takes a while to load at each command."""
+        used = [name for name in harmony_pulumi.__all__ if re.search(rf"\b{name}\b", text)]
+        head = f"import pulumi\nfrom harmony_pulumi import {', '.join(used)}\n" if used else "import pulumi\n"
+        (self.folder / "__main__.py").write_text(head + text)
 
     def pair(self, config: str = "", *, active: str = "None") -> None:
         """Set the program to a failover pair with these arguments of `PostgreSQLConfig`, and this `Active`."""
