@@ -1,7 +1,7 @@
-"""Reading a stack's state through Pulumi's Automation API. Thin.
+"""Reading a stack's state, and telling it, by Pulumi's command. Thin.
 
 Nothing is decrypted where no handle is secret, so no passphrase is needed then; and nothing is selected, so the user's
-current stack stays current.
+current stack stays current. Pulumi's Automation API does both, and to load it takes longer than to look.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from json import loads
 from pathlib import Path
 from typing import Any
 
-from harmony_pulumi.cli.background import run_all
 from harmony_pulumi.cli.deployed import Resources, hides_handles
 
 _SECONDS = 60
@@ -49,78 +48,81 @@ def read_stack(cwd: Path, stack: str | None) -> StackState:
     Raises:
         NothingToShowError: there is no such stack, or it cannot be read within a minute.
     """
-    (answer,) = run_all([lambda: _export(cwd, stack)], seconds=_SECONDS)
-    if not answer.done():
-        msg = (
-            f"Pulumi's backend did not answer within {_SECONDS} s. Try `pulumi stack ls` in {cwd}; if the backend is "
-            f"down, `harmony status --site FILE` looks at sites without it"
-        )
-        raise NothingToShowError(msg)
-    resources = Resources.of(answer.result().get("resources") or ())
+    export = ["stack", "export", *(["--stack", stack] if stack else [])]
+    found = _exported(export, cwd, stack)
+    if hides_handles(found.get("resources") or ()):
+        found = _exported([*export, "--show-secrets"], cwd, stack)
+    resources = Resources.of(found.get("resources") or ())
     of_project = next((urn.split(":")[2:5:2] for urn in resources.by_urn), ["", ""])
     return StackState(project=of_project[1], stack=stack or of_project[0] or _selected(cwd), resources=resources)
 
 
-def _selected(cwd: Path) -> str:
-    """Return the name of the selected stack: one without resources does not say it."""
-    from pulumi.automation import CommandError, PulumiCommand
-
-    with suppress(CommandError):
-        return PulumiCommand(skip_version_check=True).run(["stack", "--show-name"], str(cwd), {}).stdout.strip()
-    return "that is selected"
-
-
-def _export(cwd: Path, stack: str | None) -> Mapping[str, Any]:
-    """Return a stack's deployment, as `pulumi stack export` has it.
-
-    `Stack.export_stack` decrypts every secret, and `select_stack` changes what the user's next `pulumi up` deploys; so
-    the command below them is used.
-    """
-    from pulumi.automation import CommandError, PulumiCommand, StackNotFoundError
-
+def _exported(export: list[str], cwd: Path, stack: str | None) -> Mapping[str, Any]:
+    """Return a stack's deployment, as this command shows it."""
     try:
-        pulumi = PulumiCommand(skip_version_check=True)
-        export = ["stack", "export", *(["--stack", stack] if stack else [])]
-        found = loads(pulumi.run(export, str(cwd), {}).stdout).get("deployment") or {}
-        if hides_handles(found.get("resources") or ()):
-            found = loads(pulumi.run([*export, "--show-secrets"], str(cwd), {}).stdout)["deployment"]
+        done = _run(export, cwd, _SECONDS)
     except FileNotFoundError:
         msg = "the `pulumi` command is not on PATH; `harmony doctor` says what to install"
         raise NothingToShowError(msg) from None
-    except StackNotFoundError:
-        msg = f"there is no stack {stack!r} in the backend of {cwd}; `pulumi stack ls` shows those that there are"
+    except subprocess.TimeoutExpired:
+        msg = (
+            f"Pulumi's backend did not answer within {_SECONDS} s. Try `pulumi stack ls` in {cwd}; if the backend is "
+            f"down, `harmony status --site FILE` looks at sites without it"
+        )
         raise NothingToShowError(msg) from None
-    except CommandError as error:
-        raise NothingToShowError(explained(str(error), cwd)) from None
-    return found
+    if done.returncode and stack and "no stack named" in done.stderr:
+        msg = f"there is no stack {stack!r} in the backend of {cwd}; `pulumi stack ls` shows those that there are"
+        raise NothingToShowError(msg)
+    if done.returncode:
+        raise NothingToShowError(explained(_said(done), cwd))
+    return loads(done.stdout).get("deployment") or {}
+
+
+def _selected(cwd: Path) -> str:
+    """Return the name of the selected stack: one without resources does not say it."""
+    with suppress(subprocess.TimeoutExpired):
+        return _run(["stack", "--show-name"], cwd, _SECONDS).stdout.strip() or "that is selected"
+    return "that is selected"
 
 
 def run_pulumi(arguments: list[str], cwd: Path, *, seconds: float = TELL_SECONDS) -> str:
-    """Run a command of Pulumi's on a stack; return why it failed, or nothing.
+    """Run a command of Pulumi's on a stack; return why it failed, or nothing."""
+    try:
+        done = _run(arguments, cwd, seconds)
+    except FileNotFoundError:
+        return "the `pulumi` command is not on PATH"
+    except subprocess.TimeoutExpired:
+        return (
+            f"`pulumi {arguments[0]}` did not end within {seconds:g} s, and was stopped; if it has left the stack "
+            f"locked, `pulumi cancel` in {cwd} unlocks it"
+        )
+    return explained(_said(done), cwd) if done.returncode else ""
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
+
+
+def _run(arguments: list[str], cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a command of Pulumi's.
 
     At its deadline, and where it is interrupted, it is asked to end as by Ctrl-C, and later made to: it must not go on,
     unseen, with the stack locked. What it runs, a program and its plugins, ends with it.
+
+    Raises:
+        FileNotFoundError: there is no such command.
+        subprocess.TimeoutExpired: it took longer, and was ended.
     """
     argv = ["pulumi", "--non-interactive", *arguments]
     env = {**os.environ, "PULUMI_AUTOMATION_API": "true"}
     pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    try:
-        process = subprocess.Popen(argv, cwd=cwd, env=env, text=True, start_new_session=True, **pipes)
-    except FileNotFoundError:
-        return "the `pulumi` command is not on PATH"
-    with process:
+    with subprocess.Popen(argv, cwd=cwd, env=env, text=True, start_new_session=True, **pipes) as process:
         try:
             out, err = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            _end(process)
-            return (
-                f"`pulumi {arguments[0]}` did not end within {seconds:g} s, and was stopped; if it has left the stack "
-                f"locked, `pulumi cancel` in {cwd} unlocks it"
-            )
         except BaseException:
             _end(process)
             raise
-    return explained(f"code: {process.returncode}\n stdout: {out}\n stderr: {err}", cwd) if process.returncode else ""
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -134,9 +136,9 @@ def _end(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def explained(error: str, cwd: Path) -> str:
+def explained(said: str, cwd: Path) -> str:
     """Return why Pulumi failed on a stack, in plain words. Pure."""
-    said = error.partition("stderr:")[2].strip().removeprefix("error: ") or error
+    said = said.removeprefix("error: ")
     if "no stack selected" in said:
         return f"no stack is selected in {cwd}; name one with --stack, or run `pulumi stack select` there first"
     if "no Pulumi.yaml" in said or "no Pulumi project" in said or "fully qualified name" in said:

@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+import harmony_pulumi
 from harmony_pulumi.hosts.connection import LocalConnection
 from harmony_pulumi.hosts.postgresql.server import Binaries, choose_binaries, installed
 
 DEADLINE = 180
-HEAD = "import pulumi\nfrom harmony_pulumi import *\n"
 
 PAIR = """
 primary = LinuxHostTopology("montreal")
@@ -65,10 +65,14 @@ class Stack:
     project: str
     env: dict[str, str]
     wrapper: list[str] = field(default_factory=list[str])
+    _shown: tuple[bytes, str] = (b"", "")
+    """A state, and the outputs of it."""
 
     def program(self, text: str) -> None:
-        """Set the program."""
-        (self.folder / "__main__.py").write_text(HEAD + text)
+        """Set the program. It imports what it uses, as one would: the rest takes a while to load at each command."""
+        used = [name for name in harmony_pulumi.__all__ if re.search(rf"\b{name}\b", text)]
+        head = f"import pulumi\nfrom harmony_pulumi import {', '.join(used)}\n" if used else "import pulumi\n"
+        (self.folder / "__main__.py").write_text(head + text)
 
     def pair(self, config: str = "", *, active: str = "None") -> None:
         """Set the program to a failover pair with these arguments of `PostgreSQLConfig`, and this `Active`."""
@@ -120,13 +124,21 @@ class Stack:
         )
 
     def outputs(self) -> dict[str, Any]:
-        """Return the stack's outputs, secrets too."""
-        return json.loads(self.run("stack", "output", "--json", "--show-secrets"))
+        """Return the stack's outputs, secrets too. Of one state, the CLI is asked once: to decrypt takes a second."""
+        state = self.state.read_bytes()
+        if self._shown[0] != state:
+            self._shown = state, self.run("stack", "output", "--json", "--show-secrets")
+        return json.loads(self._shown[1])
 
     def resources(self, kind: str = "") -> list[dict[str, Any]]:
         """Return the resources in the state whose type ends so."""
-        state = json.loads(self.run("stack", "export"))
-        return [r for r in state["deployment"].get("resources", []) if r["type"].endswith(kind)]
+        found = json.loads(self.state.read_bytes())["checkpoint"].get("latest") or {}
+        return [r for r in found.get("resources", []) if r["type"].endswith(kind)]
+
+    @property
+    def state(self) -> Path:
+        """Return the file that the backend keeps the state in."""
+        return self.folder / f"state/.pulumi/stacks/{self.project}/dev.json"
 
     def server(self, name: str) -> dict[str, Any]:
         """Return the outputs of a member's server."""
@@ -347,6 +359,9 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], S
                 "PULUMI_CONFIG_PASSPHRASE": secrets.token_hex(16),
                 "PULUMI_SKIP_UPDATE_CHECK": "1",
                 "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+                # What runs for seconds spends a good part of them on collecting garbage that there is room for.
+                "GOGC": "off",
+                "GOMEMLIMIT": "1GiB",
             },
         )
         made.append(stack)

@@ -17,21 +17,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from harmony_pulumi.capabilities.site import Roles, Terms
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql.site import HostPostgreSQL
-from harmony_pulumi.kubernetes.api import Api
-from harmony_pulumi.kubernetes.pods import Pod
-from harmony_pulumi.kubernetes.site import ClusterPostgreSQL
 from harmony_pulumi.orchestration.journal import Journal, operator
 from harmony_pulumi.orchestration.members import Pair
 from harmony_pulumi.orchestration.pair import pair_of
 from harmony_pulumi.orchestration.roles import Desired
 from harmony_pulumi.orchestration.runner import bring_back, fail_over, reach, revert, settle
 from harmony_pulumi.orchestration.wait import wait_for
-from tests.e2e.network import Network
+
+if TYPE_CHECKING:
+    from harmony_pulumi.kubernetes.site import ClusterPostgreSQL
 
 REFUSED = 3
 _PROGRAMS = ("postgres", "pg_rewind", "pg_basebackup")
@@ -169,6 +168,8 @@ class Boundaries:
         elif what.startswith("run "):
             subprocess.run(shlex.split(what.removeprefix("run ")), check=True, timeout=120, stdout=subprocess.DEVNULL)
         elif what.startswith("network "):
+            from tests.e2e.network import Network
+
             Network.of(self.plan["handle"]).fault(what.removeprefix("network "))
         else:
             kill_postmaster(Path(self.plan["handle"]["members"][what.removeprefix("kill ")]["data"]))
@@ -218,6 +219,9 @@ def count_calls(boundaries: Boundaries) -> None:
     Right after a call is right before the next one, so each counts once: what may change something, but for the lock,
     which is renewed by the clock. A command in a pod runs on without whoever began it, so it counts once more then.
     """
+    from harmony_pulumi.kubernetes.api import Api
+    from harmony_pulumi.kubernetes.pods import Pod
+
     answer, begin = Api._answer, Pod._open  # pyright: ignore[reportPrivateUsage]
 
     def answered(api: Api, method: str, url: str, *rest: Any) -> Any:
@@ -238,9 +242,12 @@ def main() -> int:
     """Do what the plan says."""
     plan: Plan = json.load(sys.stdin)
     boundaries = Boundaries(plan)
-    for kind in (HostPostgreSQL, ClusterPostgreSQL):
-        watch(kind, boundaries)
-    count_calls(boundaries)
+    watch(HostPostgreSQL, boundaries)
+    if "harmony_pulumi.kubernetes." in json.dumps(plan["handle"]):  # To load what asks a cluster takes a second.
+        from harmony_pulumi.kubernetes.site import ClusterPostgreSQL
+
+        watch(ClusterPostgreSQL, boundaries)
+        count_calls(boundaries)
     journal = WatchedJournal(plan["handle"]["name"], "driver", lambda line: print(line, file=sys.stderr, flush=True))
     journal.boundaries = boundaries
     pair = pair_of(plan["handle"])

@@ -7,6 +7,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def put(name: str, module: types.ModuleType) -> None:
     setattr(sys.modules[package], last, module)
 
 
+@cache
+def _as_it_is(module: types.ModuleType) -> types.CodeType:
+    file = Path(str(module.__file__))
+    return compile(file.read_text(), str(file), "exec")
+
+
 def altered(sources: Mapping[types.ModuleType, ast.Module]) -> Code:
     """Return the modules with the sources of some replaced, and what imports them imported anew."""
     made: dict[str, types.ModuleType] = {}
@@ -51,11 +58,12 @@ def altered(sources: Mapping[types.ModuleType, ast.Module]) -> Code:
     anew = (*(module for module in (roles, host_roles) if module in sources), *anew)
     try:
         for original in anew:  # Each after those that it imports.
-            text = sources.get(original) or Path(str(original.__file__)).read_text()
+            source = sources.get(original)
+            compiled = compile(source, str(original.__file__), "exec") if source else _as_it_is(original)
             copy = types.ModuleType(original.__name__)
             put(original.__name__, copy)
             made[original.__name__] = copy
-            exec(compile(text, str(original.__file__), "exec"), copy.__dict__)
+            exec(compiled, copy.__dict__)
     finally:
         for original in anew:
             put(original.__name__, original)

@@ -12,7 +12,7 @@ import time
 import types
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +46,10 @@ class Mutant(NamedTuple):
     @property
     def source(self) -> ast.Module:
         tree = source_of(self.module)
-        self.alter(list(ast.walk(tree))[self.number])
-        return ast.fix_missing_locations(tree)
+        node = list(ast.walk(tree))[self.number]
+        self.alter(node)
+        ast.fix_missing_locations(node)
+        return tree
 
 
 def ways(node: ast.AST) -> Iterator[tuple[int, str, Alter]]:
@@ -156,18 +158,20 @@ def _tells(block: Sequence[ast.stmt]) -> bool:
 
 def _place(mutant: Mutant) -> Place | None:
     """Return the statement in which a mutant is one; None if that is in no function, so that all tests come to it."""
-    functions = [node for node in ast.walk(source_of(mutant.module)) if isinstance(node, ast.FunctionDef)]
-    around = [
-        node.lineno
-        for function in functions
-        for node in ast.walk(function)
-        if isinstance(node, ast.stmt) and node is not function and _has(node, mutant.line)
-    ]
+    around = [lines.start for lines in _statements(mutant.module) if mutant.line in lines]
     return (str(mutant.module.__file__), max(around)) if around else None
 
 
-def _has(node: ast.stmt, line: int) -> bool:
-    return node.lineno <= line <= (node.end_lineno or node.lineno)
+@cache
+def _statements(module: types.ModuleType) -> frozenset[range]:
+    """Return the lines of each statement in a function of a module."""
+    functions = [node for node in ast.walk(source_of(module)) if isinstance(node, ast.FunctionDef)]
+    return frozenset(
+        range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.stmt) and node is not function
+    )
 
 
 class Measured(NamedTuple):
