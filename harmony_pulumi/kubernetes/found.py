@@ -65,9 +65,9 @@ def route_version_problem(version: int | None) -> str | None:
     if version is not None and version >= ROUTES_SINCE:
         return None
     return (
-        f"{'is missing' if version is None else version}; expected {ROUTES_SINCE} or newer, said so, for a pair with a "
-        f"member that is reached by a route: a router tells servers apart by the name (SNI) in the first bytes of TLS, "
-        f"and before {ROUTES_SINCE} PostgreSQL's own request for TLS comes before those"
+        f"{'is missing' if version is None else version}; expected {ROUTES_SINCE} or newer, said so, with "
+        f"`service_type='Route'`, for every member: a router tells servers apart by the name (SNI) in the first bytes of "
+        f"TLS, and until {ROUTES_SINCE} PostgreSQL's own request for TLS comes before those"
     )
 
 
