@@ -66,8 +66,8 @@ def route_version_problem(version: int | None) -> str | None:
         return None
     return (
         f"{'is missing' if version is None else version}; expected {ROUTES_SINCE} or newer, said so, with "
-        f"`service_type='Route'`, for every member: a router tells servers apart by the name (SNI) in the first bytes of "
-        f"TLS, and until {ROUTES_SINCE} PostgreSQL's own request for TLS comes before those"
+        f"`service_type='Route'`, for every member: a router tells servers apart by the name (SNI) in the first bytes "
+        f"of TLS, and until {ROUTES_SINCE} PostgreSQL's own request for TLS comes before those"
     )
 
 
