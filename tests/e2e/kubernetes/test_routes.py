@@ -215,7 +215,7 @@ def test_a_pair_is_reached_by_routes_alone_and_its_roles_move_there_and_back(
     our_clusters: tuple[Cluster, Cluster], stack: Stack, tmp_path: Path
 ) -> None:
     said = stack.preview(expect=1)
-    assert said.count(f"serves no {GROUP}; expected OpenShift") == 2, said
+    assert f"serves no {GROUP}; expected OpenShift" in said, said
 
     with ExitStack() as routers:
         for cluster in our_clusters:
