@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from kubernetes.client.exceptions import ApiException
 
 from tests.e2e.conftest import Stack, eventually, stacks
 from tests.e2e.kubernetes.conftest import Cluster, new_namespace
@@ -154,14 +155,23 @@ def image_of_17(base: Path, versions: Path, archive: Path) -> None:
             image.addfile(entry, io.BytesIO(text))
 
 
+def _are_served(cluster: Cluster) -> bool:
+    try:
+        cluster.api("CustomObjectsApi").list_cluster_custom_object(GROUP, "v1", "routes", _request_timeout=30)
+    except ApiException as error:
+        assert error.status == 404
+        return False
+    groups = cluster.api("ApisApi").get_api_versions(_request_timeout=30).groups
+    return GROUP in [group.name for group in groups]
+
+
 @contextmanager
 def routes(cluster: Cluster) -> Generator[None]:
     """Have a cluster know routes."""
     api = cluster.api("ApiextensionsV1Api")
     api.create_custom_resource_definition(KIND, _request_timeout=30)
     try:
-        kinds = cluster.api("CustomObjectsApi")
-        eventually(lambda: kinds.get_api_resources(GROUP, "v1").resources, "routes to be served")
+        eventually(lambda: _are_served(cluster), "routes to be served")
         yield
     finally:
         api.delete_custom_resource_definition(KIND["metadata"]["name"], _request_timeout=30)
