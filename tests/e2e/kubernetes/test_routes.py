@@ -126,27 +126,20 @@ class Router:
 
 def image_of_17(base: Path, versions: Path, archive: Path) -> None:
     """Make an image of PostgreSQL 17, upon one of an older version, as `docker save` writes it."""
-    layers, digests = ["base.tar", "17.tar"], list[str]()
+    layers = ["layer.tar", "17.tar"]
+    with tarfile.open(base) as there:
+        there.extractall(archive.parent, filter="data")
+    config = json.loads(archive.with_name("config.json").read_text())
+    config["config"]["Env"] = [f"PATH={versions}/17/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]
+    config["history"] = [{}, {}]
+    with tarfile.open(archive.with_name("17.tar"), "w") as layer:
+        layer.add(versions / "17", str(versions / "17").lstrip("/"))
+    with archive.with_name("17.tar").open("rb") as content:
+        config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}")
     with tarfile.open(archive, "w") as image:
         for name in layers:
-            path = archive.with_name(name)
-            if name == "base.tar":
-                with tarfile.open(base) as there:
-                    there.extract("layer.tar", archive.parent, filter="data")
-                (archive.parent / "layer.tar").rename(path)
-            else:
-                with tarfile.open(path, "w") as layer:
-                    layer.add(versions / "17", str(versions / "17").lstrip("/"))
-            with path.open("rb") as content:
-                digests.append(f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}")
-            image.add(path, name)
-            path.unlink()
-        config = {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"User": "26", "Env": [f"PATH={versions}/17/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]},
-            "rootfs": {"type": "layers", "diff_ids": digests},
-        }
+            image.add(archive.with_name(name), name)
+            archive.with_name(name).unlink()
         manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": layers}]
         for name, value in {"config.json": config, "manifest.json": manifest}.items():
             text = json.dumps(value).encode()
