@@ -104,8 +104,8 @@ class Monitor(MockMonitor):
         return super().RegisterResource(request)
 
 
-def site(name: str = "east", **options: Any) -> K8sAnywhereTopology:
-    return K8sAnywhereTopology(name, **{"kubeconfig": "apiVersion: v1", "address": "10.0.0.1", **options})
+def site(name: str = "east", *, address: str = "10.0.0.1", **options: Any) -> K8sAnywhereTopology:
+    return K8sAnywhereTopology(name, kubeconfig="apiVersion: v1", address=address, **options)
 
 
 def pair(*members: Callable[[], PostgreSQL], config: PostgreSQLConfig = CONFIG) -> tuple[Mocks, Monitor]:
