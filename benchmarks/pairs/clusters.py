@@ -205,7 +205,7 @@ class ByHand(OnClusters):
             },
             image=self.clusters[name].image,
             storage={"size": _STORAGE},
-            source=None if leads else endpoint,
+            follows=not leads,
             roles={
                 "replica": objects.following(cluster, leads=leads),
                 "externalClusters": objects.external_clusters(cluster, name, endpoint),

@@ -1,8 +1,12 @@
-"""Addresses as text, `host:port`, written in one way, so that two that are the same are equal. Pure."""
+"""Addresses as text, `host:port`, written in one way, so that two that are the same are equal; how TLS begins there.
+
+Pure.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
@@ -33,6 +37,14 @@ def is_same(one: str, other: str) -> bool:
     No name is resolved: one of a host and an address of it are two.
     """
     return _canonical(one) == _canonical(other)
+
+
+def negotiation(*endpoints: Mapping[str, Any]) -> dict[str, str]:
+    """Return how libpq, and what goes by its words, is to begin TLS with servers: libpq, `sslnegotiation`.
+
+    Nothing where it need not be said: no libpq before 17 knows the word. Servers that know it take direct TLS anywhere.
+    """
+    return {"sslnegotiation": "direct"} if any(endpoint.get("direct") for endpoint in endpoints) else {}
 
 
 def _canonical(text: str) -> str:

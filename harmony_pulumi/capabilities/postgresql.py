@@ -8,12 +8,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from urllib.parse import quote, urlencode
 
 import pulumi
 
-from harmony_pulumi.capabilities.addresses import address
+from harmony_pulumi.capabilities.addresses import address, negotiation
 from harmony_pulumi.capabilities.base import Capability
 from harmony_pulumi.input_errors import InputError, Problem
 
@@ -26,6 +26,8 @@ class Endpoint(TypedDict):
 
     host: str
     port: int
+    direct: NotRequired[bool]
+    """Whether only TLS from the first byte gets there, as past a router that goes by names (SNI): PostgreSQL 17 on."""
 
 
 class ReplicationCerts(TypedDict):
@@ -116,6 +118,8 @@ class PostgreSQLPlan:
     """The names of the topologies that would run servers."""
     homes: tuple[Mapping[str, Any], ...] = ()
     """Where servers would keep their data, as each topology writes it; for its own providers to look at."""
+    direct: tuple[str, ...] = ()
+    """The names of those topologies whose servers only direct TLS would get to (`Endpoint.direct`)."""
 
     @classmethod
     def joined(cls, plans: Sequence[PostgreSQLPlan]) -> PostgreSQLPlan:
@@ -132,6 +136,7 @@ class PostgreSQLPlan:
             tuple(claims),
             tuple(member for plan in plans for member in plan.members),
             tuple(home for plan in plans for home in plan.homes),
+            tuple(name for plan in plans for name in plan.direct),
         )
 
 
@@ -223,6 +228,8 @@ def uri(endpoints: Sequence[Endpoint], database: str, role: str, password: str, 
     With several hosts, a client finds the one that takes writes, unless they are `alike` and any will do.
     """
     hosts = ",".join(address(e["host"], e["port"]) for e in endpoints)
-    attributes = "&target_session_attrs=read-write" if len(endpoints) > 1 and not alike else ""
+    words = {"sslmode": "verify-full", **negotiation(*endpoints)}
+    if len(endpoints) > 1 and not alike:
+        words["target_session_attrs"] = "read-write"
     login = f"{quote(role, safe='')}:{quote(password, safe='')}"
-    return f"postgresql://{login}@{hosts}/{quote(database, safe='')}?sslmode=verify-full{attributes}"
+    return f"postgresql://{login}@{hosts}/{quote(database, safe='')}?{urlencode(words)}"

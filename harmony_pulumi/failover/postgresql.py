@@ -70,7 +70,8 @@ class FailoverPostgreSQL(Failover[T]):
         resource_name = f"{cast('Any', self).name}-{name}"
         names = {role: str(cast("Any", member).name) for role, member in self.members.items()}
         roles, role_problems = declared_active(resource_name, active, names)
-        whole = replace(whole, problems=(*whole.problems, *role_problems, *_problems_of_nesting(config, plans)))
+        more = [*role_problems, *_problems_of_nesting(config, plans), *_problems_of_direct(whole, endpoints)]
+        whole = replace(whole, problems=(*whole.problems, *more))
         insist(f"PostgreSQL {name!r} on {cast('Any', self).name!r}", whole, config)
         outer = replication or Replication()
         primary = self.primary.deploy_postgresql(
@@ -160,6 +161,18 @@ def _problems_of_nesting(config: PostgreSQLConfig, plans: Mapping[str, PostgreSQ
         "for the other pair at once; use 'asynchronous', or a pair of two servers"
     )
     return [Problem("replication", message)]
+
+
+def _problems_of_direct(whole: PostgreSQLPlan, endpoints: Sequence[EndpointConfig]) -> list[Problem]:
+    """Return why endpoints could not get to the members: PgBouncer's changelog, up to 1.25."""
+    if not (whole.direct and endpoints):
+        return []
+    message = (
+        f"cannot lead to {' and '.join(whole.direct)}: a route takes direct TLS alone, which PgBouncer has for clients "
+        f"(from 1.25 on), not towards servers; leave them out, as the uri names every member, or have `service_type` "
+        f"'LoadBalancer' or 'NodePort' there"
+    )
+    return [Problem("endpoints", message)]
 
 
 def _plans_of_endpoints(name: str, endpoints: Sequence[EndpointConfig]) -> list[PostgreSQLPlan]:

@@ -15,7 +15,7 @@ def api_of(props: Mapping[str, Any]) -> Api:
 
 
 def of(props: Mapping[str, Any]) -> dict[str, Any]:
-    """Look at a cluster: `uid`, `platform`, `version`, `service_type`, `operator` (its release), `problems`.
+    """Look at a cluster: `uid`, `platform`, `version`, `service_type`, `routes`, `operator` (its release), `problems`.
 
     `problems` refuse it; `warnings` are shown.
 
@@ -36,6 +36,7 @@ def of(props: Mapping[str, Any]) -> dict[str, Any]:
         "platform": what,
         "version": version,
         "service_type": found.service_type(what, groups, [node["spec"].get("providerID", "") for node in nodes]),
+        "routes": found.ROUTES in groups,
         "operator": releases[0] if releases else "",
         "problems": [problem for release in releases if (problem := operator.problem(release))],
         "warnings": [warning for release in releases if (warning := operator.warning(release))],

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-ServiceType = Literal["LoadBalancer", "NodePort"]
+ServiceType = Literal["LoadBalancer", "NodePort", "Route"]
+ROUTES = "route.openshift.io"
+"""The API group of OpenShift's routes."""
+ROUTES_SINCE = 17
+"""The first version of PostgreSQL whose servers and clients get past a router that goes by names: by direct TLS."""
+_ROUTER_PORT = 443
+_DNS_NAME = re.compile(r"(?=.{1,253}$)(?=.*[a-z])([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.(?!$)|$))+")
 
 
 def platform(git_version: str, groups: Collection[str]) -> str:
@@ -40,14 +47,36 @@ def service_type_problem(service_type: str) -> str | None:
     """Return why servers are not reached in such a way from outside, or None."""
     if service_type in get_args(ServiceType):
         return None
-    expected = "expected 'LoadBalancer' or 'NodePort', or nothing, to have it found out"
-    if service_type == "Route":
-        return (
-            "'Route' is not offered: a router tells servers apart by the name (SNI) in the first bytes of TLS, and "
-            "PostgreSQL's clients send its own request for TLS before those; only some since PostgreSQL 17 can do "
-            f"without, each if it is told so (sslnegotiation=direct); {expected}"
-        )
+    expected = "expected 'LoadBalancer', 'NodePort' or 'Route', or nothing, to have one of the first two found out"
     return f"{service_type!r} is no way in which servers are reached; {expected}"
+
+
+def route_problem(address: str | None) -> str | None:
+    """Return why a router cannot tell a server by such an address, or None."""
+    if address is None:
+        return "is missing; a route needs the host name by which a router is to know the server"
+    if not _DNS_NAME.fullmatch(address):
+        return f"{address!r} is no host name that a route could have; expected one in lower case, not an IP address"
+    return None
+
+
+def route_version_problem(version: int | None) -> str | None:
+    """Return why servers of a version are not reached by a route, or None."""
+    if version is not None and version >= ROUTES_SINCE:
+        return None
+    return (
+        f"{'is missing' if version is None else version}; expected {ROUTES_SINCE} or newer, said so, with "
+        f"`service_type='Route'`, for every member: a router tells servers apart by the name (SNI) in the first bytes "
+        f"of TLS, and until {ROUTES_SINCE} PostgreSQL's own request for TLS comes before those"
+    )
+
+
+def by_route(route: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return where a service is reached by a route, as the API has that; None until a router has admitted it."""
+    host = route["spec"]["host"]
+    at_routers = [each for each in (route.get("status") or {}).get("ingress") or () if each.get("host") == host]
+    said = {(each["type"], each["status"]) for at in at_routers for each in at.get("conditions") or ()}
+    return {"host": host, "port": _ROUTER_PORT, "direct": True} if ("Admitted", "True") in said else None
 
 
 def outside(service: Mapping[str, Any], address: str | None) -> dict[str, Any] | None:

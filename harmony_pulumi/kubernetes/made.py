@@ -16,22 +16,25 @@ from harmony_pulumi.orchestration.wait import wait_for
 
 
 def endpoint(props: Mapping[str, Any]) -> dict[str, Any]:
-    """Wait until the service of a cluster has an address outside of Kubernetes, and return that.
+    """Wait until the service of a cluster, or its route, has an address outside of Kubernetes, and return that.
 
     Raises:
         SiteError: it gets none, in time.
     """
     api, name = api_of(props), f"{props['cluster']}-{objects.OUTSIDE}"
+    what, advice = "service", "where nothing makes load balancers, use `service_type='NodePort'`."
+    if props["service_type"] == "Route":
+        what, advice = "route", "no router admits one whose host name is another's."
     place = wait_for(
-        f"{api.name}: an address of the service {props['namespace']}/{name}",
+        f"{api.name}: an address of the {what} {props['namespace']}/{name}",
         lambda: _endpoint_now(props),
         bool,
         deadline=props["deadline"],
         words=lambda _: "it has none",
-        advice="See `kubectl describe service`; where nothing makes load balancers, use `service_type='NodePort'`.",
+        advice=f"See `kubectl describe {what}`; {advice}",
     )
     if place is None:
-        raise SiteError(f"{api.name}: the service {name} has no address")
+        raise SiteError(f"{api.name}: the {what} {name} has no address")
     return place
 
 
@@ -65,7 +68,10 @@ def issued(made: Mapping[str, Any]) -> list[str]:
 
 
 def _endpoint_now(props: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the address that the service of a cluster has outside of Kubernetes; None if it has none yet."""
+    """Return the address that a cluster has outside of Kubernetes; None if it has none yet."""
+    if props["service_type"] == "Route":
+        route = api_of(props).get(objects.route_path(props["namespace"], props["cluster"]))
+        return None if route is None else found.by_route(route)
     name = f"{props['cluster']}-{objects.OUTSIDE}"
     service = api_of(props).get(f"/api/v1/namespaces/{props['namespace']}/services/{name}")
     return None if service is None else found.outside(service, props.get("address"))

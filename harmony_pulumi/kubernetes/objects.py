@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from harmony_pulumi.hosts.postgresql import files
+from harmony_pulumi.capabilities.addresses import negotiation
+from harmony_pulumi.hosts.postgresql import certificates, files
+from harmony_pulumi.kubernetes.found import ROUTES
 
 GROUP, VERSION, PLURAL = "postgresql.cnpg.io", "v1", "clusters"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -167,6 +169,30 @@ def login_secret(cluster: str, namespace: str, owner: str, role: str, password: 
     }
 
 
+def route(
+    cluster: str, namespace: str, owner: str, host: str, annotations: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return the route by which a router of OpenShift passes TLS for a name on to the service: "Secured routes"."""
+    about = metadata(f"{cluster}-{OUTSIDE}", namespace, owner)
+    about["annotations"] = {**(annotations or {}), **about["annotations"]}
+    return {
+        "apiVersion": f"{ROUTES}/v1",
+        "kind": "Route",
+        "metadata": about,
+        "spec": {
+            "host": host,
+            "to": {"kind": "Service", "name": about["name"]},
+            "port": {"targetPort": "postgresql"},
+            "tls": {"termination": "passthrough"},
+        },
+    }
+
+
+def route_path(namespace: str, cluster: str) -> str:
+    """Return where the route of a cluster is in the API."""
+    return f"/apis/{ROUTES}/v1/namespaces/{namespace}/routes/{cluster}-{OUTSIDE}"
+
+
 def service(
     cluster: str, namespace: str, owner: str, service_type: Any, annotations: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
@@ -189,21 +215,25 @@ def service(
     }
 
 
+def reached_by(endpoint: Mapping[str, Any], certs: Mapping[str, str]) -> dict[str, str]:
+    """Return how a cluster reaches what it follows, as parameters of a connection: where, and as whom."""
+    user = certificates.role(certs["client_certificate"])
+    return {"host": endpoint["host"], "port": str(int(endpoint["port"])), "user": user, **negotiation(endpoint)}
+
+
 def external_cluster(cluster: str, name_of_member: str, source: Mapping[str, Any]) -> dict[str, Any]:
     """Return what one follows, as it knows it: by an address that needs no name inside Kubernetes.
 
     Args:
         cluster: that follows.
         name_of_member: as which it does.
-        source: `host`, `port`, and the `user` that the source's certificate is for.
+        source: how the source is reached: `reached_by`.
     """
     name = secret_names(cluster)[PEER]
     return {
         "name": PEER,
         "connectionParameters": {
-            "host": source["host"],
-            "port": source["port"],
-            "user": source["user"],
+            **source,
             "dbname": "postgres",
             "sslmode": "verify-full",
             "application_name": name_of_member,
@@ -234,9 +264,9 @@ def told(cluster: str, clusters: Sequence[Mapping[str, Any]], *, leads: bool) ->
 
 
 def follows_as(cluster: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
-    """Tell whether a cluster knows its source by this endpoint: `host`, `port` and `user`."""
+    """Tell whether a cluster reaches its source so: `reached_by`."""
     known = {each["name"]: each.get("connectionParameters") or {} for each in cluster["spec"]["externalClusters"]}
-    return all(known[PEER].get(key) == value for key, value in source.items())
+    return all(known[PEER].get(key) == source.get(key) for key in ("host", "port", "user", "sslnegotiation"))
 
 
 def external_clusters(cluster: str, name_of_member: str, source: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -253,7 +283,7 @@ def cluster(
     *,
     image: Any,
     storage: Mapping[str, Any],
-    source: Mapping[str, Any] | None,
+    follows: bool,
     roles: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the cluster itself.
@@ -265,7 +295,7 @@ def cluster(
         declared: what the program declares: `databases`, `settings`, `networks`, `slot_size_bound`, `instances`, ...
         image: of PostgreSQL; it may be an output.
         storage: `size`, and `storageClass` if one is named.
-        source: what to copy and follow: `host`, `port` and `user`; None for a new database.
+        follows: whether it copies a source, and follows it; else it is a new database.
         roles: what says whom it follows, `replica` and `externalClusters`: as it is made, or as it was left.
     """
     names = secret_names(name)
@@ -306,7 +336,7 @@ def cluster(
         "owner": first["owner"],
         "secret": {"name": login_name(name, first["owner"])},
     }
-    if source is None:
+    if not follows:
         locale = {"encoding": "UTF8", "localeCollate": declared["locale"], "localeCType": declared["locale"]}
         spec["bootstrap"] = {"initdb": {**start, "dataChecksums": True, **locale}}
     else:
@@ -333,7 +363,7 @@ def roles_at_first(name: str, member: str, source: Mapping[str, Any] | None) -> 
     Args:
         name: of the cluster.
         member: what replication calls it.
-        source: what to follow: `host`, `port` and `user`.
+        source: what to follow: `reached_by`.
     """
     if source is None:
         return {}

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
 
-from harmony_pulumi.capabilities.addresses import address
+from harmony_pulumi.capabilities.addresses import address, negotiation
 from harmony_pulumi.capabilities.postgresql_facts import OPERATOR_ROLE
 from harmony_pulumi.capabilities.site import (
     Beyond,
@@ -403,11 +403,7 @@ class ClusterPostgreSQL:
         secret["metadata"]["ownerReferences"] = [objects.reference(cluster)]
         path = f"/api/v1/namespaces/{self._namespace}/secrets/{secret['metadata']['name']}"
         self.api.apply(path, secret, manager=objects.MANAGER)
-        known = {
-            "host": source["endpoint"]["host"],
-            "port": str(int(source["endpoint"]["port"])),
-            "user": certificates.role(source["certs"]["client_certificate"]),
-        }
+        known = objects.reached_by(source["endpoint"], source["certs"])
         clusters = objects.external_clusters(name, self.handle["name"], known)
         self._drop_token(cluster)
         self._apply(clusters, leads=False)
@@ -788,6 +784,7 @@ def _conninfo(source: Mapping[str, Any], name: str) -> str:
         "user": certificates.role(source["certs"]["client_certificate"]),
         "dbname": "postgres",
         "sslmode": "verify-full",
+        **negotiation(source["endpoint"]),
         "sslrootcert": f"{_SOURCE}-ca.crt",
         "sslcert": f"{_SOURCE}-tls.crt",
         "sslkey": f"{_SOURCE}-tls.key",

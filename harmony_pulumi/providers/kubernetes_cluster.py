@@ -9,6 +9,7 @@ import pulumi
 from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from harmony_pulumi.errors import UnreachableError
+from harmony_pulumi.kubernetes.found import ROUTES
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
 
@@ -85,6 +86,12 @@ def _checked(
     if reached == "NodePort" and not new.get("address"):
         message = "is missing, and nothing makes load balancers there; give the address of a node, a host name or an IP"
         failures.append(CheckFailure("address", message))
+    if reached == "Route" and not found["routes"]:
+        message = (
+            f"would be 'Route', and this cluster ({found['platform']} {found['version']}) serves no {ROUTES}; expected "
+            f"OpenShift, or 'LoadBalancer' or 'NodePort'"
+        )
+        failures.append(CheckFailure("service_type", message))
     kept = {
         "uid": found["uid"],
         "platform": found["platform"],

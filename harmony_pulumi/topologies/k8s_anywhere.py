@@ -26,7 +26,7 @@ from harmony_pulumi.capabilities.postgresql import (
 from harmony_pulumi.capabilities.postgresql_settings import quantity
 from harmony_pulumi.input_errors import InputError, Problem
 from harmony_pulumi.kubernetes import objects
-from harmony_pulumi.kubernetes.found import ServiceType, service_type_problem
+from harmony_pulumi.kubernetes.found import ServiceType, route_problem, route_version_problem, service_type_problem
 from harmony_pulumi.topologies.base import Topology
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Place:
 
     provider: pulumi.ProviderResource
     after: tuple[pulumi.Resource, ...]
-    service_type: pulumi.Output[str]
+    service_type: pulumi.Input[str]
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,11 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
             context: of the kubeconfig, if not its current one.
             namespace: where everything is made; made, too, and kept on destroy.
             address: the host name or IP by which nodes are reached from outside, for node ports; with a load balancer,
-                the name that it has in DNS, if it is to be reached by one.
-            service_type: how servers are reached from outside, `LoadBalancer` or `NodePort`; by default what fits the
-                cluster.
-            service_annotations: of that service, for what makes its load balancer: to have an inner one, say.
+                the name that it has in DNS, if it is to be reached by one; with a route, its host name.
+            service_type: how servers are reached from outside, `LoadBalancer`, `NodePort` or, told so, `Route`, for a
+                router that goes by names (SNI); by default the one of the first two that fits the cluster.
+            service_annotations: of that service, for what makes its load balancer: to have an inner one, say; or of
+                the route.
             instances: of PostgreSQL, one of which leads; the others are local replicas.
             synchronous_instances: how many of the local replicas each commit waits for; with fewer that run, commits
                 wait: CloudNativePG, "Synchronous Replication".
@@ -180,6 +181,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         self._operator_manifest = operator_manifest or objects.MANIFEST
         self._service_type, self._service_annotations = service_type, dict(service_annotations or {})
         self._shared: _Place | None = None
+        self._routed = ""
         super().__init__(name, opts)
 
     def plan_postgresql(self, name: str, config: PostgreSQLConfig) -> PostgreSQLPlan:
@@ -210,9 +212,11 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 f"{config.version}, and `image` of {self.name!r} is of {major} ({self._image}); leave one of them out"
             )
             problems.append(Problem("version", message))
+        problems += self._problems_of_route(name, config)
         claim = Claim(f"Kubernetes {self.name}", "cluster", f"{self._namespace}/{cluster}", "name")
         home = {"kind": "kubernetes", "name": self.name, "owner": self._owner(name)}
-        return PostgreSQLPlan(tuple(problems), (claim,), (self.name,), (home,))
+        direct = (self.name,) if self._service_type == "Route" else ()
+        return PostgreSQLPlan(tuple(problems), (claim,), (self.name,), (home,), direct)
 
     def deploy_postgresql(
         self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None
@@ -225,11 +229,30 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         place = self._place()
         within = _Within(place, self._cluster(name), self._namespace, self._owner(name), self, config.on_destroy)
         about = (within.cluster, within.namespace, within.owner)
-        service = within.declare(objects.service(*about, place.service_type, self._service_annotations))
+        if self._service_type == "Route":
+            self._routed = name
+            service = within.declare(objects.service(*about, "ClusterIP"))
+            route = objects.route(*about, self._reached["address"], self._service_annotations)
+            service = within.declare(route, after=[service])
+        else:
+            service = within.declare(objects.service(*about, place.service_type, self._service_annotations))
         made = self._secrets(within, config, source, service)
         alone = not (replication and (replication.source or replication.peers))
         serving = self._serving(within, config, declared, made, replication=followed, alone=alone)
         return self._as_cluster(name, config, within, made, serving)
+
+    def _problems_of_route(self, name: str, config: PostgreSQLConfig) -> list[Problem]:
+        """Return why a database is not reached by a route: its version, or that another one here has the name."""
+        if self._service_type != "Route":
+            return []
+        problems = [Problem("version", problem)] if (problem := route_version_problem(config.version)) else []
+        if self._routed not in {"", name}:
+            message = (
+                f"{self._reached['address']} leads to {self._routed!r} already, and a route has one host name; give "
+                f"{name!r} a topology of its own, with another `address`"
+            )
+            problems.append(Problem("name", message))
+        return problems
 
     def _place(self) -> _Place:
         """Return what everything here is declared with, declared itself once."""
@@ -268,7 +291,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
                 f"{self.name}-{self._namespace}", metadata={"name": self._namespace}, opts=kept
             )
             reached = cluster.found.apply(lambda found: found["service_type"])
-            self._shared = _Place(provider, (cluster, namespace), reached)
+            self._shared = _Place(provider, (cluster, namespace), self._service_type or reached)
         return self._shared
 
     def _secrets(
@@ -329,22 +352,23 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         secrets += [
             within.declare(objects.login_secret(*about, role, passwords.apply(itemgetter(role)))) for role in owners
         ]
-        follows = None
+        follows: pulumi.Output[dict[str, str]] | None = None
         if replication is not None:
             source, certs = replication
-            port = source.endpoint.apply(lambda known: str(int(known["port"])))
-            user = pulumi.Output.unsecret(certs.apply(_role))
-            follows = {"host": source.endpoint.apply(itemgetter("host")), "port": port, "user": user}
+            known = pulumi.Output.all(source.endpoint, certs).apply(lambda known: objects.reached_by(*known))
+            follows = pulumi.Output.unsecret(known)
             # A role change and a rotation give it the same: those of its source.
             texts = _each(certs, ("ca_certificate", "client_certificate", "client_key"))
             secrets.append(within.declare(objects.peer_secret(*about, texts)))
         image = self._image_of(config, replication[0] if replication else None)
-        at_first = objects.roles_at_first(within.cluster, self.name, follows)
+        at_first = pulumi.Output.from_input(follows).apply(partial(objects.roles_at_first, within.cluster, self.name))
         roles = {
-            key: pulumi.Output.all(made.standing, at_first.get(key)).apply(partial(_as_it_stands, key))
+            key: pulumi.Output.all(made.standing, at_first).apply(partial(_as_it_stands, key))
             for key in ("replica", "externalClusters")
         }
-        thing = objects.cluster(*about, declared, image=image, storage=self._storage, source=follows, roles=roles)
+        thing = objects.cluster(
+            *about, declared, image=image, storage=self._storage, follows=follows is not None, roles=roles
+        )
         after = [*secrets, *([replication[0].resource] if replication else [])]
         cluster = within.declare(thing, silent=objects.MOVED, after=after)
         databases = [
@@ -440,7 +464,7 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
 def _as_it_stands(key: str, known: Sequence[Any]) -> Any:
     """Return a part of what says whom a cluster follows: of one that is there, as it is; else as it is made."""
     standing, at_first = known
-    return standing.get(key) if standing else at_first
+    return (standing or at_first).get(key)
 
 
 def _uid(thing: pulumi.Resource) -> pulumi.Output[str | None]:
@@ -452,13 +476,6 @@ def _uid(thing: pulumi.Resource) -> pulumi.Output[str | None]:
 def _each(values: pulumi.Output[Any], keys: Sequence[str]) -> dict[str, pulumi.Output[Any]]:
     """Return outputs of each of these values."""
     return {key: values.apply(itemgetter(key)) for key in keys}
-
-
-def _role(certs: ReplicationCerts) -> str:
-    """Return the role as which a replica connects with these."""
-    from harmony_pulumi.hosts.postgresql.certificates import role
-
-    return role(certs["client_certificate"])
 
 
 def _issued(made: Mapping[str, str]) -> str:
@@ -500,7 +517,9 @@ def _problems(
     ]
     if not _QUANTITY.fullmatch(storage):
         problems.append(Problem("storage", f"{storage!r} is not a size; expected for instance '10Gi'"))
-    if address is not None and not is_host(address):
+    if service_type == "Route":
+        problems += [Problem("address", message)] if (message := route_problem(address)) else []
+    elif address is not None and not is_host(address):
         problems.append(Problem("address", f"{address!r} is neither a host name nor an IP address"))
     if service_type is not None and (message := service_type_problem(service_type)):
         problems.append(Problem("service_type", message))

@@ -1,5 +1,5 @@
-"""Why a cluster is not reached by a route of OpenShift: its router, HAProxy, tells servers apart by a name (SNI) that
-comes with the first bytes of TLS, and PostgreSQL's clients ask for TLS in their own way first, unless told otherwise.
+"""Why a route of OpenShift takes direct TLS: its router, HAProxy, tells servers apart by a name (SNI) that comes with
+the first bytes of TLS, and PostgreSQL's clients ask for TLS in their own way first, unless told otherwise.
 """
 
 from __future__ import annotations

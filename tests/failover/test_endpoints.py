@@ -80,3 +80,5 @@ def test_any_of_several_endpoints_will_do() -> None:
     both: Any = [{"host": "a", "port": 1}, {"host": "::1", "port": 2}]
     assert uri(both, "orders", "o", "p", alike=True) == "postgresql://o:p@a:1,[::1]:2/orders?sslmode=verify-full"
     assert uri(both, "orders", "o", "p").endswith("&target_session_attrs=read-write")
+    both[1]["direct"] = True
+    assert uri(both, "orders", "o", "p").endswith("&sslnegotiation=direct&target_session_attrs=read-write")

@@ -204,6 +204,9 @@ def test_a_replica_connects_as_the_role_of_the_certificate_that_its_source_gives
     conninfo = files.source_conninfo(source, LAYOUT, "toronto")
     assert f"user='{role}'" in conninfo
     assert "port='5433'" in conninfo
+    assert "sslnegotiation" not in conninfo, "no libpq before 17 knows it"
+    direct = {**source, "endpoint": {"host": "there", "port": 443, "direct": True}}
+    assert "sslnegotiation='direct'" in files.source_conninfo(direct, LAYOUT, "toronto")
 
 
 def test_the_role_of_replicas_is_made_on_a_primary_that_lacks_it_with_what_a_rewind_needs() -> None:

@@ -90,12 +90,65 @@ def test_a_service_that_nobody_has_looked_at_yet_is_reached_nowhere(status: dict
     assert found.outside({"spec": service(BALANCED)["spec"], **status}, None) is None
 
 
-def test_another_way_to_reach_a_server_is_refused_and_a_route_with_the_reason() -> None:
-    assert found.service_type_problem("LoadBalancer") is None
-    assert found.service_type_problem("NodePort") is None
-    for other in ("ClusterIP", "loadbalancer", ""):
+def test_another_way_to_reach_a_server_is_refused() -> None:
+    for known in ("LoadBalancer", "NodePort", "Route"):
+        assert found.service_type_problem(known) is None
+    for other in ("ClusterIP", "loadbalancer", "route", ""):
         assert str(found.service_type_problem(other)).startswith(f"{other!r} is no way in which servers are reached; ")
-    why = str(found.service_type_problem("Route"))
-    assert "name (SNI) in the first bytes of TLS" in why
-    assert "only some since PostgreSQL 17" in why
-    assert why.endswith("expected 'LoadBalancer' or 'NodePort', or nothing, to have it found out")
+
+
+LONGEST = ".".join(["a" * 63] * 3 + ["a" * 61])
+
+
+@pytest.mark.parametrize("address", ["orders.example.com", "orders", "1.orders.example", LONGEST])
+def test_a_router_tells_a_server_by_a_host_name(address: str) -> None:
+    assert found.route_problem(address) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "192.0.2.7",
+        "2001:db8::1",
+        "Orders.example",
+        "orders..example",
+        ".example",
+        "example.",
+        "-a.b",
+        "a-.b",
+        "a_b",
+        "",
+    ],
+)
+def test_a_router_tells_a_server_by_nothing_else(address: str) -> None:
+    assert str(found.route_problem(address)).startswith(f"{address!r} is no host name")
+    assert found.route_problem(f"{LONGEST}a")
+    assert str(found.route_problem(None)).startswith("is missing")
+
+
+@pytest.mark.parametrize(
+    ("version", "starts"), [(None, "is missing; expected 17"), (16, "16; expected 17"), (17, "None")]
+)
+def test_a_route_takes_a_version_that_is_told_and_has_direct_tls(version: int | None, starts: str) -> None:
+    assert str(found.route_version_problem(version)).startswith(starts)
+
+
+ADMITTED, OTHER = {"type": "Admitted", "status": "True"}, {"type": "Admitted", "status": "False"}
+
+
+@pytest.mark.parametrize(
+    ("status", "reached"),
+    [
+        ({}, False),
+        ({"ingress": None}, False),
+        ({"ingress": [{"host": "db.example"}]}, False),
+        ({"ingress": [{"host": "db.example", "conditions": [OTHER]}]}, False),
+        ({"ingress": [{"host": "before.example", "conditions": [ADMITTED]}]}, False),
+        ({"ingress": [{"host": "db.example", "conditions": [ADMITTED]}]}, True),
+        ({"ingress": [{"host": "db.example", "conditions": [each]} for each in (OTHER, ADMITTED)]}, True),
+    ],
+)
+def test_a_server_is_reached_by_a_route_once_a_router_has_admitted_it(status: dict[str, Any], reached: bool) -> None:
+    place = {"host": "db.example", "port": 443, "direct": True}
+    assert found.by_route({"spec": {"host": "db.example"}, "status": status}) == (place if reached else None)
+    assert found.by_route({"spec": {"host": "db.example"}}) is None

@@ -173,6 +173,23 @@ def test_a_kubeconfig_that_leads_to_another_cluster_is_refused(
     assert "one" in failure.reason
 
 
+def test_a_route_is_refused_where_the_api_server_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: dict[str, Any] = {"version": {"gitVersion": "v1.31.6+k3s1"}, "nodes": {"items": []}}
+    provider = kubernetes_cluster.KubernetesClusterProvider()
+    props = {"name": "east", "kubeconfig": "k", "address": "db.example", "service_type": "Route"}
+    monkeypatch.setattr(facts, "api_of", lambda _: Api(**there, apis={"groups": [{"name": "apps"}]}))
+    [failure] = provider.check({}, props).failures
+    assert failure.property == "service_type"
+    assert failure.reason.startswith(
+        "would be 'Route', and this cluster (k3s v1.31.6+k3s1) serves no route.openshift.io"
+    )
+    assert not provider.check({}, {**props, "service_type": None}).failures, "it has a load balancer"
+    monkeypatch.setattr(facts, "api_of", lambda _: Api(**there, apis={"groups": [{"name": "route.openshift.io"}]}))
+    checked = provider.check({}, props)
+    assert not checked.failures
+    assert checked.inputs["found"]["service_type"] == "Route"
+
+
 def test_what_changes_while_nobody_deploys_is_deployed_by_the_next_up() -> None:
     authority = certificates.make_authority("east")
     shown = {which: tls.issued(authority, "192.0.2.10", 30) for which in ("before", "now")}

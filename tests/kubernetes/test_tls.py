@@ -142,6 +142,7 @@ def test_an_authority_s_key_is_in_its_secret_alone_and_in_no_state_nor_anything_
         "owner": "o",
         "image": "postgresql:17",
         "address": ADDRESS,
+        "service_type": "NodePort",
         "roles": ["orders"],
         "passwords": {},
         "certificate_lifetime_days": DAYS,

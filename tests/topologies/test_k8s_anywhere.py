@@ -15,6 +15,7 @@ from harmony_pulumi import (
     Database,
     Docker,
     DockerConfig,
+    EndpointConfig,
     FailoverTopology,
     InputError,
     K8sAnywhereTopology,
@@ -29,10 +30,12 @@ CONFIG = PostgreSQLConfig(
     settings={"work_mem": "8MB", "jit": False},
     version=16,
 )
+AT_17 = CONFIG.model_copy(update={"version": 17})
 SECRET = {"4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270"}
 REPLICAS = certificates.make_client(certificates.make_authority("test"), "streaming_replica", 30)
 OF_HOST = certificates.make_client(certificates.make_authority("test"), "harmony_replication", 30)
 KEYS = ("key of the server", "key of replicas", "key of the host's replicas")
+BY_ROUTE = {"host": "db.example", "port": 443, "direct": True}
 PASSWORDS = {"orders": "correct horse", "Stock": "battery staple"}
 MADE = {
     "ca": "the authority",
@@ -63,7 +66,7 @@ class Mocks(pulumi.runtime.Mocks):
         self.registered[args.typ.rpartition(":")[2], args.name] = args
         made = {
             "found": {"service_type": "NodePort", "uid": "a-b-c"},
-            "endpoint": {"host": "10.0.0.1", "port": 30432},
+            "endpoint": BY_ROUTE if args.inputs.get("service_type") == "Route" else {"host": "10.0.0.1", "port": 30432},
             "made": MADE,
             "postgresql_version": "16.4",
             "system_identifier": "7",
@@ -101,11 +104,11 @@ class Monitor(MockMonitor):
         return super().RegisterResource(request)
 
 
-def site(name: str = "east", **options: Any) -> K8sAnywhereTopology:
-    return K8sAnywhereTopology(name, kubeconfig="apiVersion: v1", address="10.0.0.1", **options)
+def site(name: str = "east", *, address: str = "10.0.0.1", **options: Any) -> K8sAnywhereTopology:
+    return K8sAnywhereTopology(name, kubeconfig="apiVersion: v1", address=address, **options)
 
 
-def pair(*members: Callable[[], PostgreSQL]) -> tuple[Mocks, Monitor]:
+def pair(*members: Callable[[], PostgreSQL], config: PostgreSQLConfig = CONFIG) -> tuple[Mocks, Monitor]:
     """Return what a program with a pair registers."""
     mocks = Mocks()
     monitor = Monitor(mocks)
@@ -113,19 +116,19 @@ def pair(*members: Callable[[], PostgreSQL]) -> tuple[Mocks, Monitor]:
 
     def program() -> None:
         primary, replica = (make() for make in members)
-        FailoverTopology[PostgreSQL]("orders", primary=primary, replica=replica).deploy_postgresql("orders", CONFIG)
+        FailoverTopology[PostgreSQL]("orders", primary=primary, replica=replica).deploy_postgresql("orders", config)
 
     pulumi.runtime.test(program)()
     return mocks, monitor
 
 
-def declared(**options: Any) -> tuple[Mocks, dict[str, Any]]:
+def declared(*, config: PostgreSQLConfig = CONFIG, **options: Any) -> tuple[Mocks, dict[str, Any]]:
     """Return what a program with one cluster registers, and the cluster's values."""
     mocks, known = Mocks(), dict[str, Any]()
     pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
 
     def program() -> pulumi.Output[None]:
-        database = site(**options).deploy_postgresql("orders", CONFIG)
+        database = site(**options).deploy_postgresql("orders", config)
         values = {"uri": database.uri, "site": database.site, "certs": database.replication_certs}
         return pulumi.Output.all(**values).apply(known.update)
 
@@ -281,13 +284,83 @@ def test_a_cluster_follows_a_host_as_the_role_of_the_host_s_certificate() -> Non
 
 
 def test_every_problem_of_the_arguments_is_told_at_once() -> None:
-    route: Any = "Route"
+    ingress: Any = "Ingress"
     with pytest.raises(InputError) as caught:
         K8sAnywhereTopology(
-            "East", kubeconfig="", namespace="a.b", address="a b", service_type=route, instances=0, storage="ten"
+            "East", kubeconfig="", namespace="a.b", address="a b", service_type=ingress, instances=0, storage="ten"
         )
     paths = [str(problem).partition(":")[0] for problem in caught.value.problems]
     assert sorted(paths) == ["address", "instances", "name", "namespace", "service_type", "storage"]
+
+
+def test_a_route_is_declared_beside_a_service_of_the_cluster_s_own() -> None:
+    annotation = "haproxy.router.openshift.io/ip_allowlist"
+    mocks, known = declared(
+        config=AT_17, service_type="Route", address="db.example", service_annotations={annotation: "192.0.2.0/24"}
+    )
+    route, service = mocks["Route", "east-orders-outside"], mocks["Service", "east-orders-outside"]
+    assert route["spec"] == {
+        "host": "db.example",
+        "to": {"kind": "Service", "name": "east-orders-outside"},
+        "port": {"targetPort": "postgresql"},
+        "tls": {"termination": "passthrough"},
+    }
+    assert route["metadata"]["annotations"][annotation] == "192.0.2.0/24"
+    assert route["metadata"]["annotations"]["harmony-pulumi.dev/owner"] == "shop/dev/east-orders"
+    assert "::east::" in mocks.registered["Route", "east-orders-outside"].provider
+    assert service["spec"]["type"] == "ClusterIP"
+    assert annotation not in service["metadata"]["annotations"]
+    assert mocks["ClusterSecrets", "east-orders-secrets"]["service_type"] == "Route"
+    assert known["uri"].endswith("@db.example:443/orders?sslmode=verify-full&sslnegotiation=direct")
+
+
+def by_route() -> K8sAnywhereTopology:
+    return site(service_type="Route", address="db.example")
+
+
+def test_those_alone_who_connect_to_a_member_by_a_route_begin_with_tls() -> None:
+    west = partial(site, "west")
+    for members, name, parameters in (
+        ((by_route, west), "west-orders", {"host": "db.example", "port": "443", "sslnegotiation": "direct"}),
+        ((west, by_route), "east-orders", {"host": "10.0.0.1", "port": "30432"}),
+    ):
+        mocks = pair(*members, config=AT_17)[0]
+        clusters = mocks["Cluster", name]["spec"]["externalClusters"]
+        peer = next(each for each in clusters if each["name"] == "peer")["connectionParameters"]
+        assert {key: peer[key] for key in ("host", "port", "sslnegotiation") if key in peer} == parameters
+    source = pair(by_route, host, config=AT_17)[0]["PostgreSQLServer", "west-orders"]["source"]
+    assert source["endpoint"] == BY_ROUTE
+
+
+def test_what_a_route_cannot_have_is_refused_together_before_anything_is_declared() -> None:
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
+    with pytest.raises(InputError) as caught:
+        K8sAnywhereTopology("east", kubeconfig="", service_type="Route")
+    assert [problem.path for problem in caught.value.problems] == ["address"]
+    for member in (host(), site("west")):
+        pair = FailoverTopology("orders", primary=member, replica=by_route())
+        with pytest.raises(InputError) as caught:
+            pair.deploy_postgresql("orders", CONFIG, endpoints=[EndpointConfig(on=LinuxHostTopology("kingston"))])
+        assert [problem.path for problem in caught.value.problems] == ["version", "endpoints"]
+        assert "endpoints: cannot lead to east: a route takes direct TLS alone" in str(caught.value)
+    old = site("west", image="registry.example/postgresql:16")
+    with pytest.raises(InputError, match=r"version: 17, and `image` of 'west' is of 16"):
+        FailoverTopology("orders", primary=by_route(), replica=old).deploy_postgresql("orders", AT_17)
+    assert not [kind for kind, _ in mocks.registered if not kind.endswith("Topology")]
+
+
+def test_one_route_leads_to_one_database() -> None:
+    pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
+
+    def program() -> None:
+        east = by_route()
+        east.deploy_postgresql("orders", AT_17)
+        assert not east.plan_postgresql("orders", AT_17).problems
+        with pytest.raises(InputError, match=r"name: db\.example leads to 'orders' already"):
+            east.deploy_postgresql("stock", AT_17)
+
+    pulumi.runtime.test(program)()
 
 
 def test_what_instances_cannot_be_is_told_by_its_path() -> None:

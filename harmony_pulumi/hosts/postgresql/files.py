@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from harmony_pulumi.capabilities.addresses import negotiation
 from harmony_pulumi.capabilities.postgresql_facts import FIRST_WITH_FAILOVER_SLOTS, REPLICATION_ROLE
 from harmony_pulumi.capabilities.postgresql_settings import quantity, setting
 from harmony_pulumi.hosts.postgresql import certificates
@@ -344,6 +345,7 @@ def source_conninfo(source: Mapping[str, Any], layout: Layout, name: str) -> str
         "user": certificates.role(source["certs"]["client_certificate"]),
         "dbname": "postgres",  # For pg_rewind, and for whoever copies slots.
         "sslmode": "verify-full",
+        **negotiation(source["endpoint"]),
         "sslrootcert": f"{layout.tls}/source-ca.crt",
         "sslcert": f"{layout.tls}/source-client.crt",
         "sslkey": f"{layout.tls}/source-client.key",

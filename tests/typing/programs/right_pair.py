@@ -34,6 +34,7 @@ alone = LinuxHostTopology("c").deploy_postgresql("orders", config)
 assert_type(alone, PostgreSQLCluster)
 
 east = K8sAnywhereTopology("east", kubeconfig=pulumi.Output.secret(""), service_type="NodePort", address="east.example")
+north = K8sAnywhereTopology("north", kubeconfig="", service_type="Route", address="north.example")
 west = K8sAnywhereTopology("west", kubeconfig="", instances=3, resources={"requests": {"memory": "2Gi"}})
 clusters = FailoverTopology("clusters", primary=east, replica=west)
 assert_type(clusters, FailoverTopology[K8sAnywhereTopology])

@@ -64,7 +64,7 @@ hosts.standby  # expect: all
 
 # Places.
 K8sAnywhereTopology("nowhere")  # expect: all
-K8sAnywhereTopology("route", kubeconfig="", service_type="Route")  # expect: all
+K8sAnywhereTopology("ingress", kubeconfig="", service_type="Ingress")  # expect: all
 K8sAnywhereTopology("many", kubeconfig="", instances="3")  # expect: all
 
 # Configurations.
