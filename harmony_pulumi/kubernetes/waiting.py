@@ -202,15 +202,18 @@ def hibernate(props: Mapping[str, Any], show: Callable[[str], None]) -> None:
     """
     site = props["site"]
     api, namespace, name = api_of(site), site["namespace"], site["cluster"]
-    if api.get(objects.path_of(namespace, name)) is None:
+    there = api.get(objects.path_of(namespace, name))
+    if there is None:
         return
+    # Its clients are given so long to leave: CloudNativePG, "Postgres instance manager".
+    leave = int(there["spec"].get("smartShutdownTimeout") or 0)
     api.patch(objects.path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: "on"}}})
     wait_for(
         f"{api.name}: the cluster {namespace}/{name}, stopping",
         lambda: api.get(objects.path_of(namespace, name)),
         # Of one that is fenced nothing runs, and the operator waits for it for ever.
         lambda cluster: cluster is None or _hibernates(cluster) or objects.is_fenced(cluster),
-        deadline=props["deadline"],
+        deadline=leave + props["deadline"],
         words=in_words,
         advice=f"See `kubectl describe cluster --namespace {namespace} {name}`.",
     )
