@@ -147,9 +147,11 @@ class ClusterPostgreSQL:
             if not server.connection.exists(server.data):  # It was moved away: by a copy that was cut off, say.
                 seen["left_as"], seen["ended_cleanly"] = "standby", True
                 return
-            # What it will be once its fence is lifted; what it is declared to be may be another thing by then.
-            seen["left_as"] = "standby" if self._is_standby(server) else self._left_as(cluster)
             control = server.control_data()
+            # What it will be once its fence is lifted; what it is declared to be may be another thing by then. A rewind
+            # takes the signal away, and has it back last: whoever led recovers from no archive.
+            is_standby = self._is_standby(server) or control["Database cluster state"] == "in archive recovery"
+            seen["left_as"] = "standby" if is_standby else self._left_as(cluster)
             seen["ended_cleanly"] = control["Database cluster state"] == "shut down"
             seen["system_identifier"] = control["Database system identifier"]
             return

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.commands import Commands, Completed
 from harmony_pulumi.hosts.postgresql import instance
-from harmony_pulumi.kubernetes import site
-from harmony_pulumi.kubernetes.pods import PodInstance
+from harmony_pulumi.kubernetes import objects, site
+from harmony_pulumi.kubernetes.pods import DATA, PodInstance
 
 HANDLE = {"name": "montreal", "namespace": "shop", "cluster": "montreal-orders", "owner": "o"}
 SEEN = {"role": "primary", "replicas": [{"name": "toronto"}, {"name": "montreal-orders-2"}]}
@@ -38,6 +39,18 @@ class Asked(PodInstance):
         return dict.fromkeys(instance._BUILD, "1")  # pyright: ignore[reportPrivateUsage]
 
 
+class Stopped(PodInstance):
+    """A server that does not run."""
+
+    state = ""
+
+    def look(self, query: str, *, port: int, database: str = "postgres", socket: str | None = None) -> Any:
+        raise SiteError("no server is running")
+
+    def control_data(self) -> dict[str, str]:
+        return {"Database cluster state": self.state, "Database system identifier": "7"}
+
+
 class Disk(Commands):
     """Where nothing but the free space is asked."""
 
@@ -49,6 +62,10 @@ class Disk(Commands):
     def conversing(self, *_: Any, **__: Any) -> Any:
         raise AssertionError
 
+    def exists(self, path: str, user: str | None = None) -> bool:
+        del user
+        return path == DATA
+
     def run(self, argv: Sequence[str], **_: Any) -> Completed:
         return Completed(0, "Avail\n4096\n", "")
 
@@ -58,8 +75,15 @@ class Api:
 
     address = "https://montreal"
 
+    def __init__(self, **annotations: str) -> None:
+        self.annotations = annotations
+
     def get(self, path: str) -> dict[str, Any] | None:
-        there = {"metadata": {}, "spec": {"instances": 1}, "status": {"currentPrimary": "montreal-orders-1"}}
+        there = {
+            "metadata": {"annotations": self.annotations},
+            "spec": {"instances": 1},
+            "status": {"currentPrimary": "montreal-orders-1"},
+        }
         return there if path.endswith("/clusters/montreal-orders") else None
 
 
@@ -85,3 +109,23 @@ def test_a_survey_asks_once_and_once_in_each_database() -> None:
     assert (found["major"], found["replay_paused"], found["apply_delay_ms"], found["free_bytes"]) == (14, True, 3, 4096)
     assert found["extensions"] == {"orders": ["plpgsql"]}
     assert len(disk.queries) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "left"),
+    [
+        ("shut down", ("primary", True)),
+        ("in production", ("primary", False)),
+        ("in archive recovery", ("standby", False)),  # Rewound, and not told yet that it is one.
+    ],
+)
+def test_what_a_rewind_leaves_is_no_primary(
+    state: str, left: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = Stopped(Disk())  # type: ignore[arg-type]
+    object.__setattr__(stopped, "state", state)
+    monkeypatch.setattr(site, "instance", lambda *_: stopped)
+    cluster = site.ClusterPostgreSQL({**HANDLE, "endpoint": {"host": "h", "port": 5432}})
+    cluster.__dict__["api"] = Api(**{objects.FENCED: '["*"]'})
+    seen = cluster.observe()
+    assert (seen["state"], seen["left_as"], seen["ended_cleanly"]) == ("stopped", *left), seen
