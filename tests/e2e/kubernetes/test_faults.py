@@ -545,4 +545,5 @@ def test_destroy_while_one_cluster_is_gone_keeps_what_it_cannot_reach_and_ends_l
         assert {r: seen["state"] for r, seen in pair.look().items()} == {"primary": "stopped", "replica": "stopped"}
         pair.stack.up()
         eventually(pair.healthy, "the standby to stream", 120)
-        print(clients.insist(pair.outputs["primary_uri"], pair.outputs["replica_uri"]))
+        outputs = pair.stack.outputs()  # The password is another one.
+        print(clients.insist(outputs["primary_uri"], outputs["replica_uri"]))
