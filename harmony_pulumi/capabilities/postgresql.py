@@ -49,7 +49,10 @@ class PostgreSQLCluster:
     endpoint: pulumi.Output[Endpoint]
     """Where the active server answers."""
     uri: pulumi.Output[str]
-    """A libpq uri for the first database, as its owner. Secret. It names no file: give `sslrootcert` yourself."""
+    """A libpq uri for the first database, as its owner. Secret. It names no file: give `sslrootcert` yourself.
+
+    With a member that is reached by a route it says `sslnegotiation`, which libpq knows from 17 on.
+    """
     ca_certificate: pulumi.Output[str]
     """PEM of the authorities that signed the servers' certificates."""
     data_directory: pulumi.Output[str]
@@ -151,6 +154,8 @@ def _clash(first: Claim, claim: Claim) -> Problem | None:
         other = f", which overlaps {first.value} of {first.path}"
     else:
         return None
+    if claim.kind not in {"port", "directory"}:
+        return Problem(claim.path, f"two members cannot both have {claim.kind} {claim.value}{other}; give each its own")
     where = "on one host" if one_host else "that may be on one host"
     told_apart = "" if one_host else ", or say which machine each is on (LinuxHostTopology: `machine_id`)"
     message = (

@@ -46,7 +46,7 @@ def read_stack(cwd: Path, stack: str | None) -> StackState:
         stack: its name; None for the one that is selected.
 
     Raises:
-        NothingToShowError: there is no such stack, or it cannot be read within a minute.
+        NothingToShowError: there is no such stack, or Pulumi does not show it, within a minute for each look.
     """
     export = ["stack", "export", *(["--stack", stack] if stack else [])]
     found = _exported(export, cwd, stack)
@@ -116,7 +116,7 @@ def _run(arguments: list[str], cwd: Path, seconds: float) -> subprocess.Complete
     argv = ["pulumi", "--non-interactive", *arguments]
     env = {**os.environ, "PULUMI_AUTOMATION_API": "true"}
     pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(argv, cwd=cwd, env=env, text=True, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(argv, cwd=cwd, env=env, encoding="utf-8", start_new_session=True, **pipes) as process:
         try:
             out, err = process.communicate(timeout=seconds)
         except BaseException:

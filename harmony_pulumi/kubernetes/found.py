@@ -11,6 +11,8 @@ ROUTES = "route.openshift.io"
 """The API group of OpenShift's routes."""
 ROUTES_SINCE = 17
 """The first version of PostgreSQL whose servers and clients get past a router that goes by names: by direct TLS."""
+_WITHOUT_DIRECT = "1.26.0"
+"""Of the releases of CloudNativePG that are worked with, the one whose client (pgx 5.7.4) has no direct TLS."""
 _ROUTER_PORT = 443
 _DNS_NAME = re.compile(r"(?=.{1,253}$)(?=.*[a-z])([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.(?!$)|$))+")
 
@@ -69,6 +71,13 @@ def route_version_problem(version: int | None) -> str | None:
         f"`service_type='Route'`, for every member: a router tells servers apart by the name (SNI) in the first bytes "
         f"of TLS, and until {ROUTES_SINCE} PostgreSQL's own request for TLS comes before those"
     )
+
+
+def operator_route_problem(release: str) -> str | None:
+    """Return why the release of an operator does not go with routes, or None."""
+    if release != _WITHOUT_DIRECT:
+        return None
+    return f"has CloudNativePG {release}, whose client cannot get past a router; upgrade it, then run this again"
 
 
 def by_route(route: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -205,8 +205,8 @@ def hibernate(props: Mapping[str, Any], show: Callable[[str], None]) -> None:
     there = api.get(objects.path_of(namespace, name))
     if there is None:
         return
-    # Its clients are given so long to leave: CloudNativePG, "Postgres instance manager".
-    leave = int(there["spec"].get("smartShutdownTimeout") or 0)
+    # One instance after the other gives its clients so long to leave: CloudNativePG, "Postgres instance manager".
+    leave = int(there["spec"].get("smartShutdownTimeout") or 0) * int(there["spec"]["instances"])
     api.patch(objects.path_of(namespace, name), {"metadata": {"annotations": {objects.HIBERNATION: "on"}}})
     wait_for(
         f"{api.name}: the cluster {namespace}/{name}, stopping",

@@ -9,7 +9,7 @@ import pulumi
 from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from harmony_pulumi.errors import UnreachableError
-from harmony_pulumi.kubernetes.found import ROUTES
+from harmony_pulumi.kubernetes.found import ROUTES, operator_route_problem
 from harmony_pulumi.providers.base import Provider, clean_errors, is_known, plain, show
 
 
@@ -81,8 +81,9 @@ def _checked(
             f"({before['uid']}); give the one of that cluster, or another topology a name of its own"
         )
         failures.append(CheckFailure("kubeconfig", message))
-    # Once settled it stays, or the service would be made anew.
-    reached = new.get("service_type") or before.get("service_type") or found["service_type"]
+    # Once found out it stays, or the service would be made anew; a route is only ever told.
+    settled = before.get("service_type")
+    reached = new.get("service_type") or (settled if settled != "Route" else None) or found["service_type"]
     if reached == "NodePort" and not new.get("address"):
         message = "is missing, and nothing makes load balancers there; give the address of a node, a host name or an IP"
         failures.append(CheckFailure("address", message))
@@ -92,6 +93,8 @@ def _checked(
             f"OpenShift, or 'LoadBalancer' or 'NodePort'"
         )
         failures.append(CheckFailure("service_type", message))
+    if reached == "Route" and (problem := operator_route_problem(found["operator"])):
+        failures.append(CheckFailure("operator", problem))
     kept = {
         "uid": found["uid"],
         "platform": found["platform"],

@@ -84,7 +84,8 @@ class _Within:
             provider=self.place.provider,
             depends_on=[*self.place.after, *after],
             ignore_changes=list(silent),
-            retain_on_delete=self.on_destroy == "keep",
+            # Of a route nothing is to be kept, and it would lead there still.
+            retain_on_delete=self.on_destroy == "keep" and thing["kind"] != "Route",
             deleted_with=gone_with,
         )
         about = thing["metadata"]
@@ -215,8 +216,11 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         problems += self._problems_of_route(name, config)
         claim = Claim(f"Kubernetes {self.name}", "cluster", f"{self._namespace}/{cluster}", "name")
         home = {"kind": "kubernetes", "name": self.name, "owner": self._owner(name)}
+        claims = [claim]
+        if self._service_type == "Route":
+            claims.append(Claim("every router", "host name", str(self._reached["address"]), "address"))
         direct = (self.name,) if self._service_type == "Route" else ()
-        return PostgreSQLPlan(tuple(problems), (claim,), (self.name,), (home,), direct)
+        return PostgreSQLPlan(tuple(problems), tuple(claims), (self.name,), (home,), direct)
 
     def deploy_postgresql(
         self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None

@@ -361,7 +361,7 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> Generator[Callable[[], S
                 "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
                 # What runs for seconds spends a good part of them on collecting garbage that there is room for.
                 "GOGC": "off",
-                "GOMEMLIMIT": "1GiB",
+                "GOMEMLIMIT": "512MiB",
             },
         )
         made.append(stack)

@@ -8,7 +8,7 @@ import pytest
 
 from harmony_pulumi.errors import SiteError
 from harmony_pulumi.hosts.postgresql import certificates
-from harmony_pulumi.kubernetes import api, facts, made, objects, operator, slots, tls
+from harmony_pulumi.kubernetes import api, facts, found, made, objects, operator, slots, tls
 from harmony_pulumi.providers import cluster_secrets, kubernetes_cluster
 
 INPUTS = {
@@ -188,6 +188,14 @@ def test_a_route_is_refused_where_the_api_server_knows_none(monkeypatch: pytest.
     checked = provider.check({}, props)
     assert not checked.failures
     assert checked.inputs["found"]["service_type"] == "Route"
+    # A route is only ever told: what is told no more is found out anew.
+    again = provider.check(checked.inputs, {**props, "service_type": None})
+    assert again.inputs["found"]["service_type"] == "LoadBalancer"
+
+
+def test_a_route_is_refused_where_the_operator_has_no_direct_tls() -> None:
+    assert found.operator_route_problem("1.26.1") is found.operator_route_problem("") is None
+    assert "has CloudNativePG 1.26.0, whose client cannot" in str(found.operator_route_problem("1.26.0"))
 
 
 def test_what_changes_while_nobody_deploys_is_deployed_by_the_next_up() -> None:

@@ -435,3 +435,12 @@ def test_a_pair_may_be_of_different_places() -> None:
     pulumi.runtime.set_mocks(Mocks(), project="shop", stack="dev", preview=False)
     pair = FailoverTopology("orders", primary=site("east"), replica=LinuxHostTopology("west"))
     assert pair.plan_postgresql("orders", PostgreSQLConfig(databases=["orders"])).problems == ()
+
+
+def test_one_host_name_leads_to_one_member() -> None:
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="shop", stack="dev", preview=False)
+    east, west = by_route(), site("west", service_type="Route", address="db.example")
+    with pytest.raises(InputError, match=r"two members cannot both have host name db\.example; give each its own"):
+        FailoverTopology("orders", primary=east, replica=west).deploy_postgresql("orders", AT_17)
+    assert not mocks.registered.keys() & {("Route", "east-orders-outside")}

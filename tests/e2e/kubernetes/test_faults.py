@@ -239,12 +239,12 @@ def current(
 
 
 @pytest.fixture
-def pair(current: Callable[[], Pair]) -> Generator[Pair]:
-    found = current()
-    try:
-        yield found
-    finally:
-        found.mend()
+def pair(current: Callable[[], Pair], request: pytest.FixtureRequest) -> Generator[Pair]:
+    found, failed = current(), request.session.testsfailed
+    yield found
+    found.mend()
+    if request.session.testsfailed == failed:
+        eventually(found.healthy, "the pair to be as a test is to leave it", 120)
 
 
 # Without its WAL neither what it alone has can be listed, nor the pages that it changed.
@@ -372,7 +372,9 @@ def calls(done: Driven, first: str, last: str) -> range:
     """Return the numbers of the calls that were made from the beginning of one step to the end of another."""
     assert done.status == 0, done.said
     at = {passed["at"]: passed["commands"] for passed in done.passed}
-    return range(at[f"{first}:started"] + 1, at[f"{last}:done"] + 1)
+    numbers = range(at[f"{first}:started"] + 1, at[f"{last}:done"] + 1)
+    assert numbers, done.passed
+    return numbers
 
 
 def test_whoever_switches_over_is_killed_between_two_calls(pair: Pair) -> None:
@@ -545,5 +547,6 @@ def test_destroy_while_one_cluster_is_gone_keeps_what_it_cannot_reach_and_ends_l
         assert {r: seen["state"] for r, seen in pair.look().items()} == {"primary": "stopped", "replica": "stopped"}
         pair.stack.up()
         eventually(pair.healthy, "the standby to stream", 120)
+        assert pair.leader == "primary"
         outputs = pair.stack.outputs()  # The password is another one.
         print(clients.insist(outputs["primary_uri"], outputs["replica_uri"]))
