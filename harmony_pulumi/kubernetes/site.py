@@ -44,6 +44,8 @@ from harmony_pulumi.orchestration.wait import wait_for
 _KEPT = "/var/lib/postgresql/data/harmony"
 """On the volume of the instance, beside its data directory."""
 _ALONE = ("flock", "--nonblock", f"{_KEPT}/rewind.lock")
+_REWINDING = f"{_KEPT}/rewinding"
+"""Before a rewind, how the server's control file was: a rewind writes that last."""
 _SOURCE = "/controller/harmony-source"
 _CERTS = {"ca.crt": "ca_certificate", "tls.crt": "client_certificate", "tls.key": "client_key"}
 """The certificates of a source, by the end of the file's name that they are written to for as long as they are used."""
@@ -64,7 +66,7 @@ for name in postgresql.conf custom.conf override.conf pg_hba.conf pg_ident.conf;
 done
 """
 _CONFIG = f"{_KEPT}/config"
-_LIST_KEPT = '[ ! -e "$1" ] || find "$1" -mindepth 1 -maxdepth 1 ! -path "$1/config" ! -name "*.lock"'
+_LIST_KEPT = '[ ! -e "$1" ] || find "$1" -mindepth 1 -maxdepth 1 ! -path "$1/config" ! -name "*.lock" ! -name rewinding'
 _COPY_DEADLINE = 24 * 3600
 _IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 _WHICH = """
@@ -147,12 +149,14 @@ class ClusterPostgreSQL:
             if not server.connection.exists(server.data):  # It was moved away: by a copy that was cut off, say.
                 seen["left_as"], seen["ended_cleanly"] = "standby", True
                 return
+            there = server.connection.read_files([server.standby_signal, _REWINDING], server.user)
             control = server.control_data()
-            # What it will be once its fence is lifted; what it is declared to be may be another thing by then. A rewind
-            # takes the signal away, and has it back last: whoever led recovers from no archive.
-            is_standby = self._is_standby(server) or control["Database cluster state"] == "in archive recovery"
-            seen["left_as"] = "standby" if is_standby else self._left_as(cluster)
-            seen["ended_cleanly"] = control["Database cluster state"] == "shut down"
+            state, is_standby = control["Database cluster state"], there[server.standby_signal] is not None
+            # A rewind takes the signal away, and it is back last: of one that was cut off it cannot be told.
+            is_whole = there[_REWINDING] != _as_it_is(control) and (is_standby or state != "in archive recovery")
+            # What it will be once its fence is lifted; what it is declared to be may be another thing by then.
+            seen["left_as"] = ("standby" if is_standby else self._left_as(cluster)) if is_whole else ""
+            seen["ended_cleanly"] = state == "shut down" and is_whole
             seen["system_identifier"] = control["Database system identifier"]
             return
         seen.update(found["seen"])
@@ -486,6 +490,9 @@ class ClusterPostgreSQL:
         options: dict[str, Any] = {"env": {"LC_ALL": "C"}, "timeout": _COPY_DEADLINE}
         self._insist_on_no_rewind(server)
         with past.may_pass("be rewound"):
+            before = _as_it_is(server.control_data())
+            if server.connection.read_file(_REWINDING, server.user) == before:
+                return "a rewind of it was cut off"  # PostgreSQL, "pg_rewind", has it be copied anew.
             if why := past.no_rewind():
                 return why
             conninfo = self._conninfo(server, source)
@@ -501,10 +508,12 @@ class ClusterPostgreSQL:
         server.connection.check(["chmod", "u+w", "--", auto])
         self._copy_config(server, server.data, _CONFIG)  # A rewind removes what its source has not.
         self._insist_on_lock()
+        server.write({_REWINDING: before})  # Of one that is cut off half-way nothing else tells.
         done = server.connection.run(argv, **options)
         said = done.said[-500:]
         if done.status and CANNOT_CONNECT.search(said):
             with past.may_pass("be rewound"):  # It connects before it writes anything.
+                server.connection.check(["rm", "-f", "--", _REWINDING])
                 server.connection.check(["chmod", "u-w", "--", auto])
                 raise SiteError(said)
         if done.status:
@@ -517,7 +526,7 @@ class ClusterPostgreSQL:
 
     def _clear_up_after(self, server: PodInstance) -> None:
         """Leave nothing of what a rewind or a copy took, and no other instance with what was taken back."""
-        server.connection.check(["rm", "-f", "--", *(f"{_SOURCE}-{name}" for name in _CERTS)])
+        server.connection.check(["rm", "-f", "--", _REWINDING, *(f"{_SOURCE}-{name}" for name in _CERTS)])
         self._have_copies_made_anew(server)
 
     def _have_copies_made_anew(self, server: PodInstance) -> None:
@@ -794,3 +803,8 @@ def _conninfo(source: Mapping[str, Any], name: str) -> str:
         **files.KEEPALIVE,
     }
     return " ".join(f"{key}={files.quote_conninfo(value)}" for key, value in words.items())
+
+
+def _as_it_is(control: Mapping[str, str]) -> str:
+    """Return what tells a control file from what it was before it was written again."""
+    return f"{control['pg_control last modified']}, {control['Latest checkpoint location']}"

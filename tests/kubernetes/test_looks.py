@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -48,19 +48,29 @@ class Stopped(PodInstance):
         raise SiteError("no server is running")
 
     def control_data(self) -> dict[str, str]:
-        return {"Database cluster state": self.state, "Database system identifier": "7"}
+        return {
+            "Database cluster state": self.state,
+            "Database system identifier": "7",
+            "pg_control last modified": "Sunday",
+            "Latest checkpoint location": "0/28",
+        }
 
 
 class Disk(Commands):
-    """Where nothing but the free space is asked."""
+    """Where nothing but the free space, and these files, are asked for."""
 
     name = "montreal"
 
-    def __init__(self) -> None:
+    def __init__(self, files: Mapping[str, str] = {}) -> None:
         self.queries: list[str] = []
+        self.files = {f"/var/lib/postgresql/data/{path}": text for path, text in files.items()}
 
     def conversing(self, *_: Any, **__: Any) -> Any:
         raise AssertionError
+
+    def read_files(self, paths: Sequence[str], user: str | None = None) -> dict[str, str | None]:
+        del user
+        return {path: self.files.get(path) for path in paths}
 
     def exists(self, path: str, user: str | None = None) -> bool:
         del user
@@ -111,18 +121,28 @@ def test_a_survey_asks_once_and_once_in_each_database() -> None:
     assert len(disk.queries) == 2
 
 
+CUT_OFF = ("", False)
+
+
 @pytest.mark.parametrize(
-    ("state", "left"),
+    ("state", "files", "left"),
     [
-        ("shut down", ("primary", True)),
-        ("in production", ("primary", False)),
-        ("in archive recovery", ("standby", False)),  # Rewound, and not told yet that it is one.
+        ("shut down", {}, ("primary", True)),
+        ("in production", {}, ("primary", False)),
+        ("shut down", {"pgdata/standby.signal": ""}, ("standby", True)),
+        ("in archive recovery", {"pgdata/standby.signal": ""}, ("standby", False)),
+        # A rewind was cut off: in its middle, and before it was told that it is a standby.
+        ("shut down", {"pgdata/standby.signal": "", "harmony/rewinding": "Sunday, 0/28"}, CUT_OFF),
+        ("shut down", {"harmony/rewinding": "Sunday, 0/28"}, CUT_OFF),
+        ("in archive recovery", {"harmony/rewinding": "Saturday, 0/28"}, CUT_OFF),
+        # Somebody has started it since.
+        ("in production", {"harmony/rewinding": "Saturday, 0/28"}, ("primary", False)),
     ],
 )
-def test_what_a_rewind_leaves_is_no_primary(
-    state: str, left: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
+def test_of_what_a_rewind_left_that_was_cut_off_nothing_can_be_told(
+    state: str, files: dict[str, str], left: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = Stopped(Disk())  # type: ignore[arg-type]
+    stopped = Stopped(Disk(files))  # type: ignore[arg-type]
     object.__setattr__(stopped, "state", state)
     monkeypatch.setattr(site, "instance", lambda *_: stopped)
     cluster = site.ClusterPostgreSQL({**HANDLE, "endpoint": {"host": "h", "port": 5432}})
