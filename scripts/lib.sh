@@ -302,12 +302,12 @@ setup_kubernetes_plugin() {
 	! have_kubernetes_plugin || return 0
 	dir=$(kubernetes_plugin_dir)
 	if [ -d "$dir" ]; then
-		KUBERNETES_PLUGIN_DIR=$dir
+		export KUBERNETES_PLUGIN_DIR=$dir
 	elif installer_reachable; then
 		step "Install Pulumi's Kubernetes plugin" 600 "$KUBERNETES_PLUGIN_HINT" download_kubernetes_plugin
 	elif command -v go >/dev/null; then
 		step "Build Pulumi's Kubernetes plugin from Go modules into $dir (once, some 4 minutes)" 1800 "$KUBERNETES_PLUGIN_HINT" build_kubernetes_plugin
-		KUBERNETES_PLUGIN_DIR=$dir
+		export KUBERNETES_PLUGIN_DIR=$dir
 	else
 		say "Pulumi's Kubernetes plugin cannot be had, so tests run with a stand-in: $KUBERNETES_PLUGIN_HINT"
 	fi
