@@ -96,7 +96,9 @@ def _plain(name: str) -> str:
     return found if found == name else f"{found}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def metadata(name: str, namespace: str, owner: str, **more: Any) -> dict[str, Any]:
+def metadata(
+    name: str, namespace: str, owner: str, annotations: Mapping[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
     """Return an object's metadata.
 
     What `destroy` has kept is taken over by the next `up`, whoever has changed it meanwhile: "Managing Kubernetes
@@ -105,7 +107,7 @@ def metadata(name: str, namespace: str, owner: str, **more: Any) -> dict[str, An
     return {
         "name": name,
         "namespace": namespace,
-        "annotations": {OWNER: owner, "pulumi.com/patchForce": "true"},
+        "annotations": {**(annotations or {}), OWNER: owner, "pulumi.com/patchForce": "true"},
         **more,
     }
 
@@ -173,8 +175,7 @@ def route(
     cluster: str, namespace: str, owner: str, host: str, annotations: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Return the route by which a router of OpenShift passes TLS for a name on to the service: "Secured routes"."""
-    about = metadata(f"{cluster}-{OUTSIDE}", namespace, owner)
-    about["annotations"] = {**(annotations or {}), **about["annotations"]}
+    about = metadata(f"{cluster}-{OUTSIDE}", namespace, owner, annotations)
     return {
         "apiVersion": f"{ROUTES}/v1",
         "kind": "Route",
@@ -200,12 +201,11 @@ def service(
 
     It is there before the cluster is, whose certificate must name its address: nobody is to wait for its pods.
     """
-    about = metadata(f"{cluster}-{OUTSIDE}", namespace, owner)
-    about["annotations"] = {**(annotations or {}), **about["annotations"], "pulumi.com/skipAwait": "true"}
+    annotations = {**(annotations or {}), "pulumi.com/skipAwait": "true"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": about,
+        "metadata": metadata(f"{cluster}-{OUTSIDE}", namespace, owner, annotations),
         "spec": {
             "type": service_type,
             # The operator's own labels: CloudNativePG, "Labels and annotations".
@@ -342,10 +342,9 @@ def cluster(
     else:
         spec["bootstrap"] = {"pg_basebackup": {"source": PEER, **start}}
     spec |= roles
-    about = metadata(name, namespace, owner)
     # Nothing is archived here. Else the operator has replicas archive, too, by a setting that takes a restart to
     # change, and each promotion would be followed by one: CloudNativePG, "Labels and annotations".
-    about["annotations"]["cnpg.io/skipWalArchiving"] = "enabled"
+    about = metadata(name, namespace, owner, {"cnpg.io/skipWalArchiving": "enabled"})
     return {"apiVersion": API_VERSION, "kind": "Cluster", "metadata": about, "spec": spec}
 
 

@@ -155,8 +155,9 @@ class ClusterPostgreSQL:
             # A rewind takes the signal away, and it is back last: of one that was cut off it cannot be told.
             is_whole = there[_REWINDING] != _as_it_is(control) and (is_standby or state != "in archive recovery")
             # What it will be once its fence is lifted; what it is declared to be may be another thing by then.
-            seen["left_as"] = ("standby" if is_standby else self._left_as(cluster)) if is_whole else ""
-            seen["ended_cleanly"] = state == "shut down" and is_whole
+            if is_whole:
+                seen["left_as"] = "standby" if is_standby else self._left_as(cluster)
+                seen["ended_cleanly"] = state == "shut down"
             seen["system_identifier"] = control["Database system identifier"]
             return
         seen.update(found["seen"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter, methodcaller
 from typing import TYPE_CHECKING, Any
@@ -216,11 +216,11 @@ class K8sAnywhereTopology(Topology, PostgreSQL):
         problems += self._problems_of_route(name, config)
         claim = Claim(f"Kubernetes {self.name}", "cluster", f"{self._namespace}/{cluster}", "name")
         home = {"kind": "kubernetes", "name": self.name, "owner": self._owner(name)}
-        claims = [claim]
-        if self._service_type == "Route":
-            claims.append(Claim("every router", "host name", str(self._reached["address"]), "address"))
-        direct = (self.name,) if self._service_type == "Route" else ()
-        return PostgreSQLPlan(tuple(problems), tuple(claims), (self.name,), (home,), direct)
+        whole = PostgreSQLPlan(tuple(problems), (claim,), (self.name,), (home,))
+        if self._service_type != "Route":
+            return whole
+        host = Claim("every router", "host name", str(self._reached["address"]), "address")
+        return replace(whole, claims=(claim, host), direct=(self.name,))
 
     def deploy_postgresql(
         self, name: str, config: PostgreSQLConfig, *, replication: Replication | None = None

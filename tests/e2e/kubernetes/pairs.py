@@ -17,6 +17,8 @@ from tests.plugins.found import add_kubernetes_plugin
 
 NAMES = {"primary": "montreal", "replica": "toronto"}
 EXAMPLE = Path(__file__).parents[3] / "examples/kubernetes_failover/__main__.py"
+# What is cut off says nothing: without a limit a client would wait for minutes.
+CLIENT = "&tcp_user_timeout=3000"
 # Only for tests, which move roles by the handle itself, too.
 EXPORT = '\npulumi.export("site", database.site)\n'
 
@@ -73,8 +75,7 @@ def clients(stack: Stack, *, pooled: bool = False) -> Generator[Clients]:
     outputs = stack.outputs()
     ca = stack.folder / "ca.crt"
     ca.write_text(outputs["ca_certificate"])
-    # What is cut off says nothing: without a limit a client would wait for minutes.
-    with Clients([f"{outputs['uri']}&tcp_user_timeout=3000"] * 2, ca, pause=0.02, pooled=pooled) as running:
+    with Clients([outputs["uri"] + CLIENT] * 2, ca, pause=0.02, pooled=pooled) as running:
         yield running
 
 

@@ -37,7 +37,7 @@ from tests.e2e.conftest import Stack, eventually
 from tests.e2e.driver import REFUSED, Act, Kind
 from tests.e2e.history import Clients
 from tests.e2e.kubernetes.conftest import SITE, Cluster, declared_on
-from tests.e2e.kubernetes.pairs import NAMES
+from tests.e2e.kubernetes.pairs import CLIENT, NAMES
 from tests.e2e.sampling import ALL, SEED, sampled
 from tests.e2e.test_roles_cli import harmony
 from tests.e2e.test_switchover_faults import KILLED, Driven, act, other_than
@@ -203,8 +203,7 @@ class Pair(failovers.Pair):
         return self.execute(self.leader, "psql", "-XAtd", "orders", "-c", sql).strip()
 
     def clients(self) -> Clients:
-        # What is cut off says nothing: without a limit a client would wait for minutes.
-        return Clients([f"{self.outputs['uri']}&tcp_user_timeout=3000"] * 2, self.ca, pause=0.02, deadline=600)
+        return Clients([self.outputs["uri"] + CLIENT] * 2, self.ca, pause=0.02, deadline=600)
 
 
 @contextmanager
